@@ -1,0 +1,1 @@
+"""The history view: SQL and search over the cold archive."""

@@ -1,0 +1,1 @@
+"""The archival protocol: Select, Write, Verify, Purge."""

@@ -1,0 +1,68 @@
+"""Paths and settings, read once from ``VIDURAI_*`` environment variables."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from vidurai_pipeline.errors import ConfigError
+
+UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+class Settings(BaseSettings):
+    """Where the tiers live and how the pipeline treats them.
+
+    Every field can be set by an environment variable: its name in capitals with ``VIDURAI_`` before it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="VIDURAI_", frozen=True, env_ignore_empty=True)
+
+    home: UserPath = Field(Path("~/.vidurai"), validate_default=True, description="Vidurai's folder")
+    db: UserPath | None = Field(
+        None, description="the hot store; default `vidurai.db` in the home, or `memory.db` if only that exists"
+    )
+    archive: UserPath | None = Field(None, description="the cold archive's folder; default `archive` in the home")
+    q_table: UserPath | None = Field(None, description="the Q-table; default `q_table.json` in the home")
+    compression: Literal["snappy", "zstd"] = Field("snappy", description="codec of new Parquet files")
+    rows_per_file: int = Field(250_000, gt=0, description="a larger batch is split into several files")
+    busy_timeout: float = Field(60.0, ge=0, description="seconds to wait for a busy hot store")
+    lock_timeout: float = Field(10.0, ge=0, description="seconds to wait for another run of the pipeline")
+    memory_limit: str = Field("1GB", description="the most memory that DuckDB may use")
+    threads: int | None = Field(None, gt=0, description="DuckDB's threads; default one for each core")
+    schedule: str = Field("0 2 * * *", description="when the nightly run starts, as a cron line")
+    timezone: str | None = Field(None, description="the schedule's time zone; default this machine's")
+
+    @property
+    def db_path(self) -> Path:
+        """The hot store: ``VIDURAI_DB``, else ``vidurai.db``, else ``memory.db`` if only that exists."""
+        if self.db is not None:
+            return self.db
+        current, legacy = self.home / "vidurai.db", self.home / "memory.db"
+        return legacy if legacy.exists() and not current.exists() else current
+
+    @property
+    def archive_path(self) -> Path:
+        """The folder of the cold archive."""
+        return self.archive or self.home / "archive"
+
+    @property
+    def q_table_path(self) -> Path:
+        """The file of the Q-table."""
+        return self.q_table or self.home / "q_table.json"
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigError: a variable holds a value that can't be used; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = [
+            f"VIDURAI_{str(fault['loc'][0]).upper()}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
+        ]
+        raise ConfigError("; ".join(faults)) from None

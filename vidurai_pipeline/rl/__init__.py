@@ -1,0 +1,1 @@
+"""The offline learning: agent, policy and dream cycle."""
