@@ -1,0 +1,481 @@
+"""The archival protocol: Select, Write, Verify, Purge.
+
+Each step can be taken alone, by another process too, since what a step hands to the next stands on the disk:
+
+1. ``publish``: read ARCHIVED memories in one snapshot for each file, write the file beside its place, sync it, read
+   it back and compare every column with the same snapshot, mark it as pending, give it its name.
+2. ``verify``: read the pending files back and compare them with the hot store once more.
+3. ``purge``: delete each memory that still equals its archived copy, in short transactions; take the copies of
+   those that have changed out of the archive again; remove the mark.
+
+A run that dies at any point leaves every memory in the hot store, in a published file, or in both, and in the last
+case a mark from which the next run's ``publish`` goes on.
+"""
+
+import contextlib
+import itertools
+import os
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vidurai_pipeline.archival.archive import READ_ROWS, Archive, PublishedFile, discard, own_metadata
+from vidurai_pipeline.archival.comparison import Comparison, compare
+from vidurai_pipeline.archival.files import archive_errors, digest, sync_file
+from vidurai_pipeline.archival.hot_store import (
+    Backlog,
+    HotStore,
+    Rejected,
+    RowBatch,
+    data_version,
+    read_archived,
+    snapshot,
+)
+from vidurai_pipeline.archival.pending import Pending
+from vidurai_pipeline.archival.purge import PurgeCount, Purger
+from vidurai_pipeline.archival.results import Batch, FlushResult, Purge, Verification
+from vidurai_pipeline.archival.schema import StoreSchema
+from vidurai_pipeline.config import load_settings
+from vidurai_pipeline.errors import ArchiveError, VerificationError
+
+#: Called with what is being done, how many memories are done, and how many there are (0: not known).
+Progress = Callable[[str, int, int], None]
+_NAMED_DIFFERENCES = 10
+
+
+class MemoryArchiver:
+    """Moves ARCHIVED memories from the hot store to the cold archive.
+
+    Args:
+        db_path: the hot store; default as configured by the environment.
+        archive_base: the archive's folder; default as configured by the environment.
+        compression: the codec of new files, ``"snappy"`` or ``"zstd"``.
+        rows_per_file: a larger batch is split into several files.
+        busy_timeout: seconds to wait for a busy hot store.
+        lock_timeout: seconds to wait for another run.
+        progress: told how far the work is.
+
+    Example:
+        >>> count = MemoryArchiver(db_path, archive_base).flush_archived_memories()  # doctest: +SKIP
+        >>> print(f"Archived {count} memories")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        db_path: Path | None = None,
+        archive_base: Path | None = None,
+        *,
+        compression: str | None = None,
+        rows_per_file: int | None = None,
+        busy_timeout: float | None = None,
+        lock_timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        settings = load_settings()
+        self.store = HotStore(
+            db_path or settings.db_path, settings.busy_timeout if busy_timeout is None else busy_timeout
+        )
+        self.archive = Archive(archive_base or settings.archive_path, compression or settings.compression)
+        self.rows_per_file = rows_per_file or settings.rows_per_file
+        self.lock_timeout = settings.lock_timeout if lock_timeout is None else lock_timeout
+        self._progress = progress or (lambda stage, done, total: None)
+        self._con: sqlite3.Connection | None = None
+        # Files found equal to the store, and the data version of the open connection at which they were.
+        self._verified: dict[Path, int] = {}
+
+    # The whole protocol
+
+    def flush_archived_memories(self, *, dry_run: bool = False) -> FlushResult:
+        """Archive and purge everything that is ARCHIVED.
+
+        Args:
+            dry_run: read and check all rows, but write and delete nothing.
+
+        Returns:
+            A number, the memories archived, that carries the details as attributes.
+
+        Raises:
+            LockedError: another run is at work.
+            HotStoreError, ArchiveError: something failed; no memory is lost, and the next run goes on from there.
+        """
+        if dry_run:
+            return self._dry_run()
+        with self.run("flush"):
+            batch = self.publish()
+            purge = self.purge()
+        return FlushResult(batch.rows - purge.kept, batch=batch, purge=purge)
+
+    def _dry_run(self) -> FlushResult:
+        batch, rows = Batch(), 0
+        with contextlib.closing(self.store.connect()) as con:
+            schema = self.store.schema(con)
+            with self.store.errors(), snapshot(con):
+                for part in read_archived(con, schema):
+                    rows += len(part.ids)
+                    batch.rejected += part.rejected
+        return FlushResult(rows, batch=batch, purge=Purge(), dry_run=True)
+
+    @contextlib.contextmanager
+    def run(self, purpose: str) -> Iterator[None]:
+        """Hold the archive's lock and one connection to the hot store over several steps.
+
+        Raises:
+            LockedError: another run is at work.
+        """
+        with self.archive.lock(purpose, self.lock_timeout):
+            try:
+                yield
+            finally:
+                self.close()
+
+    def close(self) -> None:
+        """Close the connection to the hot store, and make sure that what was deleted there is on the disk."""
+        if self._con is not None:
+            self._con.close()
+            self._con = None
+            self._verified.clear()
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._con is None:
+            self._con = self.store.connect(write=True)
+        return self._con
+
+    # Select
+
+    def backlog(self) -> Backlog:
+        """What waits in the hot store.
+
+        Raises:
+            HotStoreError: it can't be read, or memories can't be archived from it.
+        """
+        with contextlib.closing(self.store.connect()) as con:
+            return self.store.backlog(con)
+
+    # Write
+
+    def publish(self) -> Batch:
+        """Finish what an interrupted run left, then write all ARCHIVED memories to new files.
+
+        Raises:
+            HotStoreError, ArchiveError: nothing was purged; files that were published before it wait for the
+                next run.
+        """
+        with self.archive.lock("publish", self.lock_timeout):
+            con = self._connection()
+            schema = self.store.schema(con)
+            batch = Batch(recovered=self._recover())
+            moment, name = datetime.now(UTC), uuid.uuid4().hex
+            with self.store.errors():
+                total = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
+                last: Any = None
+                while True:
+                    with snapshot(con):
+                        version = data_version(con)
+                        source = read_archived(con, schema, after=last, rows=self.rows_per_file)
+                        parts = self._watch(source, batch.rejected, batch.rows, total)
+                        first = next(parts, None)
+                        if first is not None:
+                            path = self._write_file(schema, first, parts, moment, name)
+                        last = parts.last
+                    if first is None:
+                        break
+                    self._verified[path] = version
+                    batch.files.append(self._published(path))
+            return batch
+
+    def _published(self, path: Path) -> PublishedFile:
+        return PublishedFile(path, pq.read_metadata(path).num_rows, path.stat().st_size)
+
+    def _watch(
+        self, source: Iterator[RowBatch], rejected: list[Rejected], done: int, total: int
+    ) -> "_WatchedRows":
+        return _WatchedRows(source, rejected, lambda rows: self._progress("archiving", done + rows, total))
+
+    def _write_file(
+        self, schema: StoreSchema, first: RowBatch, rest: Iterator[RowBatch], moment: datetime, name: str
+    ) -> Path:
+        """Write, verify and publish one file, within the snapshot that its rows are read from."""
+        path = self.archive.new_path(moment)
+        archived_at = moment.replace(tzinfo=None).isoformat(timespec="microseconds")
+        rows = 0
+        with self.archive.writer(path, schema.arrow_schema) as writer:
+            for part in itertools.chain([first], rest):
+                writer.write(_record_batch(schema, part, archived_at))
+                rows += len(part.ids)
+            writer.annotate(
+                {"vidurai_pipeline": "1", "vidurai_pipeline.batch": name, "vidurai_pipeline.timezone": "UTC"}
+            )
+        try:
+            found = self._compare_file(writer.path, schema)
+            if found.differing or found.missing or len(found.equal) != rows:
+                raise VerificationError(
+                    f"{path}: read back before it was published, it does not equal the hot store "
+                    f"({_name_differences(found)}); it was removed, and nothing was purged"
+                )
+            mark = Pending(
+                file=str(path.relative_to(self.archive.root)),
+                sha256=(digest(writer.path),),
+                rows=rows,
+                store=self._store_identity(),
+                batch=name,
+            )
+        except BaseException:
+            discard(writer.path)
+            raise
+        self.archive.publish(writer.path, path, mark)
+        return path
+
+    # Verify
+
+    def verify(self) -> Verification:
+        """Read back the files that wait to be purged, and compare every column of every row with the hot store.
+
+        Rows that the daemon has changed since are counted, not blamed: the file's own digest tells them from a
+        file that is no longer what was written.
+
+        Raises:
+            HotStoreError: the hot store can't be read.
+        """
+        result = Verification()
+        con = self._connection()
+        schema = self.store.schema(con)
+        for mark in self._marks():
+            path = self.archive.root / mark.file
+            result.files += 1
+            result.rows += mark.rows
+            problem = self._examine(mark)
+            found = None
+            with self.store.errors():
+                version = data_version(con)
+                with contextlib.suppress(ArchiveError):
+                    found = self._compare_file(path, schema)
+            if problem:
+                differing = f"; against the hot store: {_name_differences(found)}" if found else ""
+                result.problems.append(f"{path}: {problem}{differing}")
+            elif found and (found.differing or found.missing):
+                result.changed += len(found.differing) + len(found.missing)
+            else:
+                self._verified[path] = version
+        return result
+
+    def _examine(self, mark: Pending) -> str | None:
+        """What is wrong with a pending file itself, if anything."""
+        path = self.archive.root / mark.file
+        if not path.exists():
+            return "the file is gone"
+        with archive_errors(path):
+            if digest(path) in mark.sha256:
+                return None
+        try:
+            rows = pq.read_metadata(path).num_rows
+        except (OSError, pa.ArrowException):
+            return "the file was damaged after it was written: it can't be read as Parquet"
+        return f"the file was altered after it was written: it holds {rows:,} rows, {mark.rows:,} were written"
+
+    def _compare_file(self, path: Path, schema: StoreSchema) -> Comparison:
+        con = self._connection()
+        result = Comparison()
+        with archive_errors(path):
+            for copies in _read_back(path):
+                result += compare(con, schema, copies)
+        return result
+
+    # Purge
+
+    def purge(self) -> Purge:
+        """Purge the memories of all pending files from the hot store.
+
+        Raises:
+            HotStoreError: the store was busy for too long, or is damaged; what was deleted before is archived.
+            VerificationError: a file is not what was written; none of its memories was purged.
+        """
+        with self.archive.lock("purge", self.lock_timeout):
+            result = Purge()
+            marks = self._marks()
+            for mark in marks:
+                if problem := self._examine(mark):
+                    raise VerificationError(f"{self.archive.root / mark.file}: {problem}; nothing of it was purged")
+            total = sum(mark.rows for mark in marks)
+            for mark in marks:
+                self._purge_file(mark, result, total)
+            return result
+
+    def _purge_file(self, mark: Pending, result: Purge, total: int = 0, *, certain: bool = True) -> None:
+        """Purge one pending file's memories, and take its stale copies out of the archive.
+
+        Args:
+            mark: the file's mark.
+            result: added to.
+            total: how many memories all files hold, for the progress.
+            certain: no memory of this file has been purged before, so one that is missing was deleted by the
+                daemon, and one that differs was changed by it.
+        """
+        path = self.archive.root / mark.file
+        con = self._connection()
+        schema = self.store.schema(con)
+        if not mark.purging:
+            mark = replace(mark, purging=True)
+            self.archive.pending.write(mark)
+        count = PurgeCount()
+        with self.store.errors(), archive_errors(path):
+            purger = Purger(con, schema)
+            for copies in _read_back(path):
+                part = purger.purge(copies, self._verified.get(path))
+                count.purged += part.purged
+                count.kept |= part.kept
+                count.missing += part.missing
+                count.longest_hold = max(count.longest_hold, part.longest_hold)
+                self._progress("purging", result.purged + count.purged, total)
+        stale = set(count.kept)
+        if certain:
+            stale |= set(count.missing)
+        else:
+            stale &= self._same_memories(path, stale)
+        if stale:
+            self.archive.rewrite(path, mark, stale)
+        self._sync_store()
+        self.archive.pending.remove(mark)
+        result.purged += count.purged
+        result.kept += len(stale)
+        result.files.append(path)
+        result.longest_hold = max(result.longest_hold, count.longest_hold)
+
+    def _same_memories(self, path: Path, ids: set[int]) -> set[int]:
+        """Those of some ids under which the hot store still has the same memory as a file, changed or not.
+
+        A store whose ids are not AUTOINCREMENT may have given the id of a purged memory to a new one.
+        """
+        con = self._connection()
+        same = set()
+        with archive_errors(path):
+            for copies in _read_back(path, ["id", "created_at"]):
+                for id_, created_at in zip(*(column.to_pylist() for column in copies.columns), strict=True):
+                    if id_ in ids:
+                        row = con.execute("SELECT created_at FROM memories WHERE id = ?", (id_,)).fetchone()
+                        if row is not None and row[0] == created_at:
+                            same.add(id_)
+        return same
+
+    def _sync_store(self) -> None:
+        """Wait until the deletions are on the disk: with a WAL, ``synchronous=NORMAL`` leaves that open."""
+        log = Path(f"{self.store.path.resolve()}-wal")
+        with contextlib.suppress(FileNotFoundError), archive_errors(log):
+            # The log carries none of SQLite's locks, so closing it here drops none.
+            sync_file(log)
+
+    # After a crash
+
+    def _recover(self) -> Purge:
+        """Finish the work of a run that died: drop what was never published, purge what was."""
+        self.archive.sweep()
+        result = Purge()
+        for mark in self._marks():
+            path = self.archive.root / mark.file
+            if not path.exists():
+                self.archive.pending.remove(mark)
+                continue
+            problem = self._examine(mark)
+            if problem is None and not self._is_marked(mark, path):
+                problem = "the file was not written by the run that its mark names"
+            if problem is None:
+                self._purge_file(mark, result, certain=not mark.purging)
+            elif not mark.purging:
+                # All of its memories are still hot, and are archived anew.
+                aside = self.archive.set_aside(path)
+                self.archive.pending.remove(mark)
+                result.problems.append(
+                    f"{path}: {problem}; renamed to {aside.name}. Its memories are still hot, none is lost"
+                )
+            else:
+                result.problems.append(
+                    f"{path}: {problem}, and some of its {mark.rows:,} memories had been purged already: restore "
+                    f"the file from a backup, or move it away together with {self.archive.pending.path(path.name)}"
+                )
+        return result
+
+    def _is_marked(self, mark: Pending, path: Path) -> bool:
+        with archive_errors(path):
+            return own_metadata(pq.ParquetFile(path)).get("vidurai_pipeline.batch") == mark.batch
+
+    def _marks(self) -> list[Pending]:
+        """The pending marks that concern this hot store."""
+        own = self._store_identity()
+        return [m for m in self.archive.pending.all() if m.store[0] == own[0] or m.store[1] == own[1]]
+
+    def _store_identity(self) -> tuple[str, str]:
+        real = self.store.path.resolve()
+        return str(real), os.path.relpath(real, self.archive.root.resolve())
+
+    # As the specification has it
+
+    def list_archive_files(self) -> list[Path]:
+        """All files of the archive."""
+        return self.archive.files()
+
+    def get_archive_stats(self) -> dict[str, Any]:
+        """Counts and sizes of the archive's files."""
+        files = self.archive.files()
+        size = sum(path.stat().st_size for path in files)
+        partitions: dict[str, int] = {}
+        for path in files:
+            key = "/".join(path.relative_to(self.archive.root).parts[:-1])
+            partitions[key] = partitions.get(key, 0) + 1
+        return {
+            "total_files": len(files),
+            "total_size_bytes": size,
+            "total_size_mb": size / (1024 * 1024),
+            "partitions": partitions,
+            "archive_base": str(self.archive.root),
+        }
+
+
+class _WatchedRows(Iterator[RowBatch]):
+    """Passes on the batches that hold rows; notes the last id and what was rejected."""
+
+    def __init__(self, source: Iterator[RowBatch], rejected: list[Rejected], report: Callable[[int], None]) -> None:
+        self._source = source
+        self._rejected = rejected
+        self._report = report
+        self._rows = 0
+        self.last: Any = None
+
+    def __next__(self) -> RowBatch:
+        for part in self._source:
+            self._rejected += part.rejected
+            self._rows += len(part.ids)
+            self.last = part.last
+            self._report(self._rows)
+            if part.ids:
+                return part
+        raise StopIteration
+
+
+def _record_batch(schema: StoreSchema, part: RowBatch, archived_at: str) -> pa.RecordBatch:
+    """Rows in the file's schema: with the moment of archival, and with NULL for what the store does not have."""
+    rows = len(part.ids)
+    arrays = {**part.arrays, "archived_at": pa.array([archived_at] * rows, pa.string())}
+    fields = schema.arrow_schema
+    columns = [arrays[f.name] if f.name in arrays else pa.nulls(rows, f.type) for f in fields]
+    return pa.RecordBatch.from_arrays(columns, schema=fields)
+
+
+def _read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield from file.iter_batches(READ_ROWS, columns=columns)
+
+
+def _name_differences(found: Comparison) -> str:
+    """Some of the differences in words; ids and columns, never what stands in them."""
+    words = [f"memory {id_}: {column}" for id_, column in list(found.differing.items())[:_NAMED_DIFFERENCES]]
+    more = len(found.differing) - len(words)
+    text = f"{len(found.differing):,} rows differ"
+    if words:
+        text += " (" + ", ".join(words) + (f" and {more:,} more" if more else "") + ")"
+    return text + (f", {len(found.missing):,} are missing" if found.missing else "")

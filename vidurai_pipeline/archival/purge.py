@@ -1,0 +1,209 @@
+"""Delete archived memories from the hot store, without the daemon noticing.
+
+A row goes only if its archived copy equals it as it is now. The comparison is made before the write lock is taken;
+inside the deleting transaction ``PRAGMA data_version`` tells whether anyone has written since, and if so the rows
+are compared once more, under the lock. Each transaction is kept short: its size follows from how long the ones
+before it held the lock.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vidurai_pipeline.archival.comparison import Comparison, compare
+from vidurai_pipeline.archival.hot_store import data_version, json_ids
+from vidurai_pipeline.archival.schema import StoreSchema, quote
+
+#: What one transaction aims at, so that the slow ones among them stay below 100 ms.
+TARGET_SECONDS = 0.030
+_FIRST_WEIGHT = 256.0
+_MOST_WEIGHT = 16_384.0
+_BYTES_PER_WEIGHT = 2_048
+
+
+@dataclass
+class PurgeCount:
+    """What became of some archived copies' rows.
+
+    Attributes:
+        purged: rows deleted from the hot store.
+        kept: ids of rows that stay hot, since they are not what was archived, or can't be deleted.
+        missing: ids that the hot store has no row of.
+        longest_hold: the longest time that a transaction held the write lock, in seconds.
+    """
+
+    purged: int = 0
+    kept: dict[int, str] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+    longest_hold: float = 0.0
+
+
+class Purger:
+    """Deletes memories with their search index entries and satellites.
+
+    Args:
+        con: a writing connection to the hot store, with foreign keys on.
+        schema: its schema.
+        sleep: waits between transactions; replaced in tests.
+    """
+
+    def __init__(
+        self, con: sqlite3.Connection, schema: StoreSchema, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._con = con
+        self._schema = schema
+        self._sleep = sleep
+        self._weight = _FIRST_WEIGHT
+        self._pause = 0.0
+        if schema.search_index:
+            self._index_strays()
+
+    def _index_strays(self) -> None:
+        """List the search index's rows whose rowid is not their memory's id.
+
+        ``memory_id`` is not indexed: looking each memory up would scan the whole search index every time. One scan
+        finds the exceptions; for all others the rowid is the id.
+        """
+        # The index's own content table is far cheaper to scan than the virtual table over it.
+        columns = [n for (n,) in self._con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
+        if self._con.execute("SELECT 1 FROM pragma_table_info('memories_fts_content')").fetchone():
+            table, rowid, key = "memories_fts_content", "id", f"c{columns.index('memory_id')}"
+        else:
+            table, rowid, key = "memories_fts", "rowid", "memory_id"
+        self._con.execute("DROP TABLE IF EXISTS temp.search_strays")
+        self._con.execute("CREATE TEMP TABLE search_strays (memory_id INTEGER, search_rowid INTEGER PRIMARY KEY)")
+        self._con.execute(
+            f"INSERT INTO temp.search_strays SELECT CAST({key} AS INTEGER), {rowid} FROM main.{table} "
+            f"WHERE CAST({key} AS INTEGER) IS NOT {rowid}"
+        )
+        self._con.execute("CREATE INDEX temp.search_strays_memory ON search_strays (memory_id)")
+        # Both look once more whose row it is: rowids can have been given anew since the scan.
+        self._select_search_rowids = (
+            f"SELECT f.{rowid} FROM json_each(?1) AS wanted CROSS JOIN main.{table} AS f ON f.{rowid} = wanted.value "
+            f"WHERE CAST(f.{key} AS INTEGER) = wanted.value UNION ALL "
+            "SELECT s.search_rowid FROM json_each(?1) AS wanted "
+            "CROSS JOIN temp.search_strays AS s ON s.memory_id = wanted.value "
+            f"CROSS JOIN main.{table} AS f ON f.{rowid} = s.search_rowid AND CAST(f.{key} AS INTEGER) = s.memory_id"
+        )
+
+    def purge(self, copies: pa.RecordBatch, verified_at: int | None = None) -> PurgeCount:
+        """Delete the rows of archived copies that are equal to them.
+
+        Args:
+            copies: rows as read back from a published file.
+            verified_at: the data version of this connection at which all copies were found equal to their rows.
+        """
+        count = PurgeCount()
+        version = data_version(self._con)
+        if verified_at == version:
+            found = Comparison(equal=copies.column("id").to_pylist())
+        else:
+            found = compare(self._con, self._schema, copies)
+        count.kept |= found.differing
+        count.missing += found.missing
+        position = {id_: n for n, id_ in enumerate(copies.column("id").to_pylist())}
+        for ids in self._portions(copies, [position[id_] for id_ in found.equal]):
+            part = copies.take(pa.array([position[id_] for id_ in ids])) if ids else copies.slice(0, 0)
+            self._delete_portion(part, ids, version, count)
+            if self._pause:
+                self._sleep(self._pause)
+        return count
+
+    def _portions(self, copies: pa.RecordBatch, rows: list[int]) -> Iterator[list[int]]:
+        """Cut rows into portions that one transaction can delete in time; long texts weigh more."""
+        ids = copies.column("id").to_pylist()
+        sizes = [1.0] * copies.num_rows
+        for name in ("verbatim", "gist", "tags"):
+            lengths = pc.fill_null(pc.binary_length(copies.column(name)), 0).to_pylist()
+            sizes = [size + length / _BYTES_PER_WEIGHT for size, length in zip(sizes, lengths, strict=True)]
+        portion: list[int] = []
+        weight = 0.0
+        for row in rows:
+            if portion and weight + sizes[row] > self._weight:
+                yield portion
+                portion, weight = [], 0.0
+            portion.append(ids[row])
+            weight += sizes[row]
+        if portion:
+            yield portion
+
+    def _delete_portion(self, copies: pa.RecordBatch, ids: list[int], version: int, count: PurgeCount) -> None:
+        """Delete one portion in one transaction, or in several where some row can't be deleted."""
+        self._con.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        changed = False
+        try:
+            changed = data_version(self._con) != version
+            if changed:
+                found = compare(self._con, self._schema, copies)
+                count.kept |= found.differing
+                count.missing += found.missing
+                ids = found.equal
+            undeleted = self._delete(ids)
+            if not undeleted:
+                self._con.execute("COMMIT")
+        except sqlite3.IntegrityError:
+            undeleted = None
+        finally:
+            if self._con.in_transaction:
+                self._con.execute("ROLLBACK")
+        held = time.monotonic() - began
+        count.longest_hold = max(count.longest_hold, held)
+        self._adapt(held, changed=changed)
+        if undeleted is None or undeleted:
+            self._delete_around(copies, ids, undeleted, version, count)
+        else:
+            count.purged += len(ids)
+
+    def _delete_around(
+        self, copies: pa.RecordBatch, ids: list[int], undeleted: set[int] | None, version: int, count: PurgeCount
+    ) -> None:
+        """Some row of a portion refused to go (a trigger, a foreign key): keep that one, delete the others."""
+        if undeleted is None and len(ids) == 1:
+            undeleted = set(ids)
+        if undeleted:
+            count.kept |= dict.fromkeys(undeleted, "the store's own rules forbid its deletion")
+            portions = [[id_ for id_ in ids if id_ not in undeleted]]
+        else:
+            portions = [ids[: len(ids) // 2], ids[len(ids) // 2 :]]
+        position = {id_: n for n, id_ in enumerate(copies.column("id").to_pylist())}
+        for portion in filter(None, portions):
+            self._delete_portion(copies.take(pa.array([position[id_] for id_ in portion])), portion, version, count)
+
+    def _delete(self, ids: list[int]) -> set[int]:
+        """Delete rows with all that belongs to them; returns those that are still there."""
+        wanted = json_ids(ids)
+        indexed = (
+            self._con.execute(self._select_search_rowids, (wanted,)).fetchall() if self._schema.search_index else []
+        )
+        for satellite in self._schema.satellites:
+            if satellite.virtual:
+                self._con.executemany(
+                    f"DELETE FROM {quote(satellite.table)} WHERE {quote(satellite.key)} = ?", [(i,) for i in ids]
+                )
+            else:
+                self._con.execute(
+                    f"DELETE FROM {quote(satellite.table)} WHERE {quote(satellite.key)} IN "
+                    "(SELECT value FROM json_each(?))",
+                    (wanted,),
+                )
+        deleted = self._con.execute(
+            "DELETE FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,)
+        ).rowcount
+        if deleted != len(ids):
+            rows = self._con.execute("SELECT id FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
+            if still := {id_ for (id_,) in rows}:
+                return still
+        self._con.executemany("DELETE FROM memories_fts WHERE rowid = ?", indexed)
+        return set()
+
+    def _adapt(self, held: float, *, changed: bool) -> None:
+        """Size the next transaction by how long this one took, and leave the lock alone while others want it."""
+        ratio = TARGET_SECONDS / max(held, 1e-4)
+        self._weight = min(_MOST_WEIGHT, max(1.0, self._weight * min(1.5, max(0.25, ratio))))
+        # A waiting writer polls: it finds the lock free as often as we leave it free.
+        self._pause = held if changed else 0.001

@@ -1,0 +1,266 @@
+"""What a hot store's tables look like, and how their rows are laid out in Parquet.
+
+Nothing is assumed of a store but a table ``memories`` with a primary key ``id`` and a column ``status``: every
+other column is read from SQLite's own catalogue, so that a later Vidurai's columns are archived unasked.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pyarrow as pa
+
+from vidurai_pipeline.errors import SchemaError
+
+#: The columns of the specification, in its order, with its types.
+SPECIFIED: dict[str, pa.DataType] = {
+    "id": pa.int64(),
+    "verbatim": pa.string(),
+    "gist": pa.string(),
+    "salience": pa.string(),
+    "created_at": pa.string(),
+    "expires_at": pa.string(),
+    "access_count": pa.int64(),
+    "outcome": pa.int64(),
+    "file_path": pa.string(),
+    "decay_reason": pa.string(),
+    "event_type": pa.string(),
+    "tags": pa.string(),
+    "project_id": pa.int64(),
+    "archived_at": pa.string(),
+}
+
+# Names that mean something else to a reader of the archive: the partition keys, and the history view's alias.
+RESERVED = {"archived_at", "year", "month", "content", "filename", "tier"}
+
+PYTHON_TYPES: dict[pa.DataType, type] = {pa.int64(): int, pa.string(): str, pa.float64(): float, pa.binary(): bytes}
+_STORAGE_CLASSES = {"integer": pa.int64(), "text": pa.string(), "real": pa.float64(), "blob": pa.binary()}
+
+
+def quote(name: str) -> str:
+    """Quote an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: its name and declared type in SQLite, its name and type in Parquet."""
+
+    name: str
+    declared: str
+    field: str
+    type: pa.DataType
+
+    @property
+    def arrow_field(self) -> pa.Field:
+        """The Parquet field, with the SQLite name and type kept as its metadata."""
+        return pa.field(self.field, self.type, metadata={"sqlite_column": self.name, "sqlite_type": self.declared})
+
+
+@dataclass(frozen=True)
+class Satellite:
+    """A table whose rows belong to a memory and go when it goes, such as ``audience_gists``."""
+
+    table: str
+    key: str
+    field: str
+    columns: tuple[Column, ...]
+    virtual: bool = False
+
+    @property
+    def type(self) -> pa.DataType:
+        """The nested Parquet type: one list of structs for each memory."""
+        return pa.list_(pa.struct([column.arrow_field for column in self.columns]))
+
+    @property
+    def select(self) -> str:
+        """SQL that reads the key and the columns of all rows whose memories' ids are in the JSON array ``?``."""
+        names = ", ".join(f"s.{quote(column.name)}" for column in self.columns)
+        return (
+            f"SELECT s.{quote(self.key)}, {names} FROM json_each(?) AS wanted "
+            f"CROSS JOIN {quote(self.table)} AS s ON s.{quote(self.key)} = wanted.value"
+        )
+
+
+@dataclass(frozen=True)
+class StoreSchema:
+    """What archival needs to know of one hot store."""
+
+    columns: tuple[Column, ...]
+    satellites: tuple[Satellite, ...]
+    #: Tables and columns that refer to memories and forbid their deletion.
+    restricting: tuple[tuple[str, str], ...] = ()
+    #: The search index's table holds rows for memories, found by their ``memory_id``.
+    search_index: bool = False
+    #: ``vec_memories`` exists, but the extension that reads it can't be loaded.
+    sealed_vectors: bool = False
+    missing: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def archived(self) -> tuple[Column, ...]:
+        """The columns in the archive's order: the specification's first, then every further one."""
+        by_field = {column.field: column for column in self.columns}
+        first = [by_field[name] for name in SPECIFIED if name in by_field]
+        return (*first, *(column for column in self.columns if column not in first))
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """The schema of an archive file: 14 columns, further columns, satellites."""
+        present = {column.field: column.arrow_field for column in self.archived}
+        fields = [present.pop(name, None) or pa.field(name, kind) for name, kind in SPECIFIED.items()]
+        fields.extend(present.values())
+        fields.extend(pa.field(satellite.field, satellite.type) for satellite in self.satellites)
+        return pa.schema(fields)
+
+
+def read_schema(con: sqlite3.Connection, *, vectors: bool) -> StoreSchema:
+    """Read the schema of the hot store behind a connection.
+
+    Args:
+        con: a connection to the hot store.
+        vectors: whether the connection can read ``vec0`` tables.
+
+    Raises:
+        SchemaError: this isn't a store whose memories can be archived; the message says what is missing.
+    """
+    kind = con.execute("SELECT type FROM sqlite_master WHERE name = 'memories'").fetchone()
+    if kind is None:
+        raise SchemaError("has no table `memories`: not a Vidurai store, or one that Vidurai has not yet set up")
+    if kind[0] != "table":
+        raise SchemaError(f"`memories` is a {kind[0]}, not a table: nothing can be purged from it")
+    info = con.execute("SELECT name, type, pk FROM pragma_table_xinfo('memories') WHERE hidden <> 1").fetchall()
+    names = [name.lower() for name, _, _ in info]
+    if [name.lower() for name, _, pk in info if pk] != ["id"]:
+        raise SchemaError("`memories.id` is not the primary key: rows can't be told apart, so none is archived")
+    if "status" not in names:
+        raise SchemaError(
+            f"`memories` has no column `status` (schema version {_version(con)}): what is missing is Vidurai's Guardian "
+            "migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open this store "
+            "once; until then nothing can be archived. Nothing was touched"
+        )
+    tables = [
+        (name, sql or "") for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+    ]
+    references = _references(con, [name for name, sql in tables if not sql.upper().startswith("CREATE VIRTUAL")])
+    owned, restricting = _sort_references(con, references)
+    taken = {name.casefold() for name in (*SPECIFIED, *RESERVED, *owned)} | {"vec_memories"}
+    columns = tuple(_columns(con, "memories", info, taken, "status = 'ARCHIVED'"))
+    satellites = [
+        Satellite(table, key, table, tuple(_satellite_columns(con, table, key))) for table, key in sorted(owned.items())
+    ]
+    has_vectors = any(name == "vec_memories" for name, _ in tables)
+    if has_vectors and vectors:
+        satellites.append(
+            Satellite(
+                "vec_memories",
+                "memory_id",
+                "vec_memories",
+                tuple(_satellite_columns(con, "vec_memories", "memory_id")),
+                virtual=True,
+            )
+        )
+    index_columns = [name for (name,) in con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
+    return StoreSchema(
+        columns=columns,
+        satellites=tuple(satellites),
+        restricting=tuple(restricting),
+        search_index="memory_id" in index_columns,
+        sealed_vectors=has_vectors and not vectors,
+        missing=tuple(name for name in SPECIFIED if name not in (*names, "archived_at")),
+    )
+
+
+def _version(con: sqlite3.Connection) -> str:
+    try:
+        row = con.execute("SELECT value FROM metadata WHERE key = 'schema_version'").fetchone()
+    except sqlite3.OperationalError:
+        return "unknown"
+    return str(row[0]) if row else "unknown"
+
+
+def _references(con: sqlite3.Connection, tables: Iterable[str]) -> list[tuple[str, str, str, str]]:
+    """All foreign keys of the store: table, column, table referred to, what deleting does."""
+    found = []
+    for table in tables:
+        rows = con.execute('SELECT "from", "table", on_delete FROM pragma_foreign_key_list(?)', (table,))
+        found.extend((table, column, target.casefold(), action) for column, target, action in rows)
+    return found
+
+
+def _sort_references(
+    con: sqlite3.Connection, references: list[tuple[str, str, str, str]]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Tell the tables that a memory takes along from those that forbid its deletion.
+
+    A row that takes further rows along when it goes (a chain of cascades, or memories that refer to memories)
+    would lose them unseen, so it forbids the deletion as well.
+    """
+    owned: dict[str, str] = {}
+    restricting: list[tuple[str, str]] = []
+    gists = {name for (name,) in con.execute("SELECT name FROM pragma_table_info('audience_gists')")}
+    if "memory_id" in gists:
+        owned["audience_gists"] = "memory_id"
+    parents = {target for _, _, target, action in references if action == "CASCADE" and target != "memories"}
+    for table, column, target, action in references:
+        if target != "memories":
+            continue
+        chained = table.casefold() == "memories" or table.casefold() in parents
+        if action == "CASCADE" and not chained and owned.get(table, column) == column:
+            owned[table] = column
+        elif action not in {"SET NULL", "SET DEFAULT"} or chained:
+            owned.pop(table, None)
+            restricting.append((table, column))
+    return owned, restricting
+
+
+def _columns(
+    con: sqlite3.Connection, table: str, info: list[tuple[str, str, int]], taken: set[str], rows: str
+) -> Iterable[Column]:
+    names = {name.casefold() for name, _, _ in info}
+    for name, declared, _ in info:
+        parquet_name = name.lower()
+        kind = SPECIFIED.get(parquet_name) if parquet_name != "archived_at" else None
+        if kind is None:
+            parquet_name = name
+            kind = _declared_type(declared) or _stored_type(con, table, name, declared, rows)
+            while parquet_name.casefold() in taken:
+                parquet_name = f"memories_{parquet_name}"
+                if parquet_name.casefold() in names - {name.casefold()}:
+                    parquet_name = f"memories_{parquet_name}"
+        yield Column(name, declared, parquet_name, kind)
+
+
+def _satellite_columns(con: sqlite3.Connection, table: str, key: str) -> Iterable[Column]:
+    info = con.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)).fetchall()
+    for name, declared in info:
+        if name == key:
+            continue
+        kind = _declared_type(declared) or _stored_type(con, table, name, declared, "TRUE")
+        yield Column(name, declared, name, kind)
+
+
+def _declared_type(declared: str) -> pa.DataType | None:
+    """The Parquet type of a declared type, by SQLite's rules of affinity (https://sqlite.org/datatype3.html, 3.1).
+
+    Those rules give dates, times and booleans no type of their own; Vidurai writes ISO text and 0 or 1.
+    """
+    name = declared.upper()
+    if "INT" in name or "BOOL" in name:
+        return pa.int64()
+    if any(part in name for part in ("CHAR", "CLOB", "TEXT", "TIME", "DATE", "JSON")):
+        return pa.string()
+    if any(part in name for part in ("REAL", "FLOA", "DOUB")):
+        return pa.float64()
+    return None
+
+
+def _stored_type(con: sqlite3.Connection, table: str, column: str, declared: str, rows: str) -> pa.DataType:
+    """The type that most values of a column without a telling declaration have."""
+    found = con.execute(
+        f"SELECT typeof({quote(column)}) AS class FROM {quote(table)} WHERE {rows} "
+        "GROUP BY class HAVING class <> 'null' ORDER BY count(*) DESC, class LIMIT 1"
+    ).fetchone()
+    if found is not None:
+        return _STORAGE_CLASSES[found[0]]
+    return pa.binary() if "BLOB" in declared.upper() or "[" in declared else pa.string()
