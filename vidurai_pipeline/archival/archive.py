@@ -7,10 +7,12 @@ and only then given its name by a hard link, which fails where the name is taken
 import contextlib
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +53,19 @@ class Archive:
     def files(self) -> list[Path]:
         """All published files, oldest first by name."""
         return sorted(self.root.rglob("*.parquet"), key=lambda path: (path.name, path))
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and sizes of the files: in all, and by partition."""
+        files = self.files()
+        size = sum(path.stat().st_size for path in files)
+        partitions = Counter("/".join(path.relative_to(self.root).parts[:-1]) for path in files)
+        return {
+            "total_files": len(files),
+            "total_size_bytes": size,
+            "total_size_mb": size / (1024 * 1024),
+            "partitions": dict(sorted(partitions.items())),
+            "archive_base": str(self.root),
+        }
 
     def lock(self, purpose: str, timeout: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Hold the archive for one run; see :class:`RunLock`.
@@ -123,14 +138,14 @@ class Archive:
             ArchiveError: it could not be done; the old file still stands.
         """
         with archive_errors(path):
-            source = pq.ParquetFile(path, page_checksum_verification=True)
+            source = pq.ParquetFile(path)
             rows = 0
             with self.writer(path, source.schema_arrow) as writer:
-                for batch in source.iter_batches(READ_ROWS):
+                for batch in read_back(path):
                     kept = _without(batch, drop)
                     writer.write(kept)
                     rows += kept.num_rows
-                writer.annotate(own_metadata(source))
+                writer.annotate(_own_metadata(source))
             if rows:
                 try:
                     _compare_rewritten(path, writer.path, drop)
@@ -143,6 +158,24 @@ class Archive:
                 path.unlink()
                 discard(writer.path)
             sync_folder(path.parent)
+
+    def examine(self, mark: Pending) -> str | None:
+        """What is wrong with a pending file itself, in words, or None."""
+        path = self.root / mark.file
+        if not path.exists():
+            return "the file is gone"
+        with archive_errors(path):
+            intact = digest(path) in mark.sha256
+        try:
+            file = pq.ParquetFile(path)
+        except (OSError, pa.ArrowException):
+            return "the file was damaged after it was written: it can't be read as Parquet"
+        if not intact:
+            rows = file.metadata.num_rows
+            return f"the file was altered after it was written: it holds {rows:,} rows, {mark.rows:,} were written"
+        if _own_metadata(file).get("vidurai_pipeline.batch") != mark.batch:
+            return "the file was not written by the run that its pending mark names"
+        return None
 
     def sweep(self) -> int:
         """Remove what a killed run left half written; the lock must be held. Returns how many files."""
@@ -166,12 +199,6 @@ class Archive:
         return aside
 
 
-def own_metadata(file: pq.ParquetFile) -> dict[str, str]:
-    """The pipeline's own key-value metadata of a file."""
-    metadata = file.metadata.metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"vidurai_pipeline")}
-
-
 class FileWriter:
     """Writes one hidden Parquet file, in row groups of bounded size.
 
@@ -189,7 +216,7 @@ class FileWriter:
             schema,
             compression=compression,
             # Text that differs in every row only fills a dictionary and then gives it up.
-            use_dictionary=[name for name in schema.names if name not in {"verbatim", "id"}],
+            use_dictionary=[name for name in schema.names if name not in {"verbatim", "id"}],  # pyright: ignore
             write_page_checksum=True,
         )
 
@@ -220,7 +247,13 @@ class FileWriter:
             self._writer.close()
 
 
-def own_metadata(file: pq.ParquetFile) -> dict[str, str]:
+def read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Read a file from the disk in batches, checking its pages' checksums."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield from file.iter_batches(READ_ROWS, columns=columns)
+
+
+def _own_metadata(file: pq.ParquetFile) -> dict[str, str]:
     """The pipeline's own key-value metadata of a file."""
     metadata = file.metadata.metadata or {}
     return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"vidurai_pipeline")}
@@ -251,10 +284,9 @@ def _without(batch: pa.RecordBatch, drop: set[int]) -> pa.RecordBatch:
 
 def _compare_rewritten(path: Path, hidden: Path, drop: set[int]) -> None:
     """Read a rewritten file back beside its original: all but the dropped memories must be there, unchanged."""
-    rewritten = pq.ParquetFile(hidden, page_checksum_verification=True)
-    parts = rewritten.iter_batches(READ_ROWS)
-    read = rewritten.schema_arrow.empty_table()
-    for batch in pq.ParquetFile(path).iter_batches(READ_ROWS):
+    parts = read_back(hidden)
+    read = pq.read_schema(hidden).empty_table()
+    for batch in read_back(path):
         kept = pa.Table.from_batches([_without(batch, drop)])
         while read.num_rows < kept.num_rows and (part := next(parts, None)) is not None:
             read = pa.concat_tables([read, pa.Table.from_batches([part])])

@@ -23,31 +23,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from vidurai_pipeline.archival.archive import READ_ROWS, Archive, PublishedFile, discard, own_metadata
+from vidurai_pipeline.archival.archive import Archive, PublishedFile, discard, read_back
 from vidurai_pipeline.archival.comparison import Comparison, compare
 from vidurai_pipeline.archival.files import archive_errors, digest, sync_file
-from vidurai_pipeline.archival.hot_store import (
-    Backlog,
-    HotStore,
-    Rejected,
-    RowBatch,
-    data_version,
-    read_archived,
-    snapshot,
-)
+from vidurai_pipeline.archival.hot_store import Backlog, HotStore, data_version, snapshot
 from vidurai_pipeline.archival.pending import Pending
 from vidurai_pipeline.archival.purge import PurgeCount, Purger
 from vidurai_pipeline.archival.results import Batch, FlushResult, Purge, Verification
+from vidurai_pipeline.archival.rows import RowBatch, read_archived
 from vidurai_pipeline.archival.schema import StoreSchema
 from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 
 #: Called with what is being done, how many memories are done, and how many there are (0: not known).
 Progress = Callable[[str, int, int], None]
-_NAMED_DIFFERENCES = 10
 
 
 class MemoryArchiver:
@@ -85,7 +74,7 @@ class MemoryArchiver:
         self.archive = Archive(archive_base or settings.archive_path, compression or settings.compression)
         self.rows_per_file = rows_per_file or settings.rows_per_file
         self.lock_timeout = settings.lock_timeout if lock_timeout is None else lock_timeout
-        self._progress = progress or (lambda stage, done, total: None)
+        self._progress = progress or _unwatched
         self._con: sqlite3.Connection | None = None
         # Files found equal to the store, and the data version of the open connection at which they were.
         self._verified: dict[Path, int] = {}
@@ -179,35 +168,24 @@ class MemoryArchiver:
                     with snapshot(con):
                         version = data_version(con)
                         source = read_archived(con, schema, after=last, rows=self.rows_per_file)
-                        parts = self._watch(source, batch.rejected, batch.rows, total)
-                        first = next(parts, None)
-                        if first is not None:
-                            path = self._write_file(schema, first, parts, moment, name)
+                        parts = _WatchedRows(source, batch, total, self._progress)
+                        if (first := next(parts, None)) is None:
+                            return batch
+                        file = self._write_file(schema, first, parts, moment, name)
                         last = parts.last
-                    if first is None:
-                        break
-                    self._verified[path] = version
-                    batch.files.append(self._published(path))
-            return batch
-
-    def _published(self, path: Path) -> PublishedFile:
-        return PublishedFile(path, pq.read_metadata(path).num_rows, path.stat().st_size)
-
-    def _watch(
-        self, source: Iterator[RowBatch], rejected: list[Rejected], done: int, total: int
-    ) -> "_WatchedRows":
-        return _WatchedRows(source, rejected, lambda rows: self._progress("archiving", done + rows, total))
+                    self._verified[file.path] = version
+                    batch.files.append(file)
 
     def _write_file(
         self, schema: StoreSchema, first: RowBatch, rest: Iterator[RowBatch], moment: datetime, name: str
-    ) -> Path:
+    ) -> PublishedFile:
         """Write, verify and publish one file, within the snapshot that its rows are read from."""
         path = self.archive.new_path(moment)
         archived_at = moment.replace(tzinfo=None).isoformat(timespec="microseconds")
         rows = 0
         with self.archive.writer(path, schema.arrow_schema) as writer:
             for part in itertools.chain([first], rest):
-                writer.write(_record_batch(schema, part, archived_at))
+                writer.write(part.record_batch(schema, archived_at))
                 rows += len(part.ids)
             writer.annotate(
                 {"vidurai_pipeline": "1", "vidurai_pipeline.batch": name, "vidurai_pipeline.timezone": "UTC"}
@@ -217,7 +195,7 @@ class MemoryArchiver:
             if found.differing or found.missing or len(found.equal) != rows:
                 raise VerificationError(
                     f"{path}: read back before it was published, it does not equal the hot store "
-                    f"({_name_differences(found)}); it was removed, and nothing was purged"
+                    f"({found.describe()}); it was removed, and nothing was purged"
                 )
             mark = Pending(
                 file=str(path.relative_to(self.archive.root)),
@@ -230,7 +208,7 @@ class MemoryArchiver:
             discard(writer.path)
             raise
         self.archive.publish(writer.path, path, mark)
-        return path
+        return PublishedFile(path, rows, path.stat().st_size)
 
     # Verify
 
@@ -250,14 +228,14 @@ class MemoryArchiver:
             path = self.archive.root / mark.file
             result.files += 1
             result.rows += mark.rows
-            problem = self._examine(mark)
+            problem = self.archive.examine(mark)
             found = None
             with self.store.errors():
                 version = data_version(con)
                 with contextlib.suppress(ArchiveError):
                     found = self._compare_file(path, schema)
             if problem:
-                differing = f"; against the hot store: {_name_differences(found)}" if found else ""
+                differing = f"; against the hot store: {found.describe()}" if found else ""
                 result.problems.append(f"{path}: {problem}{differing}")
             elif found and (found.differing or found.missing):
                 result.changed += len(found.differing) + len(found.missing)
@@ -265,25 +243,11 @@ class MemoryArchiver:
                 self._verified[path] = version
         return result
 
-    def _examine(self, mark: Pending) -> str | None:
-        """What is wrong with a pending file itself, if anything."""
-        path = self.archive.root / mark.file
-        if not path.exists():
-            return "the file is gone"
-        with archive_errors(path):
-            if digest(path) in mark.sha256:
-                return None
-        try:
-            rows = pq.read_metadata(path).num_rows
-        except (OSError, pa.ArrowException):
-            return "the file was damaged after it was written: it can't be read as Parquet"
-        return f"the file was altered after it was written: it holds {rows:,} rows, {mark.rows:,} were written"
-
     def _compare_file(self, path: Path, schema: StoreSchema) -> Comparison:
         con = self._connection()
         result = Comparison()
         with archive_errors(path):
-            for copies in _read_back(path):
+            for copies in read_back(path):
                 result += compare(con, schema, copies)
         return result
 
@@ -300,7 +264,7 @@ class MemoryArchiver:
             result = Purge()
             marks = self._marks()
             for mark in marks:
-                if problem := self._examine(mark):
+                if problem := self.archive.examine(mark):
                     raise VerificationError(f"{self.archive.root / mark.file}: {problem}; nothing of it was purged")
             total = sum(mark.rows for mark in marks)
             for mark in marks:
@@ -326,7 +290,7 @@ class MemoryArchiver:
         count = PurgeCount()
         with self.store.errors(), archive_errors(path):
             purger = Purger(con, schema)
-            for copies in _read_back(path):
+            for copies in read_back(path):
                 part = purger.purge(copies, self._verified.get(path))
                 count.purged += part.purged
                 count.kept |= part.kept
@@ -355,7 +319,7 @@ class MemoryArchiver:
         con = self._connection()
         same = set()
         with archive_errors(path):
-            for copies in _read_back(path, ["id", "created_at"]):
+            for copies in read_back(path, ["id", "created_at"]):
                 for id_, created_at in zip(*(column.to_pylist() for column in copies.columns), strict=True):
                     if id_ in ids:
                         row = con.execute("SELECT created_at FROM memories WHERE id = ?", (id_,)).fetchone()
@@ -381,9 +345,7 @@ class MemoryArchiver:
             if not path.exists():
                 self.archive.pending.remove(mark)
                 continue
-            problem = self._examine(mark)
-            if problem is None and not self._is_marked(mark, path):
-                problem = "the file was not written by the run that its mark names"
+            problem = self.archive.examine(mark)
             if problem is None:
                 self._purge_file(mark, result, certain=not mark.purging)
             elif not mark.purging:
@@ -399,10 +361,6 @@ class MemoryArchiver:
                     f"the file from a backup, or move it away together with {self.archive.pending.path(path.name)}"
                 )
         return result
-
-    def _is_marked(self, mark: Pending, path: Path) -> bool:
-        with archive_errors(path):
-            return own_metadata(pq.ParquetFile(path)).get("vidurai_pipeline.batch") == mark.batch
 
     def _marks(self) -> list[Pending]:
         """The pending marks that concern this hot store."""
@@ -420,62 +378,31 @@ class MemoryArchiver:
         return self.archive.files()
 
     def get_archive_stats(self) -> dict[str, Any]:
-        """Counts and sizes of the archive's files."""
-        files = self.archive.files()
-        size = sum(path.stat().st_size for path in files)
-        partitions: dict[str, int] = {}
-        for path in files:
-            key = "/".join(path.relative_to(self.archive.root).parts[:-1])
-            partitions[key] = partitions.get(key, 0) + 1
-        return {
-            "total_files": len(files),
-            "total_size_bytes": size,
-            "total_size_mb": size / (1024 * 1024),
-            "partitions": partitions,
-            "archive_base": str(self.archive.root),
-        }
+        """Counts and sizes of the archive's files; see :meth:`Archive.stats`."""
+        return self.archive.stats()
+
+
+def _unwatched(stage: str, done: int, total: int) -> None:
+    """No one asked for progress."""
 
 
 class _WatchedRows(Iterator[RowBatch]):
-    """Passes on the batches that hold rows; notes the last id and what was rejected."""
+    """Passes on what holds rows; notes the last id and what was rejected, and reports the progress."""
 
-    def __init__(self, source: Iterator[RowBatch], rejected: list[Rejected], report: Callable[[int], None]) -> None:
+    def __init__(self, source: Iterator[RowBatch], batch: Batch, total: int, progress: Progress) -> None:
         self._source = source
-        self._rejected = rejected
-        self._report = report
-        self._rows = 0
+        self._batch = batch
+        self._total = total
+        self._progress = progress
+        self._rows = batch.rows
         self.last: Any = None
 
     def __next__(self) -> RowBatch:
         for part in self._source:
-            self._rejected += part.rejected
+            self._batch.rejected += part.rejected
             self._rows += len(part.ids)
             self.last = part.last
-            self._report(self._rows)
+            self._progress("archiving", self._rows, self._total)
             if part.ids:
                 return part
         raise StopIteration
-
-
-def _record_batch(schema: StoreSchema, part: RowBatch, archived_at: str) -> pa.RecordBatch:
-    """Rows in the file's schema: with the moment of archival, and with NULL for what the store does not have."""
-    rows = len(part.ids)
-    arrays = {**part.arrays, "archived_at": pa.array([archived_at] * rows, pa.string())}
-    fields = schema.arrow_schema
-    columns = [arrays[f.name] if f.name in arrays else pa.nulls(rows, f.type) for f in fields]
-    return pa.RecordBatch.from_arrays(columns, schema=fields)
-
-
-def _read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from file.iter_batches(READ_ROWS, columns=columns)
-
-
-def _name_differences(found: Comparison) -> str:
-    """Some of the differences in words; ids and columns, never what stands in them."""
-    words = [f"memory {id_}: {column}" for id_, column in list(found.differing.items())[:_NAMED_DIFFERENCES]]
-    more = len(found.differing) - len(words)
-    text = f"{len(found.differing):,} rows differ"
-    if words:
-        text += " (" + ", ".join(words) + (f" and {more:,} more" if more else "") + ")"
-    return text + (f", {len(found.missing):,} are missing" if found.missing else "")

@@ -38,6 +38,14 @@ class Comparison:
         self.missing += other.missing
         return self
 
+    def describe(self, named: int = 10) -> str:
+        """The differences in words: ids and columns, never what stands in them."""
+        words = [f"memory {id_}: {column}" for id_, column in list(self.differing.items())[:named]]
+        if (more := len(self.differing) - len(words)) > 0:
+            words.append(f"and {more:,} more")
+        text = f"{len(self.differing):,} rows differ" + (f" ({', '.join(words)})" if words else "")
+        return text + (f", {len(self.missing):,} are missing" if self.missing else "")
+
 
 def compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch) -> Comparison:
     """Compare every column of archived copies with their rows as the connection sees them now.
@@ -165,6 +173,4 @@ def _same_rows(hot: list[tuple], copy: list[tuple]) -> bool:
     if len(hot) != len(copy):
         return False
     # Rows of a table have no order. The types must agree too: see _compare_column.
-    return Counter((row, tuple(map(type, row))) for row in hot) == Counter(
-        (row, tuple(map(type, row))) for row in copy
-    )
+    return Counter((row, tuple(map(type, row))) for row in hot) == Counter((row, tuple(map(type, row))) for row in copy)

@@ -118,7 +118,7 @@ class Purger:
         ids = copies.column("id").to_pylist()
         sizes = [1.0] * copies.num_rows
         for name in ("verbatim", "gist", "tags"):
-            lengths = pc.fill_null(pc.binary_length(copies.column(name)), 0).to_pylist()
+            lengths = pc.fill_null(pc.call_function("binary_length", [copies.column(name)]), 0).to_pylist()
             sizes = [size + length / _BYTES_PER_WEIGHT for size, length in zip(sizes, lengths, strict=True)]
         portion: list[int] = []
         weight = 0.0

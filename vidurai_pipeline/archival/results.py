@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vidurai_pipeline.archival.archive import PublishedFile
-from vidurai_pipeline.archival.hot_store import Rejected
+from vidurai_pipeline.archival.rows import Rejected
 
 
 @dataclass

@@ -135,9 +135,9 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool) -> StoreSchema:
         raise SchemaError("`memories.id` is not the primary key: rows can't be told apart, so none is archived")
     if "status" not in names:
         raise SchemaError(
-            f"`memories` has no column `status` (schema version {_version(con)}): what is missing is Vidurai's Guardian "
-            "migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open this store "
-            "once; until then nothing can be archived. Nothing was touched"
+            f"`memories` has no column `status` (schema version {_version(con)}): what is missing is Vidurai's "
+            "Guardian migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open "
+            "this store once; until then nothing can be archived. Nothing was touched"
         )
     tables = [
         (name, sql or "") for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")

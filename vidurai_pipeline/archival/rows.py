@@ -1,0 +1,224 @@
+"""Read ARCHIVED memories from the hot store, as Arrow arrays in batches of bounded size.
+
+What a Parquet column can't hold as it is stays behind: Arrow would convert it, or refuse the whole batch.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from vidurai_pipeline.archival.hot_store import BrokenText, json_ids, tolerant_text
+from vidurai_pipeline.archival.schema import PYTHON_TYPES, Column, Satellite, StoreSchema, quote
+
+BATCH_ROWS = 8_192
+BATCH_BYTES = 16 * 1024 * 1024
+_FETCH_ROWS = 64
+_KIND_NAMES = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A memory that stays hot because Parquet can't hold it faithfully, and why."""
+
+    id: int | str | None
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"memory {self.id}: {self.column}: {self.reason}"
+
+
+@dataclass
+class RowBatch:
+    """Rows of one read, as Arrow arrays by Parquet name, and the last id that was read, rejected or not."""
+
+    ids: list[int]
+    last: Any
+    arrays: dict[str, pa.Array]
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def record_batch(self, schema: StoreSchema, archived_at: str) -> pa.RecordBatch:
+        """The rows in an archive file's schema: with their moment of archival, NULL for what the store lacks."""
+        rows = len(self.ids)
+        arrays = {**self.arrays, "archived_at": pa.array([archived_at] * rows, pa.string())}
+        fields = schema.arrow_schema
+        columns = [arrays[f.name] if f.name in arrays else pa.nulls(rows, f.type) for f in fields]
+        return pa.RecordBatch.from_arrays(columns, schema=fields)
+
+
+def read_archived(
+    con: sqlite3.Connection, schema: StoreSchema, *, after: int | str | None = None, rows: int | None = None
+) -> Iterator[RowBatch]:
+    """Read ARCHIVED memories in order of id, in batches of bounded size.
+
+    A row with a value that its Parquet column can't hold is left out and named in ``RowBatch.rejected``.
+
+    Args:
+        con: a connection inside a snapshot.
+        schema: the store's schema.
+        after: start behind this id.
+        rows: stop after about so many rows, those left out not counted.
+    """
+    read = 0
+    with contextlib.closing(_Rows(con, schema, after)) as source:
+        while (rows is None or read < rows) and (values := source.take()):
+            batch = _to_arrow(con, schema, values)
+            read += len(batch.ids)
+            yield batch
+
+
+class _Rows:
+    """ARCHIVED rows as tuples; text that is not UTF-8 comes as ``BrokenText`` and does not stop the rest."""
+
+    def __init__(self, con: sqlite3.Connection, schema: StoreSchema, after: int | str | None) -> None:
+        self._con = con
+        self._names = ", ".join(quote(column.name) for column in schema.archived)
+        self._texts = [n for n, column in enumerate(schema.archived) if column.type != pa.int64()]
+        self._last: Any = after
+        self._cursor = self._select()
+
+    def _select(self) -> sqlite3.Cursor:
+        behind = "" if self._last is None else "AND id > ?"
+        return self._con.execute(
+            f"SELECT {self._names} FROM memories WHERE status = 'ARCHIVED' {behind} ORDER BY id",
+            () if self._last is None else (self._last,),
+        )
+
+    def _fetch(self) -> list[tuple]:
+        try:
+            return self._cursor.fetchmany(_FETCH_ROWS)
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error).lower():
+                raise
+        # One of the next rows holds broken text. Read those few with a slower eye, then go on as before.
+        with tolerant_text(self._con):
+            rows = self._select().fetchmany(_FETCH_ROWS)
+        self._last = rows[-1][0]
+        self._cursor = self._select()
+        return rows
+
+    def take(self) -> list[tuple]:
+        rows: list[tuple] = []
+        size = 0
+        while len(rows) < BATCH_ROWS and size < BATCH_BYTES:
+            part = self._fetch()
+            if not part:
+                break
+            self._last = part[-1][0]
+            rows += part
+            size += sum(len(value) for row in part for n in self._texts if isinstance(value := row[n], str | bytes))
+        return rows
+
+    def close(self) -> None:
+        self._cursor.close()
+
+
+def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -> RowBatch:
+    faults: dict[int, Rejected] = {}
+    ids = [row[0] for row in rows]
+    last = ids[-1]
+    _check(zip(schema.archived, zip(*rows, strict=True), strict=True), ids, faults)
+    for table, column in schema.restricting:
+        _reject_referenced(con, table, column, ids, faults)
+    if schema.sealed_vectors:
+        _reject_vectors(con, ids, faults)
+    owned = {satellite: _read_satellite(con, satellite, ids, faults) for satellite in schema.satellites}
+    if faults:
+        rows = [row for n, row in enumerate(rows) if n not in faults]
+        ids = [row[0] for row in rows]
+    columns = zip(*rows, strict=True) if rows else ([] for _ in schema.archived)
+    arrays = {
+        column.field: pa.array(values, column.type) for column, values in zip(schema.archived, columns, strict=True)
+    }
+    for satellite, by_memory in owned.items():
+        arrays[satellite.field] = _nested(satellite, ids, by_memory)
+    return RowBatch(ids, last, arrays, list(faults.values()))
+
+
+def _check(columns: Iterable[tuple[Column, Sequence]], ids: list, faults: dict[int, Rejected]) -> None:
+    """Find the values whose storage class is not their column's: Arrow would convert or refuse them."""
+    for column, values in columns:
+        expected = PYTHON_TYPES[column.type]
+        optional = column.field != "id"
+        if set(map(type, values)) <= ({expected, type(None)} if optional else {expected}):
+            continue
+        for n, value in enumerate(values):
+            if type(value) is not expected and not (value is None and optional):
+                id_ = ids[n] if isinstance(ids[n], int | str) else None
+                faults.setdefault(n, Rejected(id_, column.name, _reason(expected, value)))
+
+
+def _reason(expected: type, value: object) -> str:
+    if isinstance(value, BrokenText):
+        return "text that is not valid UTF-8"
+    return f"{_KIND_NAMES[type(value)]} where the column holds {_KIND_NAMES[expected].removeprefix('an ')}"
+
+
+def _reject_referenced(
+    con: sqlite3.Connection, table: str, column: str, ids: list, faults: dict[int, Rejected]
+) -> None:
+    rows = con.execute(
+        f"SELECT DISTINCT wanted.value FROM json_each(?) AS wanted "
+        f"CROSS JOIN {quote(table)} AS t ON t.{quote(column)} = wanted.value",
+        (json_ids(ids),),
+    )
+    for (id_,) in rows.fetchall():
+        reason = f"still referred to by {table}.{column}, whose rows can't be archived with it"
+        faults.setdefault(ids.index(id_), Rejected(id_, "id", reason))
+
+
+def _reject_vectors(con: sqlite3.Connection, ids: list, faults: dict[int, Rejected]) -> None:
+    """Without its extension the vector table can be neither read nor cleaned, but its list of ids can be read."""
+    names = {name for (name,) in con.execute("SELECT name FROM pragma_table_info('vec_memories_rowids')")}
+    if not names:
+        return
+    # vec0 keeps an integer key as the rowid and any other key in a column of its own.
+    rows = con.execute(
+        "SELECT DISTINCT wanted.value FROM json_each(?) AS wanted "
+        "CROSS JOIN vec_memories_rowids AS v ON v.rowid = wanted.value",
+        (json_ids(ids),),
+    )
+    reason = (
+        "has a vector, which can't be read: install sqlite-vec, under a Python whose sqlite3 module can load extensions"
+    )
+    for (id_,) in rows.fetchall():
+        faults.setdefault(ids.index(id_), Rejected(id_, "vec_memories", reason))
+
+
+def _read_satellite(
+    con: sqlite3.Connection, satellite: Satellite, ids: list, faults: dict[int, Rejected]
+) -> dict[int, list[tuple]]:
+    wanted = json_ids(ids)
+    try:
+        rows = con.execute(satellite.select, (wanted,)).fetchall()
+    except sqlite3.OperationalError as error:
+        if "decode" not in str(error).lower():
+            raise
+        with tolerant_text(con):
+            rows = con.execute(satellite.select, (wanted,)).fetchall()
+    position = {id_: n for n, id_ in enumerate(ids)}
+    by_memory: dict[int, list[tuple]] = {}
+    expected = [PYTHON_TYPES[column.type] for column in satellite.columns]
+    for id_, *values in rows:
+        for column, kind, value in zip(satellite.columns, expected, values, strict=True):
+            if value is not None and type(value) is not kind:
+                where = f"{satellite.table}.{column.name}"
+                faults.setdefault(position[id_], Rejected(id_, where, _reason(kind, value)))
+        by_memory.setdefault(id_, []).append(tuple(values))
+    return by_memory
+
+
+def _nested(satellite: Satellite, ids: list[int], by_memory: dict[int, list[tuple]]) -> pa.Array:
+    offsets, rows = [0], []
+    for id_ in ids:
+        rows += by_memory.get(id_, ())
+        offsets.append(len(rows))
+    fields = [column.arrow_field for column in satellite.columns]
+    columns = zip(*rows, strict=True) if rows else ([] for _ in fields)
+    arrays = [pa.array(values, field.type) for field, values in zip(fields, columns, strict=True)]
+    structs = pa.StructArray.from_arrays(arrays, fields=fields)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=satellite.type)
