@@ -61,11 +61,11 @@ def read_archived(
         con: a connection inside a snapshot.
         schema: the store's schema.
         after: start behind this id.
-        rows: stop after about so many rows, those left out not counted.
+        rows: stop after so many rows, those left out not counted.
     """
     read = 0
     with contextlib.closing(_Rows(con, schema, after)) as source:
-        while (rows is None or read < rows) and (values := source.take()):
+        while values := source.take(BATCH_ROWS if rows is None else min(BATCH_ROWS, rows - read)):
             batch = _to_arrow(con, schema, values)
             read += len(batch.ids)
             yield batch
@@ -88,24 +88,24 @@ class _Rows:
             () if self._last is None else (self._last,),
         )
 
-    def _fetch(self) -> list[tuple]:
+    def _fetch(self, most: int) -> list[tuple]:
         try:
-            return self._cursor.fetchmany(_FETCH_ROWS)
+            return self._cursor.fetchmany(most)
         except sqlite3.OperationalError as error:
             if "decode" not in str(error).lower():
                 raise
         # One of the next rows holds broken text. Read those few with a slower eye, then go on as before.
         with tolerant_text(self._con):
-            rows = self._select().fetchmany(_FETCH_ROWS)
+            rows = self._select().fetchmany(most)
         self._last = rows[-1][0]
         self._cursor = self._select()
         return rows
 
-    def take(self) -> list[tuple]:
+    def take(self, most: int) -> list[tuple]:
         rows: list[tuple] = []
         size = 0
-        while len(rows) < BATCH_ROWS and size < BATCH_BYTES:
-            part = self._fetch()
+        while len(rows) < most and size < BATCH_BYTES:
+            part = self._fetch(min(_FETCH_ROWS, most - len(rows)))
             if not part:
                 break
             self._last = part[-1][0]

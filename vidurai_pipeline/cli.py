@@ -1,0 +1,210 @@
+"""The command line. Each command calls one thing and shows what came back."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vidurai_pipeline import display
+from vidurai_pipeline.config import load_settings
+from vidurai_pipeline.errors import ConfigError, PipelineError, QueryError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Group(click.Group):
+    """Shows the errors that users are meant to read as one line: exit code 2 for a wrong request, 1 otherwise."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, ConfigError | QueryError) else 1)
+        except BrokenPipeError:
+            # The reader (head, less) has seen enough.
+            sys.stderr.close()
+            ctx.exit(0)
+
+
+def _format_option(*forms: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--format", "form", type=click.Choice(forms), default="table", show_default=True, help="How to print it."
+    )
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vidurai-pipeline")
+def main() -> None:
+    """Move archived memories from Vidurai's SQLite store to Parquet, query them, and learn from them.
+
+    Where things are is set by VIDURAI_HOME (default ~/.vidurai), or one by one by VIDURAI_DB, VIDURAI_ARCHIVE and
+    VIDURAI_Q_TABLE.
+    """
+
+
+@main.command()
+@_format_option("table", "json")
+def run(form: str) -> None:
+    """Run the maintenance job now, through Dagster: archive, verify, purge, dream."""
+    from vidurai_pipeline.launch import run_maintenance  # noqa: PLC0415  (Dagster takes seconds to import)
+
+    report = run_maintenance(load_settings())
+    if form == "json":
+        display.print_json(report.to_dict())
+    else:
+        report.print()
+    if not report.success:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Read and check every row, but write and delete nothing.")
+@_format_option("table", "json")
+def flush(dry_run: bool, form: str) -> None:
+    """Archive and purge, without Dagster and without learning."""
+    from vidurai_pipeline.archival.archiver import MemoryArchiver  # noqa: PLC0415
+
+    with display.ProgressLine() as progress:
+        result = MemoryArchiver(progress=progress).flush_archived_memories(dry_run=dry_run)
+    report = result.to_dict()
+    if form == "json":
+        display.print_json(report)
+    else:
+        rejected = report.pop("rejected")
+        problems = report.pop("problems")
+        files = report.pop("files")
+        title = "Would be archived (dry run: nothing was changed)" if dry_run else "Flush"
+        del report["dry_run"]
+        display.print_facts(title, {**report, "rejected": len(rejected), "files": ", ".join(files) or "none"})
+        for row in rejected[:20]:
+            click.echo(f"rejected: memory {row['id']}: {row['column']}: {row['reason']}", err=True)
+        if len(rejected) > 20:
+            click.echo(f"rejected: and {len(rejected) - 20:,} more; `--format json` lists them all", err=True)
+        for problem in problems:
+            click.echo(f"problem: {problem}", err=True)
+    if result.problems:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--rebuild", is_flag=True, help="Learn the whole archive again, from an empty table.")
+@click.option(
+    "--order",
+    type=click.Choice(["chronological", "newest-first"]),
+    default="chronological",
+    show_default=True,
+    help="The order of learning; newest-first, the order of Vidurai's own dreamer, needs --rebuild.",
+)
+@_format_option("table", "json")
+def dream(rebuild: bool, order: Any, form: str) -> None:
+    """Train the Q-table on archived memories with an outcome that it has not learned yet."""
+    from vidurai_pipeline.archival.archive import Archive  # noqa: PLC0415
+    from vidurai_pipeline.rl.dreamer import DreamCycle  # noqa: PLC0415
+
+    if order == "newest-first" and not rebuild:
+        raise ConfigError("--order newest-first needs --rebuild: it can't be added to a table learned in another order")
+    settings = load_settings()
+    with Archive(settings.archive_path).lock("dream", settings.lock_timeout):
+        stats = DreamCycle(settings.archive_path, settings.q_table_path).run(rebuild=rebuild, order=order)
+    if form == "json":
+        display.print_json(stats)
+    elif stats["success"]:
+        display.print_facts("Dream", {**stats, "table": settings.q_table_path})
+    if not stats["success"]:
+        click.echo(f"error: {stats['error']}", err=True)
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@_format_option("table", "json")
+def stats(form: str) -> None:
+    """Show the hot store, the archive and the Q-table at a glance."""
+    from vidurai_pipeline.overview import overview, print_overview  # noqa: PLC0415
+
+    view = overview(load_settings())
+    if form == "json":
+        display.print_json(view)
+    else:
+        print_overview(view)
+    if any("error" in tier for tier in view.values()):
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("sql")
+@_format_option("table", "json", "csv")
+def query(sql: str, form: str) -> None:
+    """Run SQL over `history`, the archived memories."""
+    from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415
+
+    with RepoAnalyst() as analyst:
+        reader = analyst.query_arrow(sql)
+        rows = (row for batch in reader for row in zip(*(c.to_pylist() for c in batch.columns), strict=True))
+        display.print_rows(reader.schema.names, rows, form)
+
+
+@main.command()
+@click.argument("words", nargs=-1, required=True)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most memories to show.")
+@click.option("--project", type=int, help="Only memories of the project with this id.")
+@click.option("--since", help="Only memories created at or after this ISO date.")
+@click.option("--until", help="Only memories created before this ISO date.")
+@click.option("--salience", help="Only memories of this salience, such as HIGH.")
+@click.option("--outcome", type=int, help="Only memories with this outcome: -1, 0 or 1.")
+@_format_option("table", "json", "csv")
+def search(words: tuple[str, ...], limit: int, form: str, **filters: Any) -> None:
+    """Find archived memories in which all the words occur."""
+    from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415
+
+    with RepoAnalyst() as analyst:
+        found = analyst.search_archive(" ".join(words), limit, **filters)
+    if form == "json":
+        display.print_json(found)
+    elif found:
+        display.print_rows(list(found[0]), (list(row.values()) for row in found), form)
+    else:
+        click.echo("no memory in the archive matches", err=True)
+
+
+@main.command()
+@_format_option("table", "json")
+def doctor(form: str) -> None:
+    """Check settings, stores and files, and whether the tiers agree."""
+    from vidurai_pipeline.doctor import examine  # noqa: PLC0415
+
+    findings = list(examine(load_settings()))
+    if form == "json":
+        display.print_json([finding.__dict__ for finding in findings])
+    else:
+        for finding in findings:
+            colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding.status]
+            click.echo(f"{click.style(f'{finding.status:<8}', fg=colour)}{finding.check}: {finding.detail}")
+    if any(finding.status == "failed" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("folder", default="sample", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--rows", type=click.IntRange(min=0), default=2_000, show_default=True, help="How many memories.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same memories.")
+@_format_option("table", "json")
+def demo(folder: Path, rows: int, seed: int, form: str) -> None:
+    """Make a sample hot store in FOLDER, for a machine without Vidurai."""
+    from vidurai_pipeline.demo import make_store  # noqa: PLC0415
+
+    with display.ProgressLine() as progress:
+        made = make_store(
+            folder / "vidurai.db", rows, seed=seed, progress=lambda done, total: progress("writing", done, total)
+        )
+    if form == "json":
+        display.print_json({**made.__dict__, "path": str(made.path)})
+    else:
+        display.print_facts("Sample store", {"path": made.path, "memories": made.rows, **made.by_status})
+        click.echo(f"\nnext: VIDURAI_HOME={folder} vidurai-pipeline run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Runs a flush in a child process that dies by SIGKILL, over and over. Started by test_crash.py.
+
+    python -m vidurai_pipeline_tests.archival.crash_driver points STORE FOLDER
+    python -m vidurai_pipeline_tests.archival.crash_driver random STORE FOLDER SEED ROUNDS
+
+After each death the next flush runs undisturbed; then every memory must be in exactly one tier. Prints one JSON
+object: how many deaths there were, by the step they hit, and what went wrong.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
+
+ROWS_PER_FILE = 40
+FILE_EVENTS = {"os.link", "os.rename", "os.remove", "os.mkdir", "open"}
+
+
+class KillSwitch:
+    """Kills this process just before its nth call into the file system or SQLite."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+        self.calls = 0
+        self.seen: Counter[str] = Counter()
+        self.armed = False
+
+    def step(self, name: str) -> None:
+        if not self.armed:
+            return
+        self.calls += 1
+        self.seen[name] += 1
+        if self.calls == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def install(self) -> None:
+        switch = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *args: object) -> sqlite3.Cursor:  # type: ignore[override]
+                switch.step(f"sqlite: {sql.split()[0]}")
+                return super().execute(sql, *args)  # type: ignore[arg-type]
+
+            def executemany(self, sql: str, *args: object) -> sqlite3.Cursor:  # type: ignore[override]
+                switch.step(f"sqlite: {sql.split()[0]}")
+                return super().executemany(sql, *args)  # type: ignore[arg-type]
+
+        connect, fsync = sqlite3.connect, os.fsync
+
+        def counted_connect(*args: object, **options: object) -> sqlite3.Connection:
+            return connect(*args, **{**options, "factory": Connection})  # type: ignore[arg-type,call-overload]
+
+        def counted_fsync(descriptor: int) -> None:
+            switch.step("os.fsync")
+            fsync(descriptor)
+
+        sqlite3.connect = counted_connect  # type: ignore[assignment]
+        os.fsync = counted_fsync
+        sys.addaudithook(lambda event, _: switch.step(event) if event in FILE_EVENTS else None)
+        self.armed = True
+
+
+def flush(db: Path, archive: Path) -> None:
+    MemoryArchiver(db, archive, rows_per_file=ROWS_PER_FILE).flush_archived_memories()
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run something in a forked child; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def prepare(store: Path, folder: Path) -> tuple[Path, Path]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return Path(shutil.copy(store, folder / "vidurai.db")), folder / "archive"
+
+
+def check(before: dict, db: Path, archive: Path) -> None:
+    """What must hold right after the death, and after the run that follows it."""
+    for path in archive.rglob("*.parquet"):
+        pq.read_table(path)
+    readable = set(hot_rows(db).values()) | set(cold_rows(archive))
+    assert readable == set(before.values()), "a memory was lost, or came out changed"
+    status = os.waitpid(in_child(lambda: flush(db, archive)), 0)[1]
+    assert status == 0, "the run after the death failed"
+    assert_one_tier(before, db, archive)
+    con = sqlite3.connect(db)
+    assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
+    assert con.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert con.execute("SELECT count(*) FROM memories_fts").fetchone() == con.execute(
+        "SELECT count(*) FROM memories"
+    ).fetchone()
+    con.close()
+    leftovers = [path for path in archive.rglob("*") if path.name.endswith((".part", ".json", ".damaged"))]
+    assert not leftovers, leftovers
+
+
+def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -> dict:
+    before = hot_rows(store)
+    deaths: Counter[str] = Counter()
+    failures: list[str] = []
+
+    def attempt(name: str, kill: Callable[[Path, Path], int]) -> bool:
+        db, archive = prepare(store, folder / "work")
+        status = os.waitpid(kill(db, archive), 0)[1]
+        died = os.WIFSIGNALED(status)
+        deaths[name if died else "survived"] += 1
+        try:
+            check(before, db, archive)
+        except Exception as error:  # noqa: BLE001
+            failures.append(f"{name}: {type(error).__name__}: {str(error)[:300]}")
+        return died
+
+    if mode == "points":
+        at = 0
+        while True:
+            at += 1
+            switch = KillSwitch(at)
+
+            def kill(db: Path, archive: Path, switch: KillSwitch = switch) -> int:
+                return in_child(lambda: (switch.install(), flush(db, archive))[1])
+
+            if not attempt(f"call {at}", kill):
+                break
+    else:
+        db, archive = prepare(store, folder / "work")
+        began = time.monotonic()
+        os.waitpid(in_child(lambda: flush(db, archive)), 0)
+        duration = time.monotonic() - began
+        dice = random.Random(seed)
+        for _ in range(rounds):
+
+            def kill_later(db: Path, archive: Path) -> int:
+                pid = in_child(lambda: flush(db, archive))
+                time.sleep(dice.uniform(0, duration))
+                os.kill(pid, signal.SIGKILL)
+                return pid
+
+            attempt("random", kill_later)
+    return {"deaths": sum(n for name, n in deaths.items() if name != "survived"), "failures": failures}
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    report = main(arguments[0], Path(arguments[1]), Path(arguments[2]), *map(int, arguments[3:]))
+    print(json.dumps(report))  # noqa: T201

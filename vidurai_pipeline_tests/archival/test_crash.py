@@ -1,0 +1,35 @@
+"""A run can be killed anywhere; no memory is lost, and the next run puts everything right."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def drive(*arguments: object) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "vidurai_pipeline_tests.archival.crash_driver", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_killed_before_every_call_into_file_system_or_sqlite(
+    sample_store: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = drive("points", sample_store("schema_v7"), tmp_path)
+    assert report["failures"] == []
+    assert report["deaths"] > 100
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_random_times(sample_store: Callable[[str], Path], tmp_path: Path, seed: int) -> None:
+    report = drive("random", sample_store("schema_v7"), tmp_path, seed, 100)
+    assert report["failures"] == []
+    assert report["deaths"] > 20

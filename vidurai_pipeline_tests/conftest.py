@@ -1,0 +1,43 @@
+"""Fixtures that all tests share: real stores, and a safe environment."""
+
+import lzma
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test may see, let alone touch, the memories of whoever runs it."""
+    home = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith(("VIDURAI_", "DAGSTER_"))]:
+        if name != "VIDURAI_REFERENCE_PYTHON":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("VIDURAI_HOME", str(home / ".vidurai"))
+
+
+@pytest.fixture(scope="session")
+def _stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores")
+    for packed in DATA.glob("*.db.xz"):
+        with lzma.open(packed) as source, (folder / packed.stem).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return folder
+
+
+@pytest.fixture
+def sample_store(_stores: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Copies a sample store (``guardian``, ``pre_guardian``, ``schema_v7``) to ``vidurai.db`` in a new folder."""
+
+    def copy(name: str) -> Path:
+        home = tmp_path / name
+        home.mkdir(exist_ok=True)
+        return Path(shutil.copy(_stores / f"{name}.db", home / "vidurai.db"))
+
+    return copy
