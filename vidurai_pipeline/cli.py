@@ -49,13 +49,14 @@ def main() -> None:
 @_format_option("table", "json")
 def run(form: str) -> None:
     """Run the maintenance job now, through Dagster: archive, verify, purge, dream."""
-    from vidurai_pipeline.launch import run_maintenance  # noqa: PLC0415  (Dagster takes seconds to import)
+    from vidurai_pipeline.launch import print_report, run_maintenance  # noqa: PLC0415  (Dagster is slow to import)
 
-    report = run_maintenance(load_settings())
+    settings = load_settings()
+    report = run_maintenance(settings)
     if form == "json":
         display.print_json(report.to_dict())
     else:
-        report.print()
+        print_report(report, settings)
     if not report.success:
         raise click.exceptions.Exit(1)
 
@@ -74,7 +75,7 @@ def flush(dry_run: bool, form: str) -> None:
         display.print_json(report)
     else:
         rejected = report.pop("rejected")
-        problems = report.pop("problems")
+        problems, notes = report.pop("problems"), report.pop("notes")
         files = report.pop("files")
         title = "Would be archived (dry run: nothing was changed)" if dry_run else "Flush"
         del report["dry_run"]
@@ -83,6 +84,8 @@ def flush(dry_run: bool, form: str) -> None:
             click.echo(f"rejected: memory {row['id']}: {row['column']}: {row['reason']}", err=True)
         if len(rejected) > 20:
             click.echo(f"rejected: and {len(rejected) - 20:,} more; `--format json` lists them all", err=True)
+        for note in notes:
+            click.echo(f"note: {note}", err=True)
         for problem in problems:
             click.echo(f"problem: {problem}", err=True)
     if result.problems:

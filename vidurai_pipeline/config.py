@@ -19,20 +19,22 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VIDURAI_", frozen=True, env_ignore_empty=True)
 
-    home: UserPath = Field(Path("~/.vidurai"), validate_default=True, description="Vidurai's folder")
+    home: UserPath = Field(default=Path("~/.vidurai"), validate_default=True, description="Vidurai's folder")
     db: UserPath | None = Field(
         None, description="the hot store; default `vidurai.db` in the home, or `memory.db` if only that exists"
     )
-    archive: UserPath | None = Field(None, description="the cold archive's folder; default `archive` in the home")
-    q_table: UserPath | None = Field(None, description="the Q-table; default `q_table.json` in the home")
-    compression: Literal["snappy", "zstd"] = Field("snappy", description="codec of new Parquet files")
-    rows_per_file: int = Field(250_000, gt=0, description="a larger batch is split into several files")
-    busy_timeout: float = Field(60.0, ge=0, description="seconds to wait for a busy hot store")
-    lock_timeout: float = Field(10.0, ge=0, description="seconds to wait for another run of the pipeline")
-    memory_limit: str = Field("1GB", description="the most memory that DuckDB may use")
-    threads: int | None = Field(None, gt=0, description="DuckDB's threads; default one for each core")
-    schedule: str = Field("0 2 * * *", description="when the nightly run starts, as a cron line")
-    timezone: str | None = Field(None, description="the schedule's time zone; default this machine's")
+    archive: UserPath | None = Field(
+        default=None, description="the cold archive's folder; default `archive` in the home"
+    )
+    q_table: UserPath | None = Field(default=None, description="the Q-table; default `q_table.json` in the home")
+    compression: Literal["snappy", "zstd"] = Field(default="snappy", description="codec of new Parquet files")
+    rows_per_file: int = Field(default=250_000, gt=0, description="a larger batch is split into several files")
+    busy_timeout: float = Field(default=60.0, ge=0, description="seconds to wait for a busy hot store")
+    lock_timeout: float = Field(default=10.0, ge=0, description="seconds to wait for another run of the pipeline")
+    memory_limit: str = Field(default="1GB", description="the most memory that DuckDB may use")
+    threads: int | None = Field(default=None, gt=0, description="DuckDB's threads; default one for each core")
+    schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
+    timezone: str | None = Field(default=None, description="the schedule's time zone; default this machine's")
 
     @property
     def db_path(self) -> Path:

@@ -1,6 +1,5 @@
 """A self-test: are the settings right, the tiers readable, and do they agree?"""
 
-import json
 import os
 import shutil
 import sqlite3
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vidurai_pipeline.archival.archive import Archive, read_back
 from vidurai_pipeline.archival.hot_store import HotStore, json_ids
@@ -170,8 +168,3 @@ def _disk(store: HotStore, archive: Archive) -> Finding:
     if free < needed:
         return Finding("disk", "warning", f"{detail}, less than the hot store's own size: free some")
     return Finding("disk", "ok", detail)
-
-
-def to_json(findings: list[Finding]) -> str:
-    """The findings as a JSON array."""
-    return json.dumps([finding.__dict__ for finding in findings])

@@ -102,9 +102,10 @@ class MemoryArchiver:
         return FlushResult(batch.rows - purge.kept, batch=batch, purge=purge)
 
     def _dry_run(self) -> FlushResult:
-        batch, rows = Batch(), 0
+        rows = 0
         with contextlib.closing(self.store.connect()) as con:
             schema = self.store.schema(con)
+            batch = Batch(schema.arrow_schema)
             with self.store.errors(), snapshot(con):
                 for part in read_archived(con, schema):
                     rows += len(part.ids)
@@ -159,7 +160,7 @@ class MemoryArchiver:
         with self.archive.lock("publish", self.lock_timeout):
             con = self._connection()
             schema = self.store.schema(con)
-            batch = Batch(recovered=self._recover())
+            batch = Batch(schema.arrow_schema, recovered=self._recover())
             moment, name = datetime.now(UTC), uuid.uuid4().hex
             with self.store.errors():
                 total = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
@@ -352,13 +353,12 @@ class MemoryArchiver:
                 # All of its memories are still hot, and are archived anew.
                 aside = self.archive.set_aside(path)
                 self.archive.pending.remove(mark)
-                result.problems.append(
-                    f"{path}: {problem}; renamed to {aside.name}. Its memories are still hot, none is lost"
-                )
+                result.notes.append(f"{path}: {problem}; renamed to {aside.name}. Its memories are still hot")
             else:
+                kept_mark = self.archive.pending.retire(mark)
                 result.problems.append(
-                    f"{path}: {problem}, and some of its {mark.rows:,} memories had been purged already: restore "
-                    f"the file from a backup, or move it away together with {self.archive.pending.path(path.name)}"
+                    f"{path}: {problem}, and some of its {mark.rows:,} memories had been purged already. Restore the "
+                    f"file from a backup, or move it out of the archive; what is known of it stands in {kept_mark}"
                 )
         return result
 

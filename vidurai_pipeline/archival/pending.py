@@ -93,6 +93,15 @@ class PendingMarks:
             path.unlink(missing_ok=True)
             sync_folder(self._folder)
 
+    def retire(self, mark: Pending) -> Path:
+        """Set the mark of a file that is beyond help aside, for the record; no later run tries that file again."""
+        path = self.path(Path(mark.file).name)
+        aside = path.with_suffix(".damaged")
+        with archive_errors(path):
+            path.replace(aside)
+            sync_folder(self._folder)
+        return aside
+
     def sweep(self) -> None:
         """Remove what a killed run left half written."""
         with archive_errors(self._folder):

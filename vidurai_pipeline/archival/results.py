@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
+
 from vidurai_pipeline.archival.archive import PublishedFile
 from vidurai_pipeline.archival.rows import Rejected
 
@@ -18,13 +20,15 @@ class Purge:
             the archive again.
         files: the files whose memories were purged.
         longest_hold: the longest hold of the hot store's write lock, in seconds.
-        problems: files that could not be dealt with, and what to do.
+        notes: what was put right, for the record.
+        problems: files that need a person, and what to do.
     """
 
     purged: int = 0
     kept: int = 0
     files: list[Path] = field(default_factory=list)
     longest_hold: float = 0.0
+    notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -36,8 +40,10 @@ class Batch:
         files: the new files.
         rejected: memories that stay hot because Parquet can't hold them.
         recovered: what finishing an interrupted run's work did.
+        schema: the files' schema.
     """
 
+    schema: pa.Schema
     files: list[PublishedFile] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     recovered: Purge = field(default_factory=Purge)
@@ -81,7 +87,8 @@ class FlushResult(int):
         files: the new files.
         recovered: memories purged to finish an interrupted run.
         longest_hold: the longest hold of the hot store's write lock, in seconds.
-        problems: files that could not be dealt with, and what to do.
+        notes: what an interrupted run left and was put right, for the record.
+        problems: files that need a person, and what to do.
         dry_run: nothing was written or deleted; ``archived`` is what would have been.
     """
 
@@ -92,6 +99,7 @@ class FlushResult(int):
     files: list[Path]
     recovered: int
     longest_hold: float
+    notes: list[str]
     problems: list[str]
     dry_run: bool
 
@@ -105,6 +113,7 @@ class FlushResult(int):
         self.files = [file.path for file in batch.files]
         self.recovered = batch.recovered.purged
         self.longest_hold = max(purge.longest_hold, batch.recovered.longest_hold)
+        self.notes = batch.recovered.notes + purge.notes
         self.problems = batch.recovered.problems + purge.problems
         self.dry_run = dry_run
         return self
@@ -119,6 +128,7 @@ class FlushResult(int):
             "files": [str(path) for path in self.files],
             "recovered": self.recovered,
             "longest_lock_ms": round(self.longest_hold * 1000, 1),
+            "notes": self.notes,
             "problems": self.problems,
             "dry_run": self.dry_run,
         }

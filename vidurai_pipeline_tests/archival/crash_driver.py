@@ -108,9 +108,10 @@ def check(before: dict, db: Path, archive: Path) -> None:
     con = sqlite3.connect(db)
     assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
     assert con.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert con.execute("SELECT count(*) FROM memories_fts").fetchone() == con.execute(
-        "SELECT count(*) FROM memories"
-    ).fetchone()
+    assert (
+        con.execute("SELECT count(*) FROM memories_fts").fetchone()
+        == con.execute("SELECT count(*) FROM memories").fetchone()
+    )
     con.close()
     leftovers = [path for path in archive.rglob("*") if path.name.endswith((".part", ".json", ".damaged"))]
     assert not leftovers, leftovers

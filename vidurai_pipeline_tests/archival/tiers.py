@@ -38,7 +38,8 @@ def cold_rows(archive: Path) -> list[Row]:
 def freeze(row: dict[str, Any]) -> Row:
     """A row that can be compared and counted, whatever the order of its columns."""
     return tuple(
-        (name, repr(sorted(map(repr, value))) if isinstance(value, list) else value) for name, value in sorted(row.items())
+        (name, repr(sorted(map(repr, value))) if isinstance(value, list) else value)
+        for name, value in sorted(row.items())
     )
 
 

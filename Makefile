@@ -1,0 +1,60 @@
+# Everything runs in a virtual environment of its own, .venv, made on the first call.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REFERENCE := .venvs/reference
+export VIDURAI_REFERENCE_PYTHON ?= $(CURDIR)/$(REFERENCE)/bin/python
+
+# The user's own store only where they name it; otherwise a made-up one in this folder.
+ifeq ($(strip $(VIDURAI_HOME)$(VIDURAI_DB)),)
+export VIDURAI_HOME := $(CURDIR)/sample
+SAMPLE := sample/vidurai.db
+endif
+ifneq ($(strip $(VIDURAI_HOME)),)
+export DAGSTER_HOME ?= $(VIDURAI_HOME)/dagster
+endif
+
+.PHONY: run dev test test-fast lint format bench clean
+
+run: $(VENV)/installed $(SAMPLE)  ## run the maintenance job on your store, or on a sample
+	@mkdir -p $(DAGSTER_HOME) && test -e $(DAGSTER_HOME)/dagster.yaml || cp vidurai_pipeline/dagster.yaml $(DAGSTER_HOME)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" vidurai-pipeline run
+
+dev: $(VENV)/installed $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000, with the nightly schedule on
+	@mkdir -p $(DAGSTER_HOME) && test -e $(DAGSTER_HOME)/dagster.yaml || cp vidurai_pipeline/dagster.yaml $(DAGSTER_HOME)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dagster dev
+
+test: $(VENV)/installed $(REFERENCE)/installed  ## run all tests
+	$(BIN)/pytest -n 2
+
+lint: $(VENV)/installed  ## ruff, pyright, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	PATH="$(CURDIR)/$(BIN):$$PATH" lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed $(REFERENCE)/installed  ## compare with the reference implementation
+	$(BIN)/python -m benchmarks.archive
+
+clean:  ## remove the sample store and the virtual environments
+	rm -rf sample $(VENV) .venvs
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The public vidurai package without sentence-transformers, to test that each reads what the other writes.
+$(REFERENCE)/installed: constraints-reference.txt
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check --no-deps vidurai==2.2.0
+	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check --requirement constraints-reference.txt
+	@touch $@
+
+sample/vidurai.db: | $(VENV)/installed
+	@$(BIN)/vidurai-pipeline demo sample

@@ -1,0 +1,157 @@
+"""The four assets, in the order in which a memory passes through them.
+
+``archived_rows`` → ``parquet_archive`` → (check) → ``purged_rows`` → ``q_table``
+
+They hand each other nothing but order: what a step leaves for the next one stands on the disk, so each can be
+run again alone, after a crash too.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+from dagster_duckdb import DuckDBResource
+
+from vidurai_pipeline.archival.schema import Column
+from vidurai_pipeline.resources import ArchiverResource, DreamResource, readable_failures
+
+GROUP = "memory_lifecycle"
+OWNERS = ["team:memory"]
+#: Runs that hold this pool wait for each other in Dagster's queue.
+POOL = "vidurai_archive"
+_SHOWN = 50
+
+
+@dg.asset(kinds={"sqlite"}, group_name=GROUP, owners=OWNERS, pool=POOL)
+def archived_rows(archiver: ArchiverResource) -> dg.MaterializeResult:
+    """The memories that wait in Vidurai's SQLite store to be archived: those whose `status` is `ARCHIVED`.
+
+    This step only looks. If it fails, the store is missing, damaged, or of a schema from before `status` existed;
+    the error says which, and nothing was touched.
+    """
+    with readable_failures():
+        backlog = archiver.archiver.backlog()
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": backlog.waiting,
+            "dagster/column_schema": _hot_columns(backlog.columns),
+            "hot store": dg.MetadataValue.path(archiver.hot_store),
+            "hot store bytes": backlog.bytes,
+            "memories in all": backlog.total,
+            "by status": _counts("status", backlog.by_status),
+            "waiting, by salience": _counts("salience", backlog.by_salience),
+            "oldest waiting": backlog.oldest or "none",
+            "newest waiting": backlog.newest or "none",
+        }
+    )
+
+
+@dg.asset(deps=[archived_rows], kinds={"parquet", "pyarrow"}, group_name=GROUP, owners=OWNERS, pool=POOL)
+def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResource) -> dg.MaterializeResult:
+    """The Parquet files that this run published, partitioned by the month of archival.
+
+    Each file was written beside its place, synced, read back and compared with the store's snapshot before it
+    became visible. Memories that Parquet can't hold faithfully stay hot and are named under *rejected*.
+    If an earlier run was interrupted, its work was finished first (*recovered*).
+    """
+    with readable_failures():
+        batch = archiver.archiver.publish()
+    for line in batch.recovered.notes:
+        context.log.warning(line)
+    for line in batch.recovered.problems:
+        context.log.error(line)
+    metadata: dict[str, Any] = {
+        "dagster/row_count": batch.rows,
+        "archive": dg.MetadataValue.path(archiver.archive),
+        "bytes": sum(file.bytes for file in batch.files),
+        "files": _table([{"file": str(f.path), "rows": f.rows, "bytes": f.bytes} for f in batch.files]),
+        "rejected": len(batch.rejected),
+        "recovered": batch.recovered.purged,
+        "dagster/column_schema": _file_columns(batch.schema),
+    }
+    if batch.rejected:
+        rows = [{"id": str(r.id), "column": r.column, "reason": r.reason} for r in batch.rejected[:_SHOWN]]
+        metadata["rejected memories"] = _table(rows)
+    if lines := batch.recovered.notes + batch.recovered.problems:
+        metadata["attention"] = dg.MetadataValue.md("\n".join(f"- {line}" for line in lines))
+    return dg.MaterializeResult(metadata=metadata)
+
+
+@dg.op(ins={"parquet_archive": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), pool=POOL)
+def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
+    """Delete archived memories from the hot store, each only if it still equals its archived copy."""
+    with readable_failures():
+        result = archiver.archiver.purge()
+    context.add_output_metadata(
+        {
+            "dagster/row_count": result.purged,
+            "kept": result.kept,
+            "files": _table([{"file": str(path)} for path in result.files]),
+            "longest lock (ms)": round(result.longest_hold * 1000, 1),
+        }
+    )
+
+
+purged_rows = dg.AssetsDefinition.from_op(
+    purge,
+    keys_by_input_name={"parquet_archive": parquet_archive.key},
+    keys_by_output_name={"result": dg.AssetKey("purged_rows")},
+    group_name=GROUP,
+    descriptions_by_output_name={
+        "result": "The memories that this run deleted from Vidurai's SQLite store, with their search index entries "
+        "and audience gists.\n\nA memory goes only if, inside the deleting transaction, its row equals the copy read "
+        "back from the archive. Those that changed meanwhile (*kept*) stay hot, and their copies leave the archive. "
+        "If this step fails, nothing is lost: every memory is in the archive or still hot, and the next run goes on."
+    },
+).map_asset_specs(lambda spec: spec.replace_attributes(owners=OWNERS, kinds={"sqlite"}))
+
+
+@dg.asset(deps=[purged_rows], kinds={"python", "json"}, group_name=GROUP, owners=OWNERS, pool=POOL)
+def q_table(
+    context: dg.AssetExecutionContext,
+    archiver: ArchiverResource,  # noqa: ARG001  (for its lock)
+    dream: DreamResource,
+    duckdb: DuckDBResource,
+) -> dg.MaterializeResult:
+    """What Vidurai's agent has learned about keeping memories: a Q-table, trained offline.
+
+    Each archived memory with an outcome (-1 or 1) trains it once, in order of archival. Vidurai's own agent reads
+    the same file.
+    """
+    with duckdb.get_connection() as connection:
+        stats = dream.dream_cycle(connection).run()
+    if not stats["success"]:
+        raise dg.Failure(description=stats["error"], allow_retries=False)
+    if stats["skipped"]:
+        context.log.warning(f"memories that could not be learned from, by reason: {stats['skipped']}")
+    return dg.MaterializeResult(
+        metadata={
+            "Q-table": dg.MetadataValue.path(dream.q_table),
+            "experiences learned": stats["episodes"],
+            "positive": stats["positive_rewards"],
+            "negative": stats["negative_rewards"],
+            "total reward": stats["total_reward"],
+            "states": stats["states"],
+            "epsilon": stats["epsilon"],
+            "skipped": sum(stats["skipped"].values()),
+        }
+    )
+
+
+def _counts(name: str, counts: dict[str, int]) -> dg.MetadataValue:
+    return _table([{name: key, "memories": count} for key, count in counts.items()])
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> dg.MetadataValue:
+    if not rows:
+        return dg.MetadataValue.text("none")
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+
+
+def _hot_columns(columns: Iterable[Column]) -> dg.TableSchema:
+    return dg.TableSchema([dg.TableColumn(c.name, c.declared or "any") for c in columns])
+
+
+def _file_columns(schema: pa.Schema) -> dg.TableSchema:
+    return dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in schema])

@@ -1,0 +1,142 @@
+"""Run the maintenance job from the command line, in this process, with its history kept where the UI shows it."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import click
+import dagster as dg
+
+from vidurai_pipeline import display
+from vidurai_pipeline.config import Settings
+from vidurai_pipeline.definitions import build_definitions
+
+
+@dataclass
+class RunReport:
+    """What a run of the maintenance job did.
+
+    Attributes:
+        success: every step and every check came out well.
+        run_id: Dagster's id of the run.
+        seconds: how long it took.
+        dagster_home: where its history is kept.
+        numbers: the figures that each asset reported.
+        files: the new files of the archive.
+        errors: what failed, in words.
+    """
+
+    success: bool
+    run_id: str
+    seconds: float
+    dagster_home: Path
+    numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON's types; a step that did not run has no figures."""
+        archive, purge = self.numbers.get("parquet_archive", {}), self.numbers.get("purged_rows", {})
+        return {
+            "success": self.success,
+            "waiting": self.numbers.get("archived_rows", {}).get("row_count"),
+            "archived": archive.get("row_count"),
+            "purged": purge.get("row_count", 0) + archive.get("recovered", 0) if purge else None,
+            "kept": purge.get("kept"),
+            "rejected": archive.get("rejected"),
+            "recovered": archive.get("recovered"),
+            "files": self.files,
+            "learned": self.numbers.get("q_table", {}).get("experiences learned"),
+            "states": self.numbers.get("q_table", {}).get("states"),
+            "seconds": round(self.seconds, 3),
+            "run_id": self.run_id,
+            "errors": self.errors,
+        }
+
+
+def open_instance(settings: Settings) -> tuple[dg.DagsterInstance, Path]:
+    """The Dagster instance that keeps the runs: ``DAGSTER_HOME``, else ``dagster`` in Vidurai's folder."""
+    if home := os.environ.get("DAGSTER_HOME"):
+        return dg.DagsterInstance.get(), Path(home)
+    folder = settings.home / "dagster"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (folder / "dagster.yaml").exists():
+        with as_file(files("vidurai_pipeline") / "dagster.yaml") as template:
+            shutil.copy(template, folder / "dagster.yaml")
+    return dg.DagsterInstance.from_config(str(folder)), folder
+
+
+def run_maintenance(settings: Settings) -> RunReport:
+    """Run the maintenance job to its end."""
+    began = time.monotonic()
+    job = build_definitions(settings).resolve_job_def("maintenance")
+    instance, home = open_instance(settings)
+    with instance:
+        result = job.execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            # The report below says it all; Dagster keeps the events for the UI.
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    report = RunReport(result.success, result.run_id, time.monotonic() - began, home)
+    for event in result.all_events:
+        if event.is_step_materialization:
+            _note_materialization(event.step_materialization_data.materialization, report)
+        elif event.is_step_failure:
+            report.errors.append(_failure(event))
+    for check in result.get_asset_check_evaluations():
+        if not check.passed:
+            report.errors.append(f"{check.check_name}: {check.description}")
+            differences = check.metadata.get("what differs")
+            if isinstance(differences, dg.MarkdownMetadataValue):
+                report.errors += differences.value.splitlines()
+    if not result.success and not report.errors:
+        report.errors += [str(event.message) for event in result.all_events if event.is_failure]
+    return report
+
+
+def _note_materialization(materialization: dg.AssetMaterialization, report: RunReport) -> None:
+    metadata = materialization.metadata
+    name = materialization.asset_key.to_user_string()
+    report.numbers[name] = {
+        key.removeprefix("dagster/"): value.value
+        for key, value in metadata.items()
+        if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue)
+    }
+    files = metadata.get("files")
+    if name == "parquet_archive" and isinstance(files, dg.TableMetadataValue):
+        report.files = [str(record.data["file"]) for record in files.records]
+
+
+def _failure(event: dg.DagsterEvent) -> str:
+    data = event.step_failure_data
+    described = data.user_failure_data.description if data.user_failure_data else None
+    return f"{event.step_key}: {described or (data.error.message.strip() if data.error else 'failed')}"
+
+
+def print_report(report: RunReport, settings: Settings) -> None:
+    """Say what happened in numbers, where the files are, and what to do next."""
+    facts = report.to_dict()
+    errors, files = facts.pop("errors"), facts.pop("files")
+    display.print_facts(
+        "Maintenance",
+        {
+            **{name: value for name, value in facts.items() if name != "success"},
+            "files": ", ".join(files) or "none new",
+            "archive": settings.archive_path,
+            "Q-table": settings.q_table_path,
+        },
+    )
+    for line in errors:
+        click.echo(f"error: {line}", err=True)
+    home = f"VIDURAI_HOME={settings.home} " if "VIDURAI_HOME" in os.environ else ""
+    click.echo(
+        f"\nnext:\n"
+        f"  {home}vidurai-pipeline query 'SELECT salience, count(*) FROM history GROUP BY salience'\n"
+        f"  {home}vidurai-pipeline search WORDS\n"
+        f"  {home}DAGSTER_HOME={report.dagster_home} dagster dev   # the UI, at http://127.0.0.1:3000"
+    )

@@ -1,0 +1,96 @@
+"""What the assets work with: the hot store, the archive, the Q-table and DuckDB."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+from dagster_duckdb import DuckDBResource
+from pydantic import Field, PrivateAttr
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.config import Settings
+from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.rl.dreamer import DreamCycle
+
+
+@contextlib.contextmanager
+def readable_failures() -> Iterator[None]:
+    """Turn an error meant for users into a failed step that says the same, and is not tried again.
+
+    The error's cause is left out: libraries may quote a value in theirs, and memories are private.
+    """
+    try:
+        yield
+    except PipelineError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+class ArchiverResource(dg.ConfigurableResource):
+    """The archiver between the hot store and the cold archive.
+
+    It holds the archive's lock from a run's first step to its last: two runs never overlap, whoever started them.
+    """
+
+    hot_store: str = Field(description="Vidurai's SQLite store")
+    archive: str = Field(description="the folder of the Parquet archive")
+    compression: str = Field("snappy", description="codec of new files: snappy or zstd")
+    rows_per_file: int = Field(250_000, description="a larger batch is split into several files")
+    busy_timeout: float = Field(60.0, description="seconds to wait for a busy hot store")
+    lock_timeout: float = Field(10.0, description="seconds to wait for another run")
+
+    _archiver: MemoryArchiver = PrivateAttr()
+
+    @contextlib.contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["ArchiverResource"]:
+        """Set up for one run, with the archive's lock held."""
+        archiver = MemoryArchiver(
+            Path(self.hot_store),
+            Path(self.archive),
+            compression=self.compression,
+            rows_per_file=self.rows_per_file,
+            busy_timeout=self.busy_timeout,
+            lock_timeout=self.lock_timeout,
+        )
+        run = context.dagster_run.job_name if context.dagster_run else "a Dagster run"
+        with contextlib.ExitStack() as stack:
+            with readable_failures():
+                stack.enter_context(archiver.run(run))
+            self._archiver = archiver
+            yield self
+
+    @property
+    def archiver(self) -> MemoryArchiver:
+        """The archiver of the run that goes on."""
+        return self._archiver
+
+
+class DreamResource(dg.ConfigurableResource):
+    """The offline learner and its Q-table."""
+
+    archive: str = Field(description="the folder of the Parquet archive")
+    q_table: str = Field(description="the Q-table's file")
+
+    def dream_cycle(self, connection: duckdb.DuckDBPyConnection) -> DreamCycle:
+        """A dream cycle that reads the archive through a DuckDB connection."""
+        return DreamCycle(Path(self.archive), Path(self.q_table), connection=connection)
+
+
+def build_resources(settings: Settings) -> dict[str, object]:
+    """The resources of all assets, as the settings have them."""
+    config: dict[str, str | int] = {"memory_limit": settings.memory_limit}
+    if settings.threads:
+        config["threads"] = settings.threads
+    return {
+        "archiver": ArchiverResource(
+            hot_store=str(settings.db_path),
+            archive=str(settings.archive_path),
+            compression=settings.compression,
+            rows_per_file=settings.rows_per_file,
+            busy_timeout=settings.busy_timeout,
+            lock_timeout=settings.lock_timeout,
+        ),
+        "dream": DreamResource(archive=str(settings.archive_path), q_table=str(settings.q_table_path)),
+        "duckdb": DuckDBResource(database=":memory:", connection_config=config),
+    }
