@@ -50,10 +50,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 # The public vidurai package without sentence-transformers, to test that each reads what the other writes.
-$(REFERENCE)/installed: constraints-reference.txt
+$(REFERENCE)/installed: vidurai_pipeline_tests/requirements-reference.txt
 	$(PYTHON) -m venv $(REFERENCE)
 	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check --no-deps vidurai==2.2.0
-	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check --requirement constraints-reference.txt
+	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check --requirement vidurai_pipeline_tests/requirements-reference.txt
 	@touch $@
 
 sample/vidurai.db: | $(VENV)/installed

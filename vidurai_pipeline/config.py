@@ -21,7 +21,7 @@ class Settings(BaseSettings):
 
     home: UserPath = Field(default=Path("~/.vidurai"), validate_default=True, description="Vidurai's folder")
     db: UserPath | None = Field(
-        None, description="the hot store; default `vidurai.db` in the home, or `memory.db` if only that exists"
+        default=None, description="the hot store; default `vidurai.db` in the home, or `memory.db` if only that exists"
     )
     archive: UserPath | None = Field(
         default=None, description="the cold archive's folder; default `archive` in the home"

@@ -331,9 +331,10 @@ class MemoryArchiver:
     def _sync_store(self) -> None:
         """Wait until the deletions are on the disk: with a WAL, ``synchronous=NORMAL`` leaves that open."""
         log = Path(f"{self.store.path.resolve()}-wal")
-        with contextlib.suppress(FileNotFoundError), archive_errors(log):
-            # The log carries none of SQLite's locks, so closing it here drops none.
-            sync_file(log)
+        if log.exists():
+            with archive_errors(log):
+                # The log carries none of SQLite's locks, so closing it here drops none.
+                sync_file(log)
 
     # After a crash
 

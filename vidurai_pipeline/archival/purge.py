@@ -198,7 +198,8 @@ class Purger:
             rows = self._con.execute("SELECT id FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
             if still := {id_ for (id_,) in rows}:
                 return still
-        self._con.executemany("DELETE FROM memories_fts WHERE rowid = ?", indexed)
+        if indexed:
+            self._con.executemany("DELETE FROM memories_fts WHERE rowid = ?", indexed)
         return set()
 
     def _adapt(self, held: float, *, changed: bool) -> None:

@@ -136,7 +136,7 @@ def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -
     }
     for satellite, by_memory in owned.items():
         arrays[satellite.field] = _nested(satellite, ids, by_memory)
-    return RowBatch(ids, last, arrays, list(faults.values()))
+    return RowBatch(ids, last, arrays, [faults[n] for n in sorted(faults)])
 
 
 def _check(columns: Iterable[tuple[Column, Sequence]], ids: list, faults: dict[int, Rejected]) -> None:

@@ -51,11 +51,11 @@ class KillSwitch:
 
         class Connection(sqlite3.Connection):
             def execute(self, sql: str, *args: object) -> sqlite3.Cursor:  # type: ignore[override]
-                switch.step(f"sqlite: {sql.split()[0]}")
+                switch.step(f"sqlite: {sql.split(maxsplit=1)[0]}")
                 return super().execute(sql, *args)  # type: ignore[arg-type]
 
             def executemany(self, sql: str, *args: object) -> sqlite3.Cursor:  # type: ignore[override]
-                switch.step(f"sqlite: {sql.split()[0]}")
+                switch.step(f"sqlite: {sql.split(maxsplit=1)[0]}")
                 return super().executemany(sql, *args)  # type: ignore[arg-type]
 
         connect, fsync = sqlite3.connect, os.fsync
@@ -83,7 +83,7 @@ def in_child(work: Callable[[], None]) -> int:
     if pid == 0:
         try:
             work()
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -129,7 +129,7 @@ def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -
         deaths[name if died else "survived"] += 1
         try:
             check(before, db, archive)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failures.append(f"{name}: {type(error).__name__}: {str(error)[:300]}")
         return died
 
