@@ -20,6 +20,7 @@ from vidurai_pipeline.archival.schema import StoreSchema, quote
 
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.030
+_TRANSACTIONS_PER_CHECKPOINT = 16
 _FIRST_WEIGHT = 256.0
 _MOST_WEIGHT = 16_384.0
 _BYTES_PER_WEIGHT = 2_048
@@ -59,6 +60,10 @@ class Purger:
         self._sleep = sleep
         self._weight = _FIRST_WEIGHT
         self._pause = 0.0
+        self._deletions = 0
+        self._logged = con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        if self._logged:
+            con.execute("PRAGMA wal_autocheckpoint = 0")
         if schema.search_index:
             self._index_strays()
 
@@ -107,10 +112,9 @@ class Purger:
         count.missing += found.missing
         position = {id_: n for n, id_ in enumerate(copies.column("id").to_pylist())}
         for ids in self._portions(copies, [position[id_] for id_ in found.equal]):
-            part = copies.take(pa.array([position[id_] for id_ in ids])) if ids else copies.slice(0, 0)
-            self._delete_portion(part, ids, version, count)
-            if self._pause:
-                self._sleep(self._pause)
+            self._delete_portion(copies.take(pa.array([position[id_] for id_ in ids])), ids, version, count)
+            self._sleep(self._pause)
+            self._checkpoint()
         return count
 
     def _portions(self, copies: pa.RecordBatch, rows: list[int]) -> Iterator[list[int]]:
@@ -199,8 +203,20 @@ class Purger:
             if still := {id_ for (id_,) in rows}:
                 return still
         if indexed:
-            self._con.executemany("DELETE FROM memories_fts WHERE rowid = ?", indexed)
+            self._con.execute(
+                "DELETE FROM memories_fts WHERE rowid IN (SELECT value FROM json_each(?))",
+                (json_ids(rowid for (rowid,) in indexed),),
+            )
         return set()
+
+    def _checkpoint(self) -> None:
+        """Move the write-ahead log's pages into the store now and then, between transactions.
+
+        SQLite would do it inside the COMMIT that fills the log; here nobody waits for it.
+        """
+        self._deletions += 1
+        if self._logged and self._deletions % _TRANSACTIONS_PER_CHECKPOINT == 0:
+            self._con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _adapt(self, held: float, *, changed: bool) -> None:
         """Size the next transaction by how long this one took, and leave the lock alone while others want it."""

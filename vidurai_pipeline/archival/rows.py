@@ -4,7 +4,9 @@ What a Parquet column can't hold as it is stays behind: Arrow would convert it, 
 """
 
 import contextlib
+import itertools
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +17,7 @@ from vidurai_pipeline.archival.hot_store import BrokenText, json_ids, tolerant_t
 from vidurai_pipeline.archival.schema import PYTHON_TYPES, Column, Satellite, StoreSchema, quote
 
 BATCH_ROWS = 8_192
-BATCH_BYTES = 16 * 1024 * 1024
+BATCH_BYTES = 24 * 1024 * 1024
 _FETCH_ROWS = 64
 _KIND_NAMES = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
 
@@ -77,7 +79,6 @@ class _Rows:
     def __init__(self, con: sqlite3.Connection, schema: StoreSchema, after: int | str | None) -> None:
         self._con = con
         self._names = ", ".join(quote(column.name) for column in schema.archived)
-        self._texts = [n for n, column in enumerate(schema.archived) if column.type != pa.int64()]
         self._last: Any = after
         self._cursor = self._select()
 
@@ -110,7 +111,7 @@ class _Rows:
                 break
             self._last = part[-1][0]
             rows += part
-            size += sum(len(value) for row in part for n in self._texts if isinstance(value := row[n], str | bytes))
+            size += sum(map(sys.getsizeof, itertools.chain.from_iterable(part)))
         return rows
 
     def close(self) -> None:

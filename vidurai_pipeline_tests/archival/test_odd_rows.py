@@ -20,7 +20,8 @@ WAITING = 71
 def change(db: Path, *statements: str | tuple[str, tuple]) -> None:
     con = sqlite3.connect(db)
     for statement in statements:
-        con.execute(*((statement,) if isinstance(statement, str) else statement))
+        sql, values = (statement, ()) if isinstance(statement, str) else statement
+        con.execute(sql, values)
     con.commit()
     con.close()
 
