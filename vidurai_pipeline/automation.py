@@ -5,6 +5,7 @@ from tzlocal import get_localzone_name
 
 from vidurai_pipeline.assets import GROUP, q_table
 from vidurai_pipeline.config import Settings
+from vidurai_pipeline.errors import ConfigError
 
 maintenance = dg.define_asset_job(
     "maintenance",
@@ -36,12 +37,19 @@ def dream_after_failure(context: dg.RunFailureSensorContext) -> dg.RunRequest | 
 
 
 def nightly_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """The schedule of the maintenance job: on as soon as a Dagster daemon runs."""
-    return dg.ScheduleDefinition(
-        name="nightly",
-        job=maintenance,
-        cron_schedule=settings.schedule,
-        execution_timezone=settings.timezone or get_localzone_name(),
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Runs the maintenance job, by default at 02:00 local time.",
-    )
+    """The schedule of the maintenance job: on as soon as a Dagster daemon runs.
+
+    Raises:
+        ConfigError: the setting is not a cron line.
+    """
+    try:
+        return dg.ScheduleDefinition(
+            name="nightly",
+            job=maintenance,
+            cron_schedule=settings.schedule,
+            execution_timezone=settings.timezone or get_localzone_name(),
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+            description="Runs the maintenance job, by default at 02:00 local time.",
+        )
+    except dg.DagsterInvalidDefinitionError:
+        raise ConfigError(f"VIDURAI_SCHEDULE={settings.schedule!r}: not a cron line, such as `0 2 * * *`") from None

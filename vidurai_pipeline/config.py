@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -9,6 +10,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from vidurai_pipeline.errors import ConfigError
 
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+def _known_timezone(name: str | None) -> str | None:
+    if name is not None and name not in available_timezones():
+        raise ValueError("not a time zone's name, such as Europe/Paris")
+    return name
 
 
 class Settings(BaseSettings):
@@ -34,7 +41,9 @@ class Settings(BaseSettings):
     memory_limit: str = Field(default="1GB", description="the most memory that DuckDB may use")
     threads: int | None = Field(default=None, gt=0, description="DuckDB's threads; default one for each core")
     schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
-    timezone: str | None = Field(default=None, description="the schedule's time zone; default this machine's")
+    timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
+        default=None, description="the schedule's time zone; default this machine's"
+    )
 
     @property
     def db_path(self) -> Path:

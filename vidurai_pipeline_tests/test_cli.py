@@ -1,0 +1,215 @@
+"""The command line, run as people run it."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+
+Store = Callable[[str], Path]
+
+
+def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vidurai_pipeline.cli", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def loads(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def home(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = sample_store("guardian").parent
+    monkeypatch.setenv("VIDURAI_HOME", str(folder))
+    return folder
+
+
+def test_flush(home: Path) -> None:
+    before = hot_rows(home / "vidurai.db")
+    dry = loads(cli("flush", "--dry-run", "--format", "json"))
+    assert (dry["archived"], dry["purged"], dry["files"], dry["dry_run"]) == (1_148, 0, [], True)
+    assert not (home / "archive").exists()
+    done = loads(cli("flush", "--format", "json"))
+    assert {name: done[name] for name in ("archived", "purged", "kept", "rejected")} == {
+        "archived": 1_148,
+        "purged": 1_148,
+        "kept": 0,
+        "rejected": [],
+    }
+    assert [Path(path).is_file() for path in done["files"]] == [True]
+    assert_one_tier(before, home / "vidurai.db", home / "archive")
+    plain = cli("flush")
+    assert plain.returncode == 0
+    assert "archived: 0" in plain.stdout
+
+
+def test_run_and_run_again(home: Path) -> None:
+    before = hot_rows(home / "vidurai.db")
+    first = loads(cli("run", "--format", "json"))
+    assert (first["success"], first["archived"], first["purged"], first["learned"]) == (True, 1_148, 1_148, 439)
+    assert_one_tier(before, home / "vidurai.db", home / "archive")
+    table = (home / "q_table.json").read_bytes()
+    second = loads(cli("run", "--format", "json"))
+    assert (second["success"], second["archived"], second["purged"], second["learned"]) == (True, 0, 0, 0)
+    assert (home / "q_table.json").read_bytes() == table
+    plain = cli("run")
+    assert "archived: 0" in plain.stdout
+    assert "next:" in plain.stdout
+
+
+def test_run_that_fails(sample_store: Store) -> None:
+    folder = sample_store("pre_guardian").parent
+    done = cli("run", VIDURAI_HOME=str(folder))
+    assert done.returncode == 1
+    assert "no column `status`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dream(home: Path) -> None:
+    cli("flush")
+    stats = loads(cli("dream", "--format", "json"))
+    assert (stats["success"], stats["episodes"], stats["positive_rewards"], stats["negative_rewards"]) == (
+        True,
+        439,
+        194,
+        245,
+    )
+    assert loads(cli("dream", "--format", "json"))["episodes"] == 0
+    rebuilt = loads(cli("dream", "--rebuild", "--order", "newest-first", "--format", "json"))
+    assert rebuilt["episodes"] == 439
+    wrong = cli("dream", "--order", "newest-first")
+    assert (wrong.returncode, "needs --rebuild" in wrong.stderr) == (2, True)
+
+
+def test_query_in_every_format(home: Path) -> None:
+    cli("flush")
+    sql = "SELECT id, verbatim, tags, audience_gists FROM history ORDER BY id LIMIT 20"
+    rows = loads(cli("query", sql, "--format", "json"))
+    assert len(rows) == 20
+    table = list(csv.DictReader(io.StringIO(cli("query", sql, "--format", "csv").stdout)))
+    assert [row["verbatim"] for row in table] == [row["verbatim"] for row in rows]
+    plain = cli("query", sql).stdout.splitlines()
+    assert plain[0].split("\t") == ["id", "verbatim", "tags", "audience_gists"]
+    assert len(plain) == 21
+    assert loads(cli("query", "SELECT 1 AS one WHERE FALSE", "--format", "json")) == []
+
+
+@pytest.mark.parametrize("sql", ["SELEC 1", "SELECT nope FROM history", "SELECT * FROM nowhere", "DROP VIEW history"])
+def test_a_wrong_query_is_the_users_fault(home: Path, sql: str) -> None:
+    cli("flush")
+    done = cli("query", sql)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_search(home: Path) -> None:
+    cli("flush")
+    found = loads(cli("search", "pytest", "passed", "--limit", "3", "--format", "json"))
+    assert len(found) == 3
+    assert all("pytest" in row["content"].lower() or "pytest" in row["gist"].lower() for row in found)
+    none = cli("search", "no-such-word-anywhere")
+    assert (none.returncode, none.stdout) == (0, "")
+
+
+def test_stats(home: Path) -> None:
+    empty = loads(cli("stats", "--format", "json"))
+    assert (empty["hot_store"]["waiting"], empty["archive"]["total_memories"]) == (1_148, 0)
+    cli("flush")
+    full = loads(cli("stats", "--format", "json"))
+    assert (full["hot_store"]["waiting"], full["archive"]["total_memories"], full["archive"]["files"]) == (0, 1_148, 1)
+    assert sum(full["archive"]["by_month"].values()) == 1_148
+    assert "Archive" in cli("stats").stdout
+
+
+def test_doctor(home: Path) -> None:
+    cli("run")
+    findings = loads(cli("doctor", "--format", "json"))
+    assert {finding["status"] for finding in findings} == {"ok"}
+    (file,) = (home / "archive").rglob("*.parquet")
+    os.truncate(file, 1_000)
+    done = cli("doctor")
+    assert done.returncode == 1
+    assert str(file) in done.stdout
+
+
+def test_doctor_sees_a_memory_in_both_tiers(home: Path) -> None:
+    saved = (home / "vidurai.db").read_bytes()
+    cli("flush")
+    (home / "vidurai.db").write_bytes(saved)
+    findings = {finding["check"]: finding for finding in loads(cli("doctor", "--format", "json"))}
+    assert findings["one tier"]["status"] == "warning"
+    assert "1,148 memories" in findings["one tier"]["detail"]
+
+
+def test_demo_makes_a_store_and_never_overwrites_one(tmp_path: Path) -> None:
+    made = loads(cli("demo", str(tmp_path / "new"), "--rows", "300", "--format", "json"))
+    assert made["rows"] == 300
+    again = cli("demo", str(tmp_path / "new"))
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ")
+    done = loads(cli("flush", "--format", "json", VIDURAI_HOME=str(tmp_path / "new")))
+    assert done["archived"] == made["by_status"]["ARCHIVED"]
+
+
+def test_paths_one_by_one(sample_store: Store, tmp_path: Path) -> None:
+    db = sample_store("schema_v7")
+    odd = tmp_path / "it's 100% [odd] *स्मृति*"
+    odd.mkdir()
+    moved = db.rename(odd / "store ?#.db")
+    paths = {
+        "VIDURAI_DB": str(moved),
+        "VIDURAI_ARCHIVE": str(odd / "cold"),
+        "VIDURAI_Q_TABLE": str(odd / "learned.json"),
+    }
+    report = loads(cli("run", "--format", "json", **paths))
+    assert (report["success"], report["archived"]) == (True, 71)
+    count = loads(cli("query", "SELECT count(*) AS n FROM history", "--format", "json", **paths))
+    assert count == [{"n": 71}]
+    assert (odd / "learned.json").exists()
+
+
+def test_the_legacy_store_is_used_if_only_that_exists(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    db.rename(db.with_name("memory.db"))
+    assert loads(cli("flush", "--format", "json", VIDURAI_HOME=str(db.parent)))["archived"] == 71
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message", "code"),
+    [
+        (["flush"], {}, "does not exist: start Vidurai once", 1),
+        (["flush"], {"VIDURAI_COMPRESSION": "lzma"}, "VIDURAI_COMPRESSION", 2),
+        (["flush"], {"VIDURAI_BUSY_TIMEOUT": "soon"}, "VIDURAI_BUSY_TIMEOUT", 2),
+        (["run"], {"VIDURAI_TIMEZONE": "Mars/Olympus"}, "VIDURAI_TIMEZONE", 2),
+        (["run"], {"VIDURAI_SCHEDULE": "every night"}, "VIDURAI_SCHEDULE", 2),
+        (["fly"], {}, "No such command", 2),
+        (["flush", "--format", "xml"], {}, "xml", 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list | dict) else None,
+)
+def test_errors_are_one_readable_line(
+    arguments: list[str], environment: dict[str, str], message: str, code: int
+) -> None:
+    done = cli(*arguments, **environment)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,320 @@
+"""The lifecycle under Dagster, by every way in which people start it."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.lock import RunLock
+from vidurai_pipeline.archival.results import Batch
+from vidurai_pipeline.automation import dream_after_failure
+from vidurai_pipeline.config import Settings, load_settings
+from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+
+ROOT = Path(__file__).parent.parent
+ASSETS = ["archived_rows", "parquet_archive", "purged_rows", "q_table"]
+
+
+@pytest.fixture
+def settings(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("VIDURAI_HOME", str(sample_store("guardian").parent))
+    monkeypatch.setenv("VIDURAI_LOCK_TIMEOUT", "0.1")
+    return load_settings()
+
+
+@pytest.fixture
+def instance() -> Any:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+def execute(settings: Settings, instance: dg.DagsterInstance, job: str = "maintenance") -> dg.ExecuteInProcessResult:
+    definitions = build_definitions(settings)
+    return definitions.resolve_job_def(job).execute_in_process(instance=instance, raise_on_error=False)
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    return {
+        event.asset_key.to_user_string(): {
+            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+
+
+def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
+    definitions = build_definitions(settings)
+    dg.Definitions.validate_loadable(definitions)
+    specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+    assert list(specs) == ASSETS
+    for spec in specs.values():
+        assert spec.description
+        assert spec.kinds
+        assert spec.owners
+        assert spec.group_name == "memory_lifecycle"
+    graph = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in specs.items()}
+    assert graph == {
+        "archived_rows": set(),
+        "parquet_archive": {"archived_rows"},
+        "purged_rows": {"parquet_archive"},
+        "q_table": {"purged_rows"},
+    }
+    (check,) = definitions.resolve_asset_graph().asset_check_keys
+    assert check.asset_key == dg.AssetKey("parquet_archive")
+
+
+def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instance: dg.DagsterInstance) -> None:
+    before = hot_rows(settings.db_path)
+    result = execute(settings, instance)
+    assert result.success
+    made = materialized(result)
+    assert list(made) == ASSETS
+    assert [made[name]["dagster/row_count"] for name in ASSETS[:3]] == [1_148] * 3
+    assert made["q_table"]["experiences learned"] == 439
+    for name in ("archived_rows", "parquet_archive"):
+        columns = [column.name for column in made[name]["dagster/column_schema"].columns]
+        assert {"id", "verbatim", "occurrence_count"} <= set(columns)
+    (check,) = result.get_asset_check_evaluations()
+    assert check.passed
+    assert check.description == "1,148 rows in 1 files equal their rows in the hot store"
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+    assert settings.q_table_path.exists()
+
+    again = materialized(execute(settings, instance))
+    assert [again[name]["dagster/row_count"] for name in ASSETS[:3]] == [0] * 3
+    assert again["q_table"]["experiences learned"] == 0
+
+
+def test_a_failed_check_stops_the_purge_and_the_next_run_puts_it_right(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = hot_rows(settings.db_path)
+    publish = MemoryArchiver.publish
+
+    def publish_and_damage(archiver: MemoryArchiver) -> Batch:
+        batch = publish(archiver)
+        for file in batch.files:
+            os.truncate(file.path, file.bytes // 2)
+        return batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryArchiver, "publish", publish_and_damage)
+        result = execute(settings, instance)
+    assert not result.success
+    assert list(materialized(result)) == ASSETS[:2]
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    assert "can't be read as Parquet" in check.metadata["what differs"].value  # type: ignore[operator]
+    assert hot_rows(settings.db_path) == before
+    assert not settings.q_table_path.exists()
+
+    healthy = execute(settings, instance)
+    assert healthy.success
+    assert materialized(healthy)["purged_rows"]["dagster/row_count"] == 1_148
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
+def test_an_altered_value_fails_the_check_by_name(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = MemoryArchiver.publish
+
+    def publish_and_alter(archiver: MemoryArchiver) -> Batch:
+        batch = publish(archiver)
+        table = pq.read_table(batch.files[0].path)
+        rows = table.to_pylist()
+        rows[5]["gist"] += " (a secret)"
+        pq.write_table(type(table).from_pylist(rows, table.schema), batch.files[0].path)
+        return batch
+
+    monkeypatch.setattr(MemoryArchiver, "publish", publish_and_alter)
+    (check,) = execute(settings, instance).get_asset_check_evaluations()
+    assert not check.passed
+    differences = str(check.metadata["what differs"].value)
+    assert ": gist" in differences
+    assert "secret" not in differences
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = [event for event in result.all_events if event.is_step_failure or event.is_failure][:1]
+    return event.step_failure_data.user_failure_data.description if event.is_step_failure else str(event.message)  # type: ignore[union-attr,return-value]
+
+
+def test_a_store_of_an_old_schema_fails_with_what_is_missing(
+    sample_store: Callable[[str], Path], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_HOME", str(sample_store("pre_guardian").parent))
+    result = execute(load_settings(), instance)
+    assert not result.success
+    assert "no column `status`" in failure(result)
+
+
+def test_a_second_run_at_the_same_time_is_turned_away(settings: Settings, instance: dg.DagsterInstance) -> None:
+    settings.archive_path.mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(settings.archive_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    before = hot_rows(settings.db_path)
+    result = execute(settings, instance)
+    holder.kill()
+    holder.wait()
+    assert not result.success
+    events = " ".join(str(event.event_specific_data) for event in result.all_events)
+    assert f"process {holder.pid}" in events
+    assert "test holder" in events
+    assert hot_rows(settings.db_path) == before
+    # The dead holder is no obstacle.
+    assert execute(settings, instance).success
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vidurai_pipeline.archival.lock import RunLock
+with RunLock(Path(sys.argv[1])).hold("test holder", 0):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_is_free_after_a_failed_run(settings: Settings, instance: dg.DagsterInstance) -> None:
+    settings.q_table_path.write_text("not JSON")
+    assert not execute(settings, instance).success
+    with RunLock(settings.archive_path).hold("test", 0):
+        pass
+
+
+def test_dream_alone(settings: Settings, instance: dg.DagsterInstance) -> None:
+    MemoryArchiver().flush_archived_memories()
+    result = execute(settings, instance, "dream_job")
+    assert list(materialized(result)) == ["q_table"]
+    assert materialized(result)["q_table"]["experiences learned"] == 439
+
+
+def test_steps_can_be_run_one_by_one(settings: Settings, instance: dg.DagsterInstance) -> None:
+    before = hot_rows(settings.db_path)
+    job = build_definitions(settings).resolve_implicit_global_asset_job_def()
+    for name in ASSETS:
+        assert job.execute_in_process(instance=instance, asset_selection=[dg.AssetKey(name)]).success
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
+def test_a_failure_before_the_dream_starts_a_dream(settings: Settings, instance: dg.DagsterInstance) -> None:
+    shutil.rmtree(settings.home)
+    settings.home.mkdir()
+    result = execute(settings, instance)
+    assert not result.success
+    request = sense(settings, instance, result)
+    assert isinstance(request, dg.RunRequest)
+    assert request.run_key == f"dream-after-{result.run_id}"
+
+
+def test_a_failure_of_the_dream_itself_starts_no_other(settings: Settings, instance: dg.DagsterInstance) -> None:
+    settings.q_table_path.write_text("not JSON")
+    result = execute(settings, instance)
+    assert not result.success
+    assert list(materialized(result)) == ASSETS[:3]
+    assert isinstance(sense(settings, instance, result), dg.SkipReason)
+
+
+def sense(settings: Settings, instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> Any:
+    (event,) = [event for event in result.all_events if event.is_failure and not event.is_step_failure]
+    context = dg.build_run_status_sensor_context(
+        sensor_name="dream_after_failure",
+        dagster_event=event,
+        dagster_instance=instance,
+        dagster_run=result.dagster_run,
+        repository_def=build_definitions(settings).get_repository_def(),
+    ).for_run_failure()
+    return dream_after_failure(context)
+
+
+def test_schedule_is_on_and_starts_the_job(settings: Settings) -> None:
+    definitions = build_definitions(settings)
+    schedule = definitions.resolve_schedule_def("nightly")
+    assert schedule.cron_schedule == "0 2 * * *"
+    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+    assert schedule.job_name == "maintenance"
+    tick = schedule.evaluate_tick(
+        dg.build_schedule_context(
+            scheduled_execution_time=datetime(2026, 1, 1, 2), repository_def=definitions.get_repository_def()
+        )
+    )
+    assert tick.run_requests
+    assert len(tick.run_requests) == 1
+
+
+def test_schedule_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDURAI_SCHEDULE", "30 4 * * 1")
+    monkeypatch.setenv("VIDURAI_TIMEZONE", "Asia/Kolkata")
+    schedule = build_definitions(load_settings()).resolve_schedule_def("nightly")
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("30 4 * * 1", "Asia/Kolkata")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["job", "execute", "-w", "workspace.yaml", "-j", "maintenance"],
+        ["job", "execute", "-m", "vidurai_pipeline.definitions", "-j", "maintenance"],
+        ["asset", "materialize", "-m", "vidurai_pipeline.definitions", "--select", "*"],
+    ],
+    ids=lambda command: " ".join(command[:2] + command[3:4]),
+)
+def test_dagsters_own_commands(settings: Settings, tmp_path: Path, command: list[str]) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    before = hot_rows(settings.db_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", *command],
+        cwd=ROOT,
+        env={**os.environ, "DAGSTER_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+    con = sqlite3.connect(settings.db_path)
+    assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
+    con.close()
+
+
+def test_no_memory_text_in_dagsters_events(settings: Settings, tmp_path: Path) -> None:
+    secret = "correct horse battery staple"
+    con = sqlite3.connect(settings.db_path)
+    con.execute("UPDATE memories SET verbatim = ?, gist = ?, tags = ?", (secret,) * 3)
+    con.execute("UPDATE memories SET access_count = ? WHERE id % 50 = 0", (secret,))
+    con.commit()
+    con.close()
+    home = tmp_path / "dagster"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", "job", "execute", "-m", "vidurai_pipeline.definitions", "-j", "maintenance"],
+        cwd=ROOT,
+        env={**os.environ, "DAGSTER_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert secret not in done.stdout + done.stderr
+    for path in home.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+    assert json.loads(settings.q_table_path.read_text())["q_table"]
