@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     )
     q_table: UserPath | None = Field(default=None, description="the Q-table; default `q_table.json` in the home")
     compression: Literal["snappy", "zstd"] = Field(default="snappy", description="codec of new Parquet files")
-    rows_per_file: int = Field(default=250_000, gt=0, description="a larger batch is split into several files")
+    rows_per_file: int = Field(default=50_000, gt=0, description="a larger batch is split into several files")
     busy_timeout: float = Field(default=60.0, ge=0, description="seconds to wait for a busy hot store")
     lock_timeout: float = Field(default=10.0, ge=0, description="seconds to wait for another run of the pipeline")
     memory_limit: str = Field(default="1GB", description="the most memory that DuckDB may use")

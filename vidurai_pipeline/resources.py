@@ -36,7 +36,7 @@ class ArchiverResource(dg.ConfigurableResource):
     hot_store: str = Field(description="Vidurai's SQLite store")
     archive: str = Field(description="the folder of the Parquet archive")
     compression: str = Field("snappy", description="codec of new files: snappy or zstd")
-    rows_per_file: int = Field(250_000, description="a larger batch is split into several files")
+    rows_per_file: int = Field(50_000, description="a larger batch is split into several files")
     busy_timeout: float = Field(60.0, description="seconds to wait for a busy hot store")
     lock_timeout: float = Field(10.0, description="seconds to wait for another run")
 

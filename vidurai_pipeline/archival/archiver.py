@@ -16,8 +16,10 @@ import contextlib
 import itertools
 import os
 import sqlite3
+import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +78,7 @@ class MemoryArchiver:
         self.lock_timeout = settings.lock_timeout if lock_timeout is None else lock_timeout
         self._progress = progress or _unwatched
         self._con: sqlite3.Connection | None = None
+        self._purger: Purger | None = None
         # Files found equal to the store, and the data version of the open connection at which they were.
         self._verified: dict[Path, int] = {}
 
@@ -97,8 +100,20 @@ class MemoryArchiver:
         if dry_run:
             return self._dry_run()
         with self.run("flush"):
-            batch = self.publish()
-            purge = self.purge()
+            batch, purge = self._begin(), Purge()
+            # While one file is purged, the next one is written: SQLite and Arrow let go of Python's lock.
+            with _short_turns(), ThreadPoolExecutor(1) as worker:
+                jobs: list[Future[None]] = []
+                try:
+                    for mark in self._publish_files(batch):
+                        jobs.append(worker.submit(self._purge_file, mark, purge))
+                        if (done := jobs[0]).done():
+                            jobs.remove(done)
+                            done.result()
+                    for job in jobs:
+                        job.result()
+                finally:
+                    worker.shutdown(cancel_futures=True)
         return FlushResult(batch.rows - purge.kept, batch=batch, purge=purge)
 
     def _dry_run(self) -> FlushResult:
@@ -129,7 +144,7 @@ class MemoryArchiver:
         """Close the connection to the hot store, and make sure that what was deleted there is on the disk."""
         if self._con is not None:
             self._con.close()
-            self._con = None
+            self._con = self._purger = None
             self._verified.clear()
 
     def _connection(self) -> sqlite3.Connection:
@@ -158,41 +173,59 @@ class MemoryArchiver:
                 next run.
         """
         with self.archive.lock("publish", self.lock_timeout):
-            con = self._connection()
-            schema = self.store.schema(con)
-            batch = Batch(schema.arrow_schema, recovered=self._recover())
-            moment, name = datetime.now(UTC), uuid.uuid4().hex
-            with self.store.errors():
-                total = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
-                last: Any = None
-                while True:
+            batch = self._begin()
+            for _ in self._publish_files(batch):
+                pass
+            return batch
+
+    def _begin(self) -> Batch:
+        con = self._connection()
+        schema = self.store.schema(con)
+        recovered = self._recover()
+        with self.store.errors():
+            waiting = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
+        return Batch(schema.arrow_schema, waiting, recovered=recovered)
+
+    def _publish_files(self, batch: Batch) -> Iterator[Pending]:
+        """Write, verify and publish file after file; each is read in a snapshot of its own."""
+        moment, name = datetime.now(UTC), uuid.uuid4().hex
+        last: Any = None
+        with contextlib.closing(self.store.connect()) as con:
+            while True:
+                with self.store.errors():
+                    # The purging connection's version, before the snapshot and the schema that the file is made by:
+                    # what changes after it makes the purge compare once more.
+                    version = data_version(self._connection())
                     with snapshot(con):
-                        version = data_version(con)
+                        schema = self.store.schema(con)
                         source = read_archived(con, schema, after=last, rows=self.rows_per_file)
-                        parts = _WatchedRows(source, batch, total, self._progress)
+                        parts = _WatchedRows(source, batch, self._progress)
                         if (first := next(parts, None)) is None:
-                            return batch
-                        file = self._write_file(schema, first, parts, moment, name)
+                            return
+                        mark = self._write_file(con, schema, itertools.chain([first], parts), moment, name)
                         last = parts.last
-                    self._verified[file.path] = version
-                    batch.files.append(file)
+                path = self.archive.root / mark.file
+                self._verified[path] = version
+                batch.files.append(PublishedFile(path, mark.rows, path.stat().st_size))
+                batch.schema = schema.arrow_schema
+                yield mark
 
     def _write_file(
-        self, schema: StoreSchema, first: RowBatch, rest: Iterator[RowBatch], moment: datetime, name: str
-    ) -> PublishedFile:
+        self, con: sqlite3.Connection, schema: StoreSchema, parts: Iterable[RowBatch], moment: datetime, name: str
+    ) -> Pending:
         """Write, verify and publish one file, within the snapshot that its rows are read from."""
         path = self.archive.new_path(moment)
         archived_at = moment.replace(tzinfo=None).isoformat(timespec="microseconds")
         rows = 0
         with self.archive.writer(path, schema.arrow_schema) as writer:
-            for part in itertools.chain([first], rest):
+            for part in parts:
                 writer.write(part.record_batch(schema, archived_at))
                 rows += len(part.ids)
             writer.annotate(
                 {"vidurai_pipeline": "1", "vidurai_pipeline.batch": name, "vidurai_pipeline.timezone": "UTC"}
             )
         try:
-            found = self._compare_file(writer.path, schema)
+            found = _compare_file(con, writer.path, schema)
             if found.differing or found.missing or len(found.equal) != rows:
                 raise VerificationError(
                     f"{path}: read back before it was published, it does not equal the hot store "
@@ -209,7 +242,7 @@ class MemoryArchiver:
             discard(writer.path)
             raise
         self.archive.publish(writer.path, path, mark)
-        return PublishedFile(path, rows, path.stat().st_size)
+        return mark
 
     # Verify
 
@@ -224,7 +257,6 @@ class MemoryArchiver:
         """
         result = Verification()
         con = self._connection()
-        schema = self.store.schema(con)
         for mark in self._marks():
             path = self.archive.root / mark.file
             result.files += 1
@@ -233,8 +265,9 @@ class MemoryArchiver:
             found = None
             with self.store.errors():
                 version = data_version(con)
+                schema = self.store.schema(con)
                 with contextlib.suppress(ArchiveError):
-                    found = self._compare_file(path, schema)
+                    found = _compare_file(con, path, schema)
             if problem:
                 differing = f"; against the hot store: {found.describe()}" if found else ""
                 result.problems.append(f"{path}: {problem}{differing}")
@@ -242,14 +275,6 @@ class MemoryArchiver:
                 result.changed += len(found.differing) + len(found.missing)
             else:
                 self._verified[path] = version
-        return result
-
-    def _compare_file(self, path: Path, schema: StoreSchema) -> Comparison:
-        con = self._connection()
-        result = Comparison()
-        with archive_errors(path):
-            for copies in read_back(path):
-                result += compare(con, schema, copies)
         return result
 
     # Purge
@@ -267,37 +292,35 @@ class MemoryArchiver:
             for mark in marks:
                 if problem := self.archive.examine(mark):
                     raise VerificationError(f"{self.archive.root / mark.file}: {problem}; nothing of it was purged")
-            total = sum(mark.rows for mark in marks)
             for mark in marks:
-                self._purge_file(mark, result, total)
+                self._purge_file(mark, result)
             return result
 
-    def _purge_file(self, mark: Pending, result: Purge, total: int = 0, *, certain: bool = True) -> None:
+    def _purge_file(self, mark: Pending, result: Purge, *, certain: bool = True) -> None:
         """Purge one pending file's memories, and take its stale copies out of the archive.
 
         Args:
             mark: the file's mark.
             result: added to.
-            total: how many memories all files hold, for the progress.
             certain: no memory of this file has been purged before, so one that is missing was deleted by the
                 daemon, and one that differs was changed by it.
         """
         path = self.archive.root / mark.file
         con = self._connection()
-        schema = self.store.schema(con)
         if not mark.purging:
             mark = replace(mark, purging=True)
             self.archive.pending.write(mark)
         count = PurgeCount()
         with self.store.errors(), archive_errors(path):
-            purger = Purger(con, schema)
+            if self._purger is None:
+                self._purger = Purger(con, self.store.schema)
             for copies in read_back(path):
-                part = purger.purge(copies, self._verified.get(path))
+                part = self._purger.purge(copies, self._verified.get(path))
                 count.purged += part.purged
                 count.kept |= part.kept
                 count.missing += part.missing
                 count.longest_hold = max(count.longest_hold, part.longest_hold)
-                self._progress("purging", result.purged + count.purged, total)
+                self._progress("purging", result.purged + count.purged, 0)
         stale = set(count.kept)
         if certain:
             stale |= set(count.missing)
@@ -387,13 +410,31 @@ def _unwatched(stage: str, done: int, total: int) -> None:
     """No one asked for progress."""
 
 
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let threads take turns every millisecond: the one that holds the store's lock must not wait long for its own."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.001)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def _compare_file(con: sqlite3.Connection, path: Path, schema: StoreSchema) -> Comparison:
+    result = Comparison()
+    with archive_errors(path):
+        for copies in read_back(path):
+            result += compare(con, schema, copies)
+    return result
+
+
 class _WatchedRows(Iterator[RowBatch]):
     """Passes on what holds rows; notes the last id and what was rejected, and reports the progress."""
 
-    def __init__(self, source: Iterator[RowBatch], batch: Batch, total: int, progress: Progress) -> None:
+    def __init__(self, source: Iterator[RowBatch], batch: Batch, progress: Progress) -> None:
         self._source = source
         self._batch = batch
-        self._total = total
         self._progress = progress
         self._rows = batch.rows
         self.last: Any = None
@@ -403,7 +444,7 @@ class _WatchedRows(Iterator[RowBatch]):
             self._batch.rejected += part.rejected
             self._rows += len(part.ids)
             self.last = part.last
-            self._progress("archiving", self._rows, self._total)
+            self._progress("archiving", self._rows, self._batch.waiting)
             if part.ids:
                 return part
         raise StopIteration

@@ -48,24 +48,31 @@ class Purger:
 
     Args:
         con: a writing connection to the hot store, with foreign keys on.
-        schema: its schema.
-        sleep: waits between transactions; replaced in tests.
+        read_schema: reads the store's schema by a connection.
     """
 
-    def __init__(
-        self, con: sqlite3.Connection, schema: StoreSchema, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, con: sqlite3.Connection, read_schema: Callable[[sqlite3.Connection], StoreSchema]) -> None:
         self._con = con
-        self._schema = schema
-        self._sleep = sleep
+        self._read_schema = read_schema
+        self._schema_version = self._stored_schema_version()
+        self._schema = read_schema(con)
         self._weight = _FIRST_WEIGHT
         self._pause = 0.0
         self._deletions = 0
         self._logged = con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         if self._logged:
             con.execute("PRAGMA wal_autocheckpoint = 0")
-        if schema.search_index:
+        if self._schema.search_index:
             self._index_strays()
+
+    def _stored_schema_version(self) -> int:
+        return self._con.execute("PRAGMA schema_version").fetchone()[0]
+
+    def _refresh_schema(self) -> None:
+        """A column or a table may be added at any time; what it holds must be archived before it is deleted."""
+        if (version := self._stored_schema_version()) != self._schema_version:
+            self._schema = self._read_schema(self._con)
+            self._schema_version = version
 
     def _index_strays(self) -> None:
         """List the search index's rows whose rowid is not their memory's id.
@@ -103,17 +110,19 @@ class Purger:
             verified_at: the data version of this connection at which all copies were found equal to their rows.
         """
         count = PurgeCount()
+        # The version comes first: whatever changes after it is noticed inside the deleting transaction.
         version = data_version(self._con)
         if verified_at == version:
             found = Comparison(equal=copies.column("id").to_pylist())
         else:
+            self._refresh_schema()
             found = compare(self._con, self._schema, copies)
         count.kept |= found.differing
         count.missing += found.missing
         position = {id_: n for n, id_ in enumerate(copies.column("id").to_pylist())}
         for ids in self._portions(copies, [position[id_] for id_ in found.equal]):
             self._delete_portion(copies.take(pa.array([position[id_] for id_ in ids])), ids, version, count)
-            self._sleep(self._pause)
+            time.sleep(self._pause)
             self._checkpoint()
         return count
 
@@ -143,6 +152,7 @@ class Purger:
         try:
             changed = data_version(self._con) != version
             if changed:
+                self._refresh_schema()
                 found = compare(self._con, self._schema, copies)
                 count.kept |= found.differing
                 count.missing += found.missing

@@ -41,9 +41,11 @@ class Batch:
         rejected: memories that stay hot because Parquet can't hold them.
         recovered: what finishing an interrupted run's work did.
         schema: the files' schema.
+        waiting: how many memories waited when the run began.
     """
 
     schema: pa.Schema
+    waiting: int = 0
     files: list[PublishedFile] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     recovered: Purge = field(default_factory=Purge)

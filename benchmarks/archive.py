@@ -1,0 +1,136 @@
+"""Archival beside the reference implementation: the same stores, in one go, in turn.
+
+    python -m benchmarks.archive [--rows 10000 100000 300000] [--runs 3]
+
+Three contestants:
+
+reference   the public vidurai package's MemoryArchiver: select, write, delete; no verification
+bare        the same three steps with this project's parts
+full        the whole service: read back and compare, clean the search index and the gists, sync to the disk
+
+Each run gets a fresh copy of the store, in a process of its own. A prober in a third process asks for the write lock
+all the time, to see how long a writer would have had to wait. Prints a table and writes benchmarks/results/archive.json.
+Python of the reference: VIDURAI_REFERENCE_PYTHON, as `make bench` sets it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vidurai_pipeline.demo import make_store
+
+RESULTS = Path(__file__).parent / "results"
+
+REFERENCE = """
+import json, resource, sys, time
+from pathlib import Path
+from loguru import logger
+logger.remove()
+from vidurai.core.archival.archiver import MemoryArchiver
+import pandas, pyarrow.parquet
+began = time.monotonic()
+rows = MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2])).flush_archived_memories()
+seconds = time.monotonic() - began
+print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+"""
+
+PROBER = """
+import json, sqlite3, sys, time
+con = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+print("ready", flush=True)
+waits, began = [], None
+import select
+while not select.select([sys.stdin], [], [], 0.0005)[0]:
+    try:
+        con.execute("BEGIN IMMEDIATE")
+        con.execute("ROLLBACK")
+        if began is not None:
+            waits.append(time.monotonic() - began)
+        began = None
+    except sqlite3.OperationalError:
+        began = began or time.monotonic()
+print(json.dumps(max(waits, default=0.0)))
+"""
+
+
+def run_once(who: str, store: Path, folder: Path) -> dict[str, Any]:
+    """One run on a fresh copy of a store."""
+    db, archive = folder / "vidurai.db", folder / "archive"
+    shutil.rmtree(archive, ignore_errors=True)
+    for leftover in folder.glob("vidurai.db*"):
+        leftover.unlink()
+    shutil.copy(store, db)
+    os.sync()
+    command = (
+        [os.environ["VIDURAI_REFERENCE_PYTHON"], "-c", REFERENCE, str(db), str(archive)]
+        if who == "reference"
+        else [sys.executable, "-m", "benchmarks.archive_contestant", who, str(db), str(archive)]
+    )
+    prober = subprocess.Popen(
+        [sys.executable, "-c", PROBER, str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert prober.stdout is not None
+    prober.stdout.readline()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "HOME": str(folder)})
+    longest, _ = prober.communicate("stop\n")
+    return {**json.loads(done.stdout.splitlines()[-1]), "longest_wait_ms": json.loads(longest) * 1000}
+
+
+def compare(rows: int, runs: int, contestants: list[str]) -> dict[str, Any]:
+    """All contestants in turn on one store; medians."""
+    with tempfile.TemporaryDirectory(prefix="archive-bench-") as name:
+        folder = Path(name)
+        store = folder / "original.db"
+        made = make_store(store, round(rows / 0.9), archived_share=0.9)
+        measured: dict[str, list[dict[str, Any]]] = {who: [] for who in contestants}
+        for _ in range(runs):
+            for who in contestants:
+                measured[who].append(run_once(who, store, folder))
+    medians = {
+        who: {name: statistics.median(run[name] for run in each) for name in each[0]} for who, each in measured.items()
+    }
+    return {"rows": made.by_status["ARCHIVED"], "runs": runs, "medians": medians, "measured": measured}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 300_000])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--contestants", nargs="+", default=["reference", "bare", "full"])
+    options = parser.parse_args()
+    table = Table("rows", "who", "seconds", "rows/s", "times the reference", "peak MB", "longest wait ms")
+    report = []
+    for rows in options.rows:
+        result = compare(rows, options.runs, options.contestants)
+        report.append(result)
+        reference = result["medians"].get("reference", {}).get("seconds")
+        for who, figures in result["medians"].items():
+            table.add_row(
+                f"{result['rows']:,}",
+                who,
+                f"{figures['seconds']:.2f}",
+                f"{figures['rows'] / figures['seconds']:,.0f}",
+                f"{reference / figures['seconds']:.2f}" if reference else "-",
+                f"{figures['peak_mb']:.0f}",
+                f"{figures['longest_wait_ms']:.0f}",
+            )
+    Console(width=110).print(table)
+    RESULTS.mkdir(exist_ok=True)
+    machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+    (RESULTS / "archive.json").write_text(json.dumps({"machine": machine, "results": report}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

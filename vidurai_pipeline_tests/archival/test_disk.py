@@ -1,0 +1,110 @@
+"""Disks that are full, folders that may not be written: a clear error, nothing half done, and later all is well."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+
+Store = Callable[[str], Path]
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.errors import PipelineError
+limit = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2]), rows_per_file=300).flush_archived_memories()
+except PipelineError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def assert_nothing_half_done(before: dict, db: Path, archive: Path) -> None:
+    readable = set(hot_rows(db).values())
+    hidden = [path for path in archive.rglob("*") if path.name.endswith(".part")]
+    assert hidden == []
+    assert MemoryArchiver(db, archive).flush_archived_memories().problems == []
+    assert readable <= set(before.values())
+    assert_one_tier(before, db, archive)
+
+
+@pytest.mark.parametrize("limit", [0, 100, 4_096, 30_000, 60_000, 120_000])
+def test_a_limit_on_the_size_of_files(sample_store: Store, limit: int) -> None:
+    """As when the disk is full: each write of an archive file fails at some point, or the deletion does."""
+    db = sample_store("guardian")
+    archive = db.parent / "archive"
+    before = hot_rows(db)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(db), str(archive), str(limit)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert_nothing_half_done(before, db, archive)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.parametrize("size", ["32k", "96k", "180k"])
+def test_a_full_file_system(sample_store: Store, tmp_path: Path, size: str) -> None:
+    db = sample_store("guardian")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(small)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("this sandbox may not mount")
+    archive = small / "archive"
+    before = hot_rows(db)
+    try:
+        with pytest.raises(ArchiveError, match="No space left on device: free some space"):
+            MemoryArchiver(db, archive, rows_per_file=900).flush_archived_memories()
+        assert not list(archive.rglob("*.part"))
+        subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
+        assert_nothing_half_done(before, db, archive)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_an_archive_that_is_a_file(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    archive = db.parent / "archive"
+    archive.write_text("in the way")
+    before = hot_rows(db)
+    with pytest.raises(ArchiveError, match="archive"):
+        MemoryArchiver(db, archive).flush_archived_memories()
+    assert hot_rows(db) == before
+    assert archive.read_text() == "in the way"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user that may become another")
+def test_an_archive_that_may_not_be_written(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    archive = db.parent / "archive"
+    archive.mkdir(mode=0o755)
+    for path in [db, *db.parents]:
+        if path.is_relative_to("/tmp") and path != Path("/tmp"):
+            path.chmod(0o777 if path.is_dir() else 0o666)
+    pid = os.fork()
+    if pid == 0:
+        os.setuid(12_345)
+        try:
+            MemoryArchiver(db, archive).flush_archived_memories()
+        except ArchiveError as error:
+            os._exit(0 if "ermi" in str(error) else 2)
+        except BaseException:
+            os._exit(3)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_this_process_has_no_such_limit() -> None:
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

@@ -1,0 +1,152 @@
+"""Files that are not quite a hot store: correct work, or a clear error and nothing touched."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.errors import HotStoreError, SchemaError
+from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+
+Store = Callable[[str], Path]
+
+
+def flush(db: Path) -> int:
+    return MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
+
+
+def no_files(db: Path) -> bool:
+    return not list((db.parent / "archive").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"this is a text file, not a database, and long enough to be read as one" * 20, HotStoreError, "not a SQLite"),
+        (os.urandom(8_192), HotStoreError, "not a SQLite database, or an encrypted one"),
+        (b"", SchemaError, "has no table `memories`"),
+    ],
+    ids=["text", "encrypted", "empty"],
+)
+def test_not_a_store(tmp_path: Path, content: bytes, error: type[Exception], message: str) -> None:
+    db = tmp_path / "vidurai.db"
+    db.write_bytes(content)
+    with pytest.raises(error, match=message) as caught:
+        flush(db)
+    assert str(db) in str(caught.value)
+    assert db.read_bytes() == content
+    assert no_files(db)
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(HotStoreError, match="does not exist: start Vidurai once"):
+        flush(tmp_path / "vidurai.db")
+    assert not (tmp_path / "vidurai.db").exists()
+    (tmp_path / "vidurai.db").mkdir()
+    with pytest.raises(HotStoreError, match="is not a file"):
+        flush(tmp_path / "vidurai.db")
+
+
+def test_a_damaged_page_in_the_middle(sample_store: Store) -> None:
+    db = sample_store("guardian")
+    con = sqlite3.connect(db)
+    (page,) = con.execute(
+        "SELECT pageno FROM dbstat WHERE name = 'memories' AND pagetype = 'leaf' LIMIT 1 OFFSET 100"
+    ).fetchone()
+    (size,) = con.execute("PRAGMA page_size").fetchone()
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    con.close()
+    with db.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    content = db.read_bytes()
+    with pytest.raises(HotStoreError, match=r"damaged .*recover"):
+        flush(db)
+    assert db.read_bytes() == content
+    assert no_files(db)
+    assert not list((db.parent / "archive").rglob("*.part"))
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST"])
+def test_rollback_journal(sample_store: Store, mode: str) -> None:
+    db = sample_store("schema_v7")
+    con = sqlite3.connect(db)
+    assert con.execute(f"PRAGMA journal_mode = {mode}").fetchone() == (mode.lower(),)
+    con.close()
+    before = hot_rows(db)
+    assert flush(db) == 71
+    assert_one_tier(before, db, db.parent / "archive")
+
+
+def test_content_that_is_only_in_the_write_ahead_log(sample_store: Store, tmp_path: Path) -> None:
+    db = sample_store("schema_v7")
+    con = sqlite3.connect(db)
+    con.execute("PRAGMA wal_autocheckpoint = 0")
+    con.execute("UPDATE memories SET gist = 'only in the log', status = 'ARCHIVED'")
+    con.commit()
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in db.parent.glob("vidurai.db*"):
+        shutil.copy(path, moved)
+    con.close()
+    before = hot_rows(moved / "vidurai.db")
+    assert flush(moved / "vidurai.db") == 120
+    assert_one_tier(before, moved / "vidurai.db", moved / "archive")
+
+
+def test_a_missing_log_loses_only_what_stood_in_it(sample_store: Store, tmp_path: Path) -> None:
+    db = sample_store("schema_v7")
+    con = sqlite3.connect(db)
+    con.execute("UPDATE memories SET status = 'ACTIVE'")
+    con.commit()
+    shutil.copy(db, tmp_path / "vidurai.db")
+    con.close()
+    assert flush(tmp_path / "vidurai.db") == 71
+
+
+def test_symlink(sample_store: Store, tmp_path: Path) -> None:
+    db = sample_store("schema_v7")
+    link = tmp_path / "elsewhere" / "vidurai.db"
+    link.parent.mkdir()
+    link.symlink_to(db)
+    before = hot_rows(db)
+    assert flush(link) == 71
+    assert link.is_symlink()
+    assert_one_tier(before, db, link.parent / "archive")
+
+
+@pytest.mark.parametrize("name", ["with space", "it's", 'say "hi"', "a*b", "[x]", "100%41", "q?mode=ro#f", "स्मृति 記憶"])
+def test_paths_of_any_name(sample_store: Store, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    db = sample_store("schema_v7").rename(folder / f"{name}.db")
+    before = hot_rows(db)
+    assert flush(db) == 71
+    assert_one_tier(before, db, folder / "archive")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user that may become another")
+def test_a_store_that_may_not_be_written(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    archive = db.parent / "archive"
+    for path in [db, *db.parents]:
+        if path.is_relative_to("/tmp") and path != Path("/tmp"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    archive.mkdir()
+    os.chown(archive, 12_345, 12_345)
+    pid = os.fork()
+    if pid == 0:
+        os.setuid(12_345)
+        try:
+            flush(db)
+        except HotStoreError as error:
+            os._exit(0 if "writable" in str(error) else 2)
+        except BaseException:
+            os._exit(3)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert no_files(db)
