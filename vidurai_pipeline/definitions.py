@@ -3,7 +3,7 @@
 import dagster as dg
 
 from vidurai_pipeline.assets import archived_rows, parquet_archive, purged_rows, q_table
-from vidurai_pipeline.automation import dream_after_failure, dream_job, maintenance, nightly_schedule
+from vidurai_pipeline.automation import dead_run_sensor, dream_after_failure, dream_job, maintenance, nightly_schedule
 from vidurai_pipeline.checks import archive_equals_hot_store
 from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.resources import build_resources
@@ -16,7 +16,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         asset_checks=[archive_equals_hot_store],
         jobs=[maintenance, dream_job],
         schedules=[nightly_schedule(settings)],
-        sensors=[dream_after_failure],
+        sensors=[dream_after_failure, dead_run_sensor(settings)],
         resources=build_resources(settings),
         # "Materialize all" gets its executor from here; the steps are sequential, a process for each only costs time.
         executor=dg.in_process_executor,

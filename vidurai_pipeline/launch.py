@@ -81,6 +81,8 @@ def run_maintenance(settings: Settings) -> RunReport:
             raise_on_error=False,
             # The report below says it all; Dagster keeps the events for the UI.
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            # By this the UI finds the run under its job.
+            tags={".dagster/repository": "__repository__@vidurai_pipeline"},
         )
     report = RunReport(result.success, result.run_id, time.monotonic() - began, home)
     for event in result.all_events:
@@ -95,7 +97,7 @@ def run_maintenance(settings: Settings) -> RunReport:
             if isinstance(differences, dg.MarkdownMetadataValue):
                 report.errors += differences.value.splitlines()
     if not result.success and not report.errors:
-        report.errors += [str(event.message) for event in result.all_events if event.is_failure]
+        report.errors += [_cause(event) for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
     return report
 
 
@@ -116,6 +118,14 @@ def _failure(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
     described = data.user_failure_data.description if data.user_failure_data else None
     return f"{event.step_key}: {described or (data.error.message.strip() if data.error else 'failed')}"
+
+
+def _cause(event: dg.DagsterEvent) -> str:
+    """Why a run failed before any step: the innermost reason, in its first line."""
+    error = event.job_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return (error.message if error else str(event.message)).strip().removeprefix("dagster._core.errors.Failure: ")
 
 
 def print_report(report: RunReport, settings: Settings) -> None:

@@ -53,7 +53,7 @@ class ArchiverResource(dg.ConfigurableResource):
             busy_timeout=self.busy_timeout,
             lock_timeout=self.lock_timeout,
         )
-        run = context.dagster_run.job_name if context.dagster_run else "a Dagster run"
+        run = f"Dagster run {context.run.run_id}" if context.run else "Dagster"
         with contextlib.ExitStack() as stack:
             with readable_failures():
                 stack.enter_context(archiver.run(run))

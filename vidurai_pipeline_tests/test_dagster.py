@@ -6,10 +6,13 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -164,15 +167,9 @@ def test_a_store_of_an_old_schema_fails_with_what_is_missing(
 
 def test_a_second_run_at_the_same_time_is_turned_away(settings: Settings, instance: dg.DagsterInstance) -> None:
     settings.archive_path.mkdir()
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(settings.archive_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
     before = hot_rows(settings.db_path)
-    result = execute(settings, instance)
-    holder.kill()
-    holder.wait()
+    with holding(settings.archive_path) as holder:
+        result = execute(settings, instance)
     assert not result.success
     events = " ".join(str(event.event_specific_data) for event in result.all_events)
     assert f"process {holder.pid}" in events
@@ -182,6 +179,8 @@ def test_a_second_run_at_the_same_time_is_turned_away(settings: Settings, instan
     assert execute(settings, instance).success
 
 
+real_time = time.time
+
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -190,6 +189,22 @@ with RunLock(Path(sys.argv[1])).hold("test holder", 0):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+@contextmanager
+def holding(archive: Path, *, really: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the archive's lock, until it is killed."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(archive)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    if not really:
+        holder.kill()
+        holder.wait()
+    try:
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def test_the_lock_is_free_after_a_failed_run(settings: Settings, instance: dg.DagsterInstance) -> None:
@@ -233,15 +248,50 @@ def test_a_failure_of_the_dream_itself_starts_no_other(settings: Settings, insta
 
 
 def sense(settings: Settings, instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> Any:
-    (event,) = [event for event in result.all_events if event.is_failure and not event.is_step_failure]
     context = dg.build_run_status_sensor_context(
         sensor_name="dream_after_failure",
-        dagster_event=event,
+        dagster_event=result.get_run_failure_event(),
         dagster_instance=instance,
         dagster_run=result.dagster_run,
-        repository_def=build_definitions(settings).get_repository_def(),
     ).for_run_failure()
     return dream_after_failure(context)
+
+
+def test_a_run_that_was_turned_away_starts_no_dream(settings: Settings, instance: dg.DagsterInstance) -> None:
+    settings.archive_path.mkdir()
+    with holding(settings.archive_path):
+        result = execute(settings, instance)
+    assert isinstance(sense(settings, instance, result), dg.SkipReason)
+
+
+def test_a_failed_dream_job_starts_no_other(settings: Settings, instance: dg.DagsterInstance) -> None:
+    settings.q_table_path.write_text("not JSON")
+    result = execute(settings, instance, "dream_job")
+    assert not result.success
+    assert isinstance(sense(settings, instance, result), dg.SkipReason)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_runs_whose_process_died_are_ended(settings: Settings, instance: dg.DagsterInstance, alive: bool) -> None:
+    definitions = build_definitions(settings)
+    run = instance.create_run_for_job(definitions.resolve_job_def("maintenance"))
+    instance.report_dagster_event(
+        dg.DagsterEvent(event_type_value="PIPELINE_START", job_name="maintenance"), run_id=run.run_id
+    )
+    settings.archive_path.mkdir()
+
+    def evaluate() -> str:
+        repository = definitions.get_repository_def()
+        with dg.build_sensor_context(instance=instance, repository_def=repository) as context:
+            return repository.get_sensor_def("end_dead_runs").evaluate_tick(context).skip_message or ""
+
+    assert "only just begun" in evaluate()
+    with mock.patch("time.time", lambda: real_time() + 120), holding(settings.archive_path, really=alive):
+        message = evaluate()
+    assert ("another run is at work" in message) == alive
+    status = instance.get_run_by_id(run.run_id)
+    assert status
+    assert status.status == (dg.DagsterRunStatus.STARTED if alive else dg.DagsterRunStatus.FAILURE)
 
 
 def test_schedule_is_on_and_starts_the_job(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from vidurai_pipeline.archival.hot_store import data_version, json_ids
 from vidurai_pipeline.archival.schema import StoreSchema, quote
 
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
-TARGET_SECONDS = 0.030
+TARGET_SECONDS = 0.020
 _TRANSACTIONS_PER_CHECKPOINT = 16
 _FIRST_WEIGHT = 256.0
 _MOST_WEIGHT = 16_384.0

@@ -1,0 +1,29 @@
+"""The public vidurai package, in an environment of its own."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def reference_python() -> str:
+    """The Python that has the reference implementation; a test without it fails, it does not pass unseen."""
+    python = os.environ.get("VIDURAI_REFERENCE_PYTHON") or str(ROOT / ".venvs/reference/bin/python")
+    assert Path(python).exists(), "`make test` sets up the reference implementation's environment"
+    return python
+
+
+def run_reference(code: str, *arguments: object, home: Path) -> Any:
+    """Run code under the reference's Python; gives the JSON value in the last line that it prints."""
+    done = subprocess.run(
+        [reference_python(), "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(home)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
