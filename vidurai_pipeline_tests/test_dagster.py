@@ -179,8 +179,6 @@ def test_a_second_run_at_the_same_time_is_turned_away(settings: Settings, instan
     assert execute(settings, instance).success
 
 
-real_time = time.time
-
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -286,7 +284,7 @@ def test_runs_whose_process_died_are_ended(settings: Settings, instance: dg.Dags
             return repository.get_sensor_def("end_dead_runs").evaluate_tick(context).skip_message or ""
 
     assert "only just begun" in evaluate()
-    with mock.patch("time.time", lambda: real_time() + 120), holding(settings.archive_path, really=alive):
+    with mock.patch("time.time", return_value=time.time() + 120), holding(settings.archive_path, really=alive):
         message = evaluate()
     assert ("another run is at work" in message) == alive
     status = instance.get_run_by_id(run.run_id)

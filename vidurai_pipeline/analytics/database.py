@@ -1,0 +1,206 @@
+"""The DuckDB database in which the views of the archive live, kept up to date with the archive's files."""
+
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from vidurai_pipeline.analytics import faults
+from vidurai_pipeline.analytics.listing import (
+    ArchiveFile,
+    Footers,
+    broken_message,
+    linked_targets,
+    list_files,
+    quote,
+)
+from vidurai_pipeline.analytics.views import SALIENCE_SCORE, SUPERSEDED, Views
+from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
+
+_LARGEST_SPILL = "20GB"
+
+
+class ArchiveDatabase:
+    """A database in memory of its own, or the temporary views in a connection of the caller's."""
+
+    def __init__(
+        self,
+        base: Path,
+        given: duckdb.DuckDBPyConnection | None,
+        memory_limit: str,
+        threads: int | None,
+    ) -> None:
+        """Set up without looking at the archive.
+
+        Args:
+            base: the archive's folder.
+            given: the caller's connection, if the views are to be made there.
+            memory_limit: the most memory that a database of its own may use.
+            threads: the threads of a database of its own; None for one per core.
+        """
+        self.base = base
+        self.files: tuple[ArchiveFile, ...] = ()
+        self._given = given
+        self._memory_limit = memory_limit
+        self._threads = threads
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._footers = Footers()
+        self._columns: Sequence[str] = ()
+        self._lock = threading.RLock()
+        self._scratch: Path | None = None
+        self._remove_scratch = lambda: None
+
+    def close(self) -> None:
+        """Close the database and remove its temporary files; it is opened again when it is needed again."""
+        with self._lock:
+            if self._connection is not None and self._given is None:
+                self._connection.close()
+            self._connection = self._scratch = None
+            self._remove_scratch()
+
+    def forget(self) -> None:
+        """Start afresh with the next query: DuckDB may have given up on this database."""
+        with self._lock:
+            self._connection = None
+
+    def changed(self) -> bool:
+        """Whether the archive's files are no longer those that the views read."""
+        return list_files(self.base) != self.files
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """Give a connection whose views read the files that are there now.
+
+        Raises:
+            ArchiveError: the archive, or a file in it, can't be read.
+            ConfigError: a setting is not one that DuckDB takes.
+        """
+        with self._lock:
+            for last in (False, False, True):
+                files = list_files(self.base)
+                if self._connection is not None and files == self.files:
+                    break
+                self._connection = None
+                try:
+                    self._connection, self.files = self._open(files), files
+                except duckdb.Error as error:
+                    if last or list_files(self.base) == files:  # else a file was withdrawn meanwhile
+                        raise self.explained(str(error), bound=False) from None
+            connection = self._connection
+            assert connection is not None  # noqa: S101 - the last attempt either opened it or raised
+            # Temporary views are the connection's own: a cursor of the caller's would not see them.
+            return connection if self._given is not None else connection.cursor()
+
+    def explained(self, message: str, **known: Any) -> PipelineError:
+        """Make the error that the user reads; see :func:`faults.explain`."""
+        names = frozenset(file.relative for file in list_files(self.base))
+        return faults.explain(message, archive=faults.Folder(self.root(), self.base, names, self._columns), **known)
+
+    def damaged(self) -> str | None:
+        """Look for files that can't be read in full, for when a query failed and nothing else explains it.
+
+        Returns:
+            what to tell the user, or None if all is well.
+        """
+        return self._damaged(self.cursor(), self.files)
+
+    def _damaged(self, connection: duckdb.DuckDBPyConnection, files: Sequence[ArchiveFile]) -> str | None:
+        root, broken = self.root(), []
+        for file in files:
+            source = f"read_parquet({quote(f'{root}/{file.relative}')}, hive_partitioning = false)"
+            try:
+                connection.execute(f"SELECT max(hash(COLUMNS(*))) FROM {source}").fetchall()
+            except duckdb.Error:
+                if (self.base / file.relative).exists():  # else it was withdrawn
+                    broken.append(file)
+        return broken_message(self.base, broken) if broken else None
+
+    def root(self) -> str:
+        """The archive's folder as DuckDB is to see it.
+
+        DuckDB takes ``*``, ``?`` and ``[`` in a path for a pattern, and an escaped pattern for a path that it may not
+        read. So an archive in such a folder is read through a link.
+        """
+        root = str(self.base)
+        try:
+            root.encode()
+        except UnicodeEncodeError:
+            raise ArchiveError(f"{root!r} is not valid UTF-8 and can't be read: rename the folder") from None
+        if not any(character in root for character in "*?["):
+            return root
+        with self._lock:
+            link = self._scratch_folder() / "archive"
+            if not link.is_symlink():
+                link.symlink_to(self.base, target_is_directory=True)
+        return str(link)
+
+    def _scratch_folder(self) -> Path:
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="vidurai-history-"))
+            self._remove_scratch = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        return self._scratch
+
+    def _open(self, files: Sequence[ArchiveFile]) -> duckdb.DuckDBPyConnection:
+        """Make the views; in a new database, unless the caller gave a connection.
+
+        What DuckDB remembers of files that were replaced goes with the old database, and readers that still read
+        from that keep it alive.
+        """
+        root = self.root()
+        connection = self._given if self._given is not None else self._locked_in(root, files)
+        try:
+            self._make_views(connection, root, files)
+        except duckdb.Error as error:
+            if faults.may_be_damage(str(error)) and (damage := self._damaged(connection, files)):
+                raise ArchiveError(damage) from None
+            raise
+        if self._given is None:
+            connection.execute("SET GLOBAL lock_configuration = true")
+        return connection
+
+    def _locked_in(self, root: str, files: Sequence[ArchiveFile]) -> duckdb.DuckDBPyConnection:
+        """Open a database that can read the archive and can't be talked into more."""
+        folders, paths = linked_targets(self.base, files)
+        settings: dict[str, object] = {
+            "memory_limit": self._memory_limit,
+            "temp_directory": str(self._scratch_folder() / "spill"),
+            "max_temp_directory_size": _LARGEST_SPILL,
+            "parquet_metadata_cache": True,
+            "python_enable_replacements": False,  # or SQL could read the caller's Python variables
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "allow_community_extensions": False,
+            "allow_persistent_secrets": False,
+            "allowed_directories": [root, *folders],
+            "allowed_paths": paths,
+            "enable_external_access": False,
+        }
+        if self._threads is not None:
+            settings = {"threads": self._threads, **settings}
+        connection = duckdb.connect()
+        for name, value in settings.items():
+            try:
+                # A plain SET would be the session's, and each query has a session of its own.
+                connection.execute(f"SET GLOBAL {name} = $value", {"value": value})
+            except duckdb.Error as error:
+                connection.close()
+                reason = str(error).partition("\n")[0]
+                raise ConfigError(f"DuckDB can't work with {name} = {value!r}: {reason}") from None
+        return connection
+
+    def _make_views(self, connection: duckdb.DuckDBPyConnection, root: str, files: Sequence[ArchiveFile]) -> None:
+        columns = self._footers.merged(connection, root, self.base, files)
+        self._columns = [*columns, "content", "year", "month"]
+        views = Views(root, str(self.base), files, columns)
+        kind = "TEMPORARY" if self._given is not None else ""
+        connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
+        connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
+        connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {views.superseded_table()}")
+        duplicates = bool(connection.execute(f"SELECT count(*) FROM {SUPERSEDED}").fetchall()[0][0])
+        connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {views.history(duplicates=duplicates)}")
+        if not duplicates:
+            connection.execute(f"DROP TABLE {SUPERSEDED}")

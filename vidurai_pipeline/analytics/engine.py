@@ -1,0 +1,327 @@
+"""RepoAnalyst: SQL and search over everything ever archived.
+
+It gives two views: ``history``, each memory once, in its newest version; and ``history_all``, every stored copy with
+its file. Both have the columns of every file, ``content`` (the memory's text), and ``year`` and ``month``, which pick
+the files to read.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from vidurai_pipeline.analytics import faults, guard
+from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.runner import Runner
+from vidurai_pipeline.analytics.search import Moment, readable_texts, search_sql, snippet
+from vidurai_pipeline.config import load_settings
+from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
+
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import, and only one method needs it
+
+Parameters = Sequence[object] | Mapping[str, object] | None
+T = TypeVar("T")
+
+_BATCH = 10_000
+_TRAINING = """
+    SELECT id, verbatim, gist, salience, outcome, access_count, created_at, archived_at, file_path, event_type
+    FROM history
+    WHERE outcome IS NOT NULL AND outcome != 0
+    ORDER BY archived_at DESC, id DESC
+    LIMIT ?
+"""
+_TOTALS = """
+    SELECT
+        count(*) AS total_memories,
+        count(*) FILTER (outcome = 1) AS positive_outcomes,
+        count(*) FILTER (outcome = -1) AS negative_outcomes,
+        avg(salience_score(salience)) AS avg_salience,
+        min(created_at) AS oldest_memory,
+        max(archived_at) AS newest_archive
+    FROM history
+"""
+_MONTHS = """
+    SELECT coalesce(printf('%d-%02d', year, month), left(archived_at, 7), 'unknown') AS key, count(*) AS memories
+    FROM history GROUP BY ALL ORDER BY key
+"""
+_SALIENCES = """
+    SELECT coalesce(upper(trim(salience)), 'unknown') AS key, count(*) AS memories
+    FROM history GROUP BY ALL ORDER BY any_value(salience_score(salience)) DESC NULLS LAST, key
+"""
+_OUTCOMES = """
+    SELECT CASE outcome WHEN 1 THEN 'positive' WHEN 0 THEN 'neutral' WHEN -1 THEN 'negative' ELSE 'unknown' END AS key,
+        count(*) AS memories
+    FROM history GROUP BY ALL ORDER BY key DESC
+"""
+
+
+class RepoAnalyst:
+    """Answers questions about the cold archive, and can be handed to anyone who asks.
+
+    A statement can read the two views and nothing else: no other file, no network, no setting. Each query sees the
+    files that are there when it starts. The analyst may be shared by threads; each query has a cursor of its own.
+
+    On a connection of the caller's (``connection=``), the views are temporary ones, made anew by each query that
+    finds the archive changed. Memory, threads and what else its SQL may do remain the caller's affair.
+    """
+
+    def __init__(
+        self,
+        archive_base: Path | None = None,
+        *,
+        connection: duckdb.DuckDBPyConnection | None = None,
+        memory_limit: str | None = None,
+        threads: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Set up; the archive is first looked at when the first query comes.
+
+        Args:
+            archive_base: the archive's folder; default from the settings.
+            connection: a connection to make the views in, at once; default one of the analyst's own.
+            memory_limit: the most memory DuckDB may use, such as ``1GB``; default from the settings.
+            threads: DuckDB's threads; default from the settings.
+            timeout: seconds that a query may take; default no limit.
+
+        Raises:
+            ConfigError: a setting or an argument is wrong.
+            ArchiveError: the archive can't be read (only with a connection).
+        """
+        settings = load_settings()
+        if connection is not None and (memory_limit is not None or threads is not None):
+            raise ConfigError("memory_limit and threads can't be set on a connection that is passed in")
+        if timeout is not None and timeout <= 0:
+            raise ConfigError(f"timeout must be more than 0 seconds: {timeout}")
+        self.archive_base = (archive_base or settings.archive_path).expanduser().absolute()
+        self._timeout = timeout
+        self._database = ArchiveDatabase(
+            self.archive_base, connection, memory_limit or settings.memory_limit, threads or settings.threads
+        )
+        if connection is not None:
+            self._database.cursor()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the database and its temporary files; a later query opens them again."""
+        self._database.close()
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def query_archive(self, sql: str, parameters: Parameters = None) -> list[dict[str, Any]]:
+        """Run one statement over the views ``history`` and ``history_all``.
+
+        The answer to any valid statement about an empty archive is ``[]``, as Vidurai specifies; a statement that
+        is wrong is wrong there too. Of columns with the same name, the second is called ``name_1``.
+
+        Args:
+            sql: one statement that reads. ``AVG(salience)`` averages the levels' numbers, CRITICAL 5 to NOISE 1.
+            parameters: values for ``?`` (a sequence) or ``$name`` (a mapping).
+
+        Raises:
+            QueryError: the statement is wrong, may not run here, or takes more time or memory than it may.
+            ArchiveError: the archive, or a file in it, can't be read.
+        """
+
+        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+            rows = connection.execute(text, parameters).fetchall()
+            return [column[0] for column in connection.description or ()], rows
+
+        _, (names, rows) = self._ask(sql, parameters, fetch)
+        if not self._database.files:
+            return []
+        names = _unique(names)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def query_arrow(self, sql: str, parameters: Parameters = None) -> pa.RecordBatchReader:
+        """Run one statement and read its answer in batches, while it runs.
+
+        An empty archive's views are empty tables here: a count is one row with 0.
+
+        Args:
+            sql: as for :meth:`query_archive`.
+            parameters: as for :meth:`query_archive`.
+
+        Raises:
+            QueryError: as for :meth:`query_archive`; also while the batches are read.
+            ArchiveError: as for :meth:`query_archive`; also while the batches are read.
+        """
+        query, reader = self._ask(
+            sql, parameters, lambda connection, text: connection.sql(text, params=parameters).to_arrow_reader(_BATCH)
+        )
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            # The query holds the connection that the reader reads from.
+            while (batch := self._next(query, reader)) is not None:
+                yield batch
+
+        return pa.RecordBatchReader.from_batches(reader.schema, batches())
+
+    def _next(self, query: "_Query", reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
+        try:
+            return query.runner.run(lambda: next(reader, None))
+        except (OSError, pa.ArrowException, duckdb.Error) as error:
+            raise self._fault(str(error), query) from None
+
+    def query_df(self, sql: str, parameters: Parameters = None) -> "pd.DataFrame":
+        """Run one statement and give a DataFrame; an empty archive's views are empty tables here.
+
+        Args:
+            sql: as for :meth:`query_archive`.
+            parameters: as for :meth:`query_archive`.
+
+        Raises:
+            QueryError: as for :meth:`query_archive`.
+            ArchiveError: as for :meth:`query_archive`.
+        """
+        return self._ask(sql, parameters, lambda connection, text: connection.sql(text, params=parameters).df())[1]
+
+    def search_archive(
+        self,
+        words: str,
+        limit: int = 50,
+        *,
+        project: int | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        salience: str | Sequence[str] | None = None,
+        outcome: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Find the memories in which all the words occur: in their text, gist, tags or path.
+
+        Words are plain text, whatever their case and script. The most relevant come first, then the newest.
+
+        Args:
+            words: what to find, words apart by white space.
+            limit: the most memories to give.
+            project: only memories of the project with this id.
+            since: only memories created at this time or later, in UTC: ISO text, a date or a datetime.
+            until: only memories created before this time.
+            salience: only memories of this level, or one of these.
+            outcome: only memories with this outcome.
+
+        Returns:
+            for each memory its columns, ``snippet`` (the text around the first hit, hits marked) and ``score``.
+
+        Raises:
+            QueryError: there is no word, or a filter's value can't be.
+            ArchiveError: the archive, or a file in it, can't be read.
+        """
+        sql, parameters = search_sql(
+            words, limit, project=project, since=since, until=until, salience=salience, outcome=outcome
+        )
+        rows = self.query_archive(sql, parameters)
+        return [{"id": row["id"], "snippet": snippet(readable_texts(row), words)} | row for row in rows]
+
+    def get_training_data(self, limit: int = 1000) -> list[dict[str, Any]]:
+        """Give the memories with an outcome, newest first, for learning.
+
+        Args:
+            limit: the most memories to give.
+        """
+        return self.query_archive(_TRAINING, [limit])
+
+    def get_memory_stats(self) -> dict[str, Any]:
+        """Give the archive's numbers; each memory counts once, ``files`` and ``bytes`` are what is stored."""
+        totals = self.query_archive(_TOTALS)
+        stats: dict[str, Any] = {
+            "total_memories": 0,
+            "positive_outcomes": 0,
+            "negative_outcomes": 0,
+            "avg_salience": 0,
+            "oldest_memory": None,
+            "newest_archive": None,
+            "archive_empty": not totals,
+            **(totals[0] if totals else {}),
+        }
+        files = self._database.files
+        stats["files"], stats["bytes"] = len(files), sum(file.size for file in files)
+        for name, sql in (("by_month", _MONTHS), ("by_salience", _SALIENCES), ("by_outcome", _OUTCOMES)):
+            stats[name] = {row["key"]: row["memories"] for row in self.query_archive(sql)}
+        return stats
+
+    # -- how it is done -----------------------------------------------------------------------------------------
+
+    def _ask(
+        self, sql: str, parameters: Parameters, fetch: Callable[[duckdb.DuckDBPyConnection, str], T]
+    ) -> tuple["_Query", T]:
+        """Run a statement; once more if files were withdrawn while it ran, or if it averages salience."""
+        query: _Query | None = None
+        withdrawn = averaged = False
+        while True:
+            connection = self._database.cursor()
+            runner = Runner(connection, self._timeout)
+            try:
+                statement = query.statement if query else guard.check(connection, sql)
+                query = _Query(statement, parameters, connection, runner)
+                return query, runner.run(partial(fetch, connection, statement.sql))
+            except duckdb.Error as error:
+                message = str(error)
+                if query and not averaged and message.startswith("Binder Error"):
+                    averaged = True
+                    if rewritten := guard.averaging_salience(connection, query.statement):
+                        query = replace(query, statement=rewritten)
+                        continue
+                if not withdrawn and faults.names_a_file(message) and self._database.changed():
+                    withdrawn = True
+                    continue
+                if isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
+                    self._database.forget()
+                raise self._fault(message, query) from None
+
+    def _fault(self, message: str, query: "_Query | None") -> PipelineError:
+        if query is None:  # it is no SQL
+            return self._database.explained(message, bound=False)
+        if faults.may_be_damage(message) and (damage := self._database.damaged()):
+            return ArchiveError(damage)
+        refusal = query.refusal(self._database.cursor()) if faults.about_the_statement(message) else None
+        return self._database.explained(
+            refusal or message,
+            sql=query.statement.sql,
+            bound=refusal is None,
+            quotes_at_will=query.statement.quotes_at_will,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A statement that runs, where, and what stops it."""
+
+    statement: guard.Statement
+    parameters: Parameters
+    connection: duckdb.DuckDBPyConnection
+    runner: Runner
+
+    def refusal(self, connection: duckdb.DuckDBPyConnection) -> str | None:
+        """Say why DuckDB refuses the statement as such, or None if it would begin to read rows.
+
+        Its message for the bare statement points at the place, which the one for a relation doesn't.
+        """
+        try:
+            connection.execute(f"EXPLAIN {self.statement.body}", self.parameters).fetchall()
+        except duckdb.Error:
+            try:
+                connection.execute(self.statement.body, self.parameters)
+            except duckdb.Error as error:
+                return str(error)
+        return None
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    unique: list[str] = []
+    for name in names:
+        candidate, number = name, 0
+        while candidate in unique:
+            number += 1
+            candidate = f"{name}_{number}"
+        unique.append(candidate)
+    return unique

@@ -1,0 +1,226 @@
+"""What a statement may do: read, and nothing else.
+
+DuckDB's own settings keep a statement away from other files, the network and the settings themselves. They can't
+keep it from writing where it may read, and ``WITH x AS (COPY … TO …) SELECT`` is a SELECT to DuckDB. So each
+statement is parsed by DuckDB first, and what its syntax tree holds is compared with lists of what is allowed.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from vidurai_pipeline.errors import QueryError
+
+READS = "SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE and EXPLAIN"
+
+_QUERY_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+_TABLE_FUNCTIONS = frozenset(
+    {
+        "duckdb_columns",
+        "duckdb_functions",
+        "duckdb_keywords",
+        "duckdb_settings",
+        "duckdb_types",
+        "duckdb_views",
+        "generate_series",
+        "json_each",
+        "json_tree",
+        "pg_timezone_names",
+        "pragma_version",
+        "range",
+        "repeat",
+        "repeat_row",
+        "unnest",
+    }
+)
+_GAP = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
+_EXPLAIN = re.compile(
+    rf"{_GAP}EXPLAIN\b(?:{_GAP}ANALYZE\b)?(?:{_GAP}\((?:\s*ANALYZE\s*,)?\s*FORMAT\s+\w+\s*\))?{_GAP}", re.I | re.S
+)
+_FILE_LIKE = re.compile(r"[/\\.:*]")
+_AVERAGES = frozenset({"avg", "mean"})
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement that only reads.
+
+    Attributes:
+        prefix: its EXPLAIN, if it has one.
+        body: the rest.
+        tree: the body's syntax tree, as DuckDB serialises it.
+    """
+
+    prefix: str
+    body: str
+    tree: dict[str, Any]
+
+    @property
+    def sql(self) -> str:
+        """The statement as it will run."""
+        return self.prefix + self.body
+
+    @property
+    def quotes_at_will(self) -> bool:
+        """Whether the statement makes its own error messages, of a memory's text perhaps."""
+        return any(_function(node) == "error" for node in _nodes(self.tree))
+
+
+def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
+    """Parse a statement and refuse it unless it only reads.
+
+    Raises:
+        QueryError: it is none, more than one, or does more than read.
+        duckdb.ParserException: it is no SQL.
+    """
+    try:
+        sql.encode()
+    except UnicodeEncodeError:
+        raise QueryError("the statement holds characters that no text can hold") from None
+    statements = _statements(connection, sql)
+    if len(statements) != 1:
+        raise QueryError(
+            f"one statement at a time, please: this text holds {len(statements)}"
+            if statements
+            else "there is no statement in this text"
+        )
+    prefix = ""
+    match _kind(statements[0]):
+        case "SELECT":
+            pass
+        case "EXPLAIN":
+            prefix, sql = _split_explain(connection, sql)
+        case "MULTI":
+            raise QueryError(
+                "PIVOT finds its columns by creating a type, and nothing can be created here: list them, as in "
+                "PIVOT history ON salience IN ('HIGH', 'LOW') USING count(*)"
+            )
+        case kind:
+            raise QueryError(f"{_spoken(kind)} is not allowed here: the archive can only be read ({READS})")
+    tree = _parse(connection, sql)
+    for node in _nodes(tree):
+        _check_node(node)
+    return Statement(prefix, sql, tree)
+
+
+def _split_explain(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, str]:
+    found = _EXPLAIN.match(sql)
+    rest = sql[found.end() :] if found else ""
+    statements = _statements(connection, rest)
+    if found is None or len(statements) != 1 or _kind(statements[0]) != "SELECT":
+        raise QueryError("EXPLAIN is allowed here only before a statement that reads, such as EXPLAIN SELECT")
+    return found.group(), rest
+
+
+def _statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:
+    with connection.cursor() as cursor:
+        return cursor.extract_statements(sql)
+
+
+def _kind(statement: duckdb.Statement) -> str:
+    try:
+        return statement.type.name
+    except ValueError:  # the Python client has no name for every kind, such as UPDATE EXTENSIONS
+        return "this statement"
+
+
+def _spoken(kind: str) -> str:
+    return {"LOAD": "INSTALL or LOAD", "VARIABLE_SET": "SET", "CREATE_FUNC": "CREATE"}.get(kind, kind.replace("_", " "))
+
+
+def _parse(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    with connection.cursor() as cursor:
+        row = cursor.execute("SELECT json_serialize_sql($sql)", {"sql": sql}).fetchall()[0]
+    try:
+        tree = json.loads(row[0])
+    except RecursionError:
+        raise QueryError("the statement is nested too deeply") from None
+    if tree["error"]:
+        raise QueryError(f"the statement can't be checked: {tree['error_message']}")
+    return tree
+
+
+def _nodes(tree: object) -> Iterator[dict[str, Any]]:
+    waiting = [tree]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            yield item
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+
+
+def _name(node: dict[str, Any], key: str) -> str:
+    path = (node.get("qualified_name") or {}).get("path") or [node.get(key, "")]
+    return str(path[-1])
+
+
+def _function(node: dict[str, Any]) -> str:
+    return _name(node, "function_name").lower() if "function_name" in node else ""
+
+
+def _check_node(node: dict[str, Any]) -> None:
+    kind = str(node.get("type", ""))
+    if kind.endswith("_NODE") and kind not in _QUERY_NODES:
+        verb = kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " ")
+        raise QueryError(f"{verb} is not allowed here, not within a query either: the archive can only be read")
+    if kind == "TABLE_FUNCTION" and (name := _function(node["function"])) not in _TABLE_FUNCTIONS:
+        raise QueryError(f"the table function {name!r} is not allowed here: ask the views history and history_all")
+    if kind == "BASE_TABLE" and _FILE_LIKE.search(name := _name(node, "table_name")):
+        raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views history and history_all")
+    if kind == "SHOW_REF" and _FILE_LIKE.search(name := _name(node, "table_name")):
+        raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views history and history_all")
+    if _function(node) == "write_log":
+        raise QueryError("the function 'write_log' is not allowed here: the archive can only be read")
+
+
+def averaging_salience(connection: duckdb.DuckDBPyConnection, statement: Statement) -> Statement | None:
+    """Rewrite ``AVG(salience)``, which DuckDB refuses, to the average of the levels' numbers.
+
+    The argument is wrapped in the macro ``salience_score``, which leaves anything but text alone; DISTINCT, FILTER,
+    ORDER BY and OVER stay where they are, and so does the column's name.
+
+    Returns:
+        the rewritten statement, or None if it averages no salience.
+    """
+    tree = json.loads(json.dumps(statement.tree))  # the caller's tree stays as it was
+    template = _parse(connection, "SELECT salience_score(NULL)")
+    changed = False
+    for node in _nodes(tree):
+        items = node.get("select_list")
+        for item in items if isinstance(items, list) else []:
+            if not item.get("alias") and any(_averages_salience(part) for part in _nodes(item)):
+                item["alias"] = _shown(connection, template, item)
+    for node in list(_nodes(tree)):
+        if _averages_salience(node):
+            call = json.loads(json.dumps(template["statements"][0]["node"]["select_list"][0]))
+            call["arguments"][0]["expression"] = node["arguments"][0]["expression"]
+            node["arguments"][0]["expression"] = call
+            changed = True
+    return Statement(statement.prefix, _unparse(connection, tree), tree) if changed else None
+
+
+def _averages_salience(node: dict[str, Any]) -> bool:
+    if _function(node) not in _AVERAGES or len(node.get("arguments") or ()) != 1:
+        return False
+    return any(
+        str(part["column_names"][-1]).lower() == "salience"
+        for part in _nodes(node["arguments"][0])
+        if part.get("column_names")
+    )
+
+
+def _shown(connection: duckdb.DuckDBPyConnection, template: dict[str, Any], item: dict[str, Any]) -> str:
+    alone = json.loads(json.dumps(template))
+    alone["statements"][0]["node"]["select_list"] = [item]
+    return _unparse(connection, alone).removeprefix("SELECT ")
+
+
+def _unparse(connection: duckdb.DuckDBPyConnection, tree: dict[str, Any]) -> str:
+    with connection.cursor() as cursor:
+        return str(cursor.execute("SELECT json_deserialize_sql($tree)", {"tree": json.dumps(tree)}).fetchall()[0][0])

@@ -1,0 +1,167 @@
+"""Search: all words must occur, as plain text, whatever their case or script.
+
+Words are matched by RE2 without regard to case, which folds every script's letters one by one (so a Greek sigma finds
+its final form, but ``ss`` does not find ``ß``), and is faster in DuckDB than lowering the text first. Each word is
+escaped and bound as a parameter.
+"""
+
+import contextlib
+import datetime as dt
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from vidurai_pipeline.errors import QueryError
+
+SALIENCES = ("CRITICAL", "HIGH", "MEDIUM", "LOW", "NOISE")
+HIT = ("«", "»")
+"""What stands before and after each hit in a snippet."""
+
+_SNIPPET = 160
+_MOST_WORDS, _LONGEST = 32, 1_000
+_RE2_SPECIAL = re.compile(r"[!-/:-@\[-`{-~]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Vidurai stores tags as JSON, and writes what isn't ASCII as \uXXXX.
+_TAGS = r"""CASE WHEN contains(tags, '\')
+    THEN coalesce(array_to_string(try_cast(try_cast(tags AS JSON) AS VARCHAR[]), ' '), tags) ELSE tags END"""
+
+Moment = str | dt.date | dt.datetime
+
+
+def search_sql(
+    words: str,
+    limit: int,
+    *,
+    project: int | None,
+    since: Moment | None,
+    until: Moment | None,
+    salience: str | Sequence[str] | None,
+    outcome: int | None,
+) -> tuple[str, dict[str, object]]:
+    """Make the query that finds the words, and its parameters.
+
+    The score counts where each word occurs: 4 in the gist, 2 more as a whole word of it, 2 in the path, 2 in the tags.
+
+    Raises:
+        QueryError: there is no word, or a filter's value can't be.
+    """
+    terms = split_words(words)
+    if limit < 0:
+        raise QueryError(f"the limit can't be negative: {limit}")
+    parameters: dict[str, object] = {"most": limit}
+    conditions: list[str] = []
+    scores: list[str] = []
+    for number, term in enumerate(terms):
+        word, whole = f"word_{number}", f"whole_{number}"
+        parameters[word] = pattern(term)
+        parameters[whole] = rf"(?:^|[^\pL\pN_])(?:{parameters[word]})(?:$|[^\pL\pN_])"
+        hits = {field: _matches(field, word) for field in ("gist", "file_path", f"({_TAGS})", "verbatim")}
+        conditions.append(f"({' OR '.join(hits.values())})")
+        weights = zip(hits.values(), (4, 2, 2), strict=False)  # where the whole text has the word adds nothing
+        scores += [f"{weight} * coalesce({hit}, false)::INTEGER" for hit, weight in weights]
+        scores.append(f"2 * coalesce({_matches('gist', whole)}, false)::INTEGER")
+    for condition, name, value in (
+        ("project_id = $project", "project", project),
+        ("try_cast(created_at AS TIMESTAMP) >= $since", "since", _moment("since", since)),
+        ("try_cast(created_at AS TIMESTAMP) < $until", "until", _moment("until", until)),
+        ("list_contains($salience, upper(trim(salience)))", "salience", _saliences(salience)),
+        ("outcome = $outcome", "outcome", outcome),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            parameters[name] = value
+    sql = f"""
+        SELECT id, verbatim AS content, gist, salience, outcome, project_id, file_path, event_type, tags,
+            created_at, archived_at, {" + ".join(scores)} AS score
+        FROM history
+        WHERE {" AND ".join(conditions)}
+        ORDER BY score DESC, created_at DESC NULLS LAST, id DESC
+        LIMIT $most
+    """
+    return sql, parameters
+
+
+def _matches(field: str, parameter: str) -> str:
+    return f"regexp_matches({field}, ${parameter}, 'i')"
+
+
+def split_words(words: str) -> list[str]:
+    """Split at white space and drop repeated words.
+
+    Raises:
+        QueryError: there is no word, there are too many, or one is no text.
+    """
+    terms = list(dict.fromkeys(words.split()))
+    if not terms:
+        raise QueryError("give at least one word to search for")
+    if len(terms) > _MOST_WORDS or len(words) > _LONGEST:
+        raise QueryError(f"search for at most {_MOST_WORDS} words and {_LONGEST} characters")
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        raise QueryError("the words hold characters that no text can hold") from None
+    return terms
+
+
+def pattern(word: str) -> str:
+    """Escape a word for RE2, in the two ways in which Unicode may spell it (``é`` as one character or two)."""
+    spellings = dict.fromkeys((word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)))
+    return "|".join(_escape(spelling) for spelling in spellings)
+
+
+def _escape(text: str) -> str:
+    text = _RE2_SPECIAL.sub(lambda found: "\\" + found.group(), text)
+    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+
+
+def _moment(name: str, value: Moment | None) -> dt.datetime | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            value = dt.datetime.fromisoformat(value)
+        except ValueError:
+            raise QueryError(f"{name} is not an ISO date or time, such as 2024-12-31: {value!r}") from None
+    if not isinstance(value, dt.datetime):
+        return dt.datetime.combine(value, dt.time())
+    # Vidurai writes UTC without saying so.
+    return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+
+
+def _saliences(salience: str | Sequence[str] | None) -> list[str] | None:
+    if salience is None:
+        return None
+    wanted = [level.strip().upper() for level in ([salience] if isinstance(salience, str) else salience)]
+    if unknown := [level for level in wanted if level not in SALIENCES]:
+        raise QueryError(f"there is no salience {unknown[0]!r}: use {', '.join(SALIENCES)}")
+    return wanted
+
+
+def readable_texts(row: Mapping[str, object]) -> list[object]:
+    """Give a memory's texts in the order in which they are worth showing, its tags as they read."""
+    tags = row["tags"]
+    if isinstance(tags, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            decoded = json.loads(tags)
+            tags = ", ".join(map(str, decoded)) if isinstance(decoded, list) else tags
+    return [row["content"], row["gist"], row["file_path"], tags]
+
+
+def snippet(fields: Iterable[object], words: str) -> str:
+    """Cut the text around the first hit out of the first field that has one, on one line, with each hit marked.
+
+    Args:
+        fields: the memory's texts, in the order in which they are worth showing.
+        words: what was searched for.
+    """
+    texts = [" ".join(str(field).split()) for field in fields if field]
+    expression = re.compile("|".join(f"(?:{pattern(word)})" for word in split_words(words)), re.IGNORECASE)
+    for text in texts:
+        if found := expression.search(text):
+            start = max(0, found.start() - _SNIPPET // 3)
+            end = max(found.end(), start + _SNIPPET)
+            marked = expression.sub(lambda hit: f"{HIT[0]}{hit.group()}{HIT[1]}", text[start:end])
+            return f"{'…' if start else ''}{marked}{'…' if end < len(text) else ''}"
+    # RE2 and Python fold a few rare letters differently: then nothing can be marked.
+    return next((text[:_SNIPPET] + ("…" if len(text) > _SNIPPET else "") for text in texts), "")

@@ -1,0 +1,127 @@
+"""The SQL of the views ``history`` and ``history_all``.
+
+Both read the files with an explicit schema, so that nothing but the planner's listing stands between a query and
+the files it needs: no footer is read to plan a query, and the partition columns prune files before they are opened.
+
+``history`` leaves out copies of a memory that a newer copy supersedes. Their places are worked out once per listing
+(see :func:`superseded_table`); an archive without duplicates, which is what this pipeline writes, pays nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from vidurai_pipeline.analytics.listing import ArchiveFile, file_list, quote
+
+SUPERSEDED = "_superseded"
+
+SALIENCE_SCORE = """(x VARCHAR) AS CASE upper(trim(x))
+    WHEN 'CRITICAL' THEN 5 WHEN 'HIGH' THEN 4 WHEN 'MEDIUM' THEN 3 WHEN 'LOW' THEN 2 WHEN 'NOISE' THEN 1 END,
+    (x) AS x"""
+"""The overloads of the macro ``salience_score``: text becomes its level, anything else stays what it is."""
+
+# A place in the archive as one number: the file's position in its list, then the row's in the file.
+_PLACE = "((file_index::BIGINT << 32) + file_row_number)"
+_OWN_COLUMNS = {"year": "INTEGER", "month": "INTEGER", "filename": "VARCHAR", "place": "BIGINT"}
+
+
+def identifier(name: str) -> str:
+    """Quote a name for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class Views:
+    """The views over one listing of the archive."""
+
+    def __init__(self, root: str, shown_root: str, files: Sequence[ArchiveFile], columns: Mapping[str, str]) -> None:
+        """Prepare the SQL.
+
+        Args:
+            root: the archive's folder as DuckDB is to see it.
+            shown_root: the folder as the user knows it, for the column ``filename``.
+            files: the listing.
+            columns: every column and its type.
+        """
+        self._root = root
+        self._shown_root = shown_root
+        # Files beside the layout have no partition of their own. And above an archive that itself lies in a folder
+        # named like a partition DuckDB would take that folder's value for the file's.
+        hive = "/year=" not in root and "/month=" not in root
+        self._partitioned = [file for file in files if hive and file.partitioned]
+        self._loose = [file for file in files if not (hive and file.partitioned)]
+        self._columns = dict(columns)
+
+    def history_all(self) -> str:
+        """Every stored copy, with the file it is stored in."""
+        filename = "filename"
+        if self._root != self._shown_root:
+            filename = f"{quote(self._shown_root)} || substr(filename, {len(self._root) + 1}) AS filename"
+        return self._union([*self._names(), "year", "month", filename])
+
+    def history(self, *, duplicates: bool) -> str:
+        """Each memory once.
+
+        Args:
+            duplicates: whether the table of superseded copies has rows.
+        """
+        return self._union([*self._names(), "year", "month"], without_superseded=duplicates)
+
+    def superseded_table(self) -> str:
+        """Find the copies that a newer copy of the same memory supersedes.
+
+        Only memories that are there twice are looked at closely: the first step reads nothing but ids.
+        """
+        return f"""
+            WITH repeated AS (
+                SELECT id FROM ({self._union(["id"])}) GROUP BY id HAVING count(*) > 1
+            )
+            SELECT place
+            FROM ({self._union(["id", "archived_at", "filename", "place"])}) SEMI JOIN repeated USING (id)
+            QUALIFY row_number() OVER (
+                PARTITION BY id ORDER BY archived_at DESC NULLS LAST, filename DESC, place DESC
+            ) > 1
+        """
+
+    def _names(self) -> list[str]:
+        names = [identifier(name) for name in self._columns]
+        if '"content"' not in (name.lower() for name in names):
+            return [*names, "verbatim AS content"]
+        # A later schema's own `content` wins; files from before it have only the memory's text to show.
+        return ["coalesce(content, verbatim) AS content" if name.lower() == '"content"' else name for name in names]
+
+    def _union(self, selection: Sequence[str], *, without_superseded: bool = False) -> str:
+        branches = []
+        if self._partitioned:
+            source = self._source(self._partitioned, "true, hive_types = {'year': INTEGER, 'month': INTEGER}")
+            branches.append(_branch(source, selection, {"place": _PLACE}, without_superseded))
+        if self._loose:
+            partition = {
+                key: f"try_cast(regexp_extract(filename, '.*/{key}=([0-9]+)/', 1) AS INTEGER)"
+                for key in ("year", "month")
+            }
+            own = {**partition, "place": f"(-1 - {_PLACE})"}
+            branches.append(_branch(self._source(self._loose, "false"), selection, own, without_superseded))
+        if not branches:
+            typed = [f"CAST(NULL AS {type_}) AS {identifier(name)}" for name, type_ in self._columns.items()]
+            typed += [f"CAST(NULL AS {type_}) AS {name}" for name, type_ in _OWN_COLUMNS.items()]
+            branches.append(f"SELECT {', '.join(selection)} FROM (SELECT {', '.join(typed)}) WHERE false")
+        return " UNION ALL ".join(branches)
+
+    def _source(self, files: Sequence[ArchiveFile], hive: str) -> str:
+        schema = ", ".join(
+            f"{quote(name)}: {{name: {quote(name)}, type: {quote(type_)}, default_value: NULL}}"
+            for name, type_ in self._columns.items()
+        )
+        return f"read_parquet({file_list(self._root, files)}, schema = MAP {{{schema}}}, hive_partitioning = {hive})"
+
+
+def _branch(source: str, selection: Sequence[str], own: Mapping[str, str], without_superseded: bool) -> str:
+    """Select from one group of files, in a single step: a second projection would cost DuckDB its shortcuts.
+
+    Args:
+        source: the files.
+        selection: what to select.
+        own: the selected names that stand for an expression.
+        without_superseded: whether to leave out superseded copies.
+    """
+    columns = ", ".join(f"{own[item]} AS {item}" if item in own else item for item in selection)
+    where = f" WHERE {own['place']} NOT IN (SELECT place FROM {SUPERSEDED})" if without_superseded else ""
+    return f"SELECT {columns} FROM {source}{where}"

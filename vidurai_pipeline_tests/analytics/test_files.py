@@ -1,0 +1,182 @@
+"""Files that are not what the archive holds."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vidurai_pipeline.analytics import engine
+from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline_tests.analytics.archives import OWN, memory, write
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def headless(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("not parquet at all\n" * 50)
+
+
+def magic_only(path: Path) -> None:
+    path.write_bytes(b"PAR1" + b"\xff" * 64 + (50).to_bytes(4, "little") + b"PAR1")
+
+
+@pytest.mark.parametrize("damage", [truncated, headless, empty, text, magic_only])
+@pytest.mark.parametrize("ask", ["query_archive", "query_df", "query_arrow"])
+def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path, damage, ask: str):
+    write(tmp_path, [memory(1)], "2024-11")
+    broken = write(tmp_path, [memory(2)])
+    damage(broken)
+    analyst = RepoAnalyst(tmp_path)
+    with pytest.raises(ArchiveError) as caught:
+        getattr(analyst, ask)("SELECT * FROM history")
+    assert str(broken) in str(caught.value)
+    assert "is not a readable Parquet file" in str(caught.value)
+    assert "move it out of the archive or restore it from a backup" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    broken.unlink()
+    assert analyst.query_archive("SELECT id FROM history") == [{"id": 1}]
+
+
+def test_a_file_that_breaks_between_two_queries_is_noticed(tmp_path: Path):
+    path = write(tmp_path, [memory(1)])
+    analyst = RepoAnalyst(tmp_path)
+    assert analyst.query_archive("SELECT id FROM history") == [{"id": 1}]
+    truncated(path)
+    with pytest.raises(ArchiveError, match="is not a readable Parquet file"):
+        analyst.query_archive("SELECT id FROM history")
+
+
+def test_several_broken_files_are_counted(tmp_path: Path):
+    for month in ("2024-10", "2024-11", "2024-12"):
+        empty(write(tmp_path, [memory(1)], month))
+    with pytest.raises(ArchiveError, match=r"month=10/.*\(2 more like it\)"):
+        RepoAnalyst(tmp_path).query_archive("SELECT 1")
+
+
+@pytest.mark.parametrize("start", range(0, 100, 7))
+def test_damaged_pages_are_an_error_that_names_the_file(tmp_path: Path, start: int):
+    """The footer is fine, so only reading the rows shows it."""
+    write(tmp_path, [memory(i) for i in range(2_000, 2_200)], "2024-11")
+    broken = write(tmp_path, [memory(i, verbatim=f"{i} text " * 20) for i in range(2_000)])
+    content = bytearray(broken.read_bytes())
+    data = len(content) - int.from_bytes(content[-8:-4], "little") - 8
+    position = 4 + (data - 300) * start // 100
+    content[position : position + 200] = b"\xff" * 200
+    broken.write_bytes(content)
+    analyst = RepoAnalyst(tmp_path)
+    for ask in (analyst.query_archive, analyst.query_df, lambda sql: analyst.query_arrow(sql).read_all()):
+        with pytest.raises(ArchiveError) as caught:
+            ask("SELECT * FROM history_all")
+        assert str(broken) in str(caught.value)
+
+
+def test_a_foreign_file_is_named(tmp_path: Path):
+    write(tmp_path, [memory(1)], "2024-11")
+    foreign = tmp_path / "year=2024" / "month=11" / "taxi.parquet"
+    pq.write_table(pa.table({"trip": [1], "fare": [2.5]}), foreign)
+    with pytest.raises(ArchiveError, match=rf"{foreign} is not an archive of memories.*no column 'id', 'verbatim'"):
+        RepoAnalyst(tmp_path).query_archive("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("column", "type_", "value"),
+    [
+        ("id", pa.string(), "one"),
+        ("outcome", pa.string(), "good"),
+        ("verbatim", pa.binary(), b"\xff\xfe"),
+        ("tags", pa.list_(pa.string()), ["py"]),
+        ("project_id", pa.timestamp("us"), 0),
+    ],
+)
+def test_a_column_of_another_type_is_named(tmp_path: Path, column: str, type_: pa.DataType, value: object):
+    write(tmp_path, [memory(1)], "2024-11")
+    schema = OWN.set(OWN.get_field_index(column), pa.field(column, type_))
+    odd = write(tmp_path, [memory(2, **{column: value})], schema=schema)
+    with pytest.raises(ArchiveError) as caught:
+        RepoAnalyst(tmp_path).query_archive("SELECT 1")
+    assert str(odd) in str(caught.value)
+    assert repr(column) in str(caught.value)
+
+
+def test_further_columns_of_several_types_become_one_or_are_named(tmp_path: Path):
+    write(tmp_path, [memory(1, extra=5)], "2024-10", schema=OWN.append(pa.field("extra", pa.int32())))
+    write(tmp_path, [memory(2, extra=0.5)], "2024-11", schema=OWN.append(pa.field("extra", pa.float64())))
+    analyst = RepoAnalyst(tmp_path)
+    rows = analyst.query_archive("SELECT extra, typeof(extra) AS t FROM history ORDER BY id")
+    assert [tuple(row.values()) for row in rows] == [(5.0, "DOUBLE"), (0.5, "DOUBLE")]
+    write(tmp_path, [memory(3, extra="text")], "2024-12", schema=OWN.append(pa.field("extra", pa.string())))
+    rows = analyst.query_archive("SELECT extra FROM history ORDER BY id")
+    assert [row["extra"] for row in rows] == ["5", "0.5", "text"]
+    odd = OWN.append(pa.field("extra", pa.list_(pa.int64())))
+    write(tmp_path, [memory(4, extra=[1])], "2025-01", schema=odd)
+    with pytest.raises(ArchiveError, match="disagrees with the other files: its column 'extra'"):
+        analyst.query_archive("SELECT 1")
+
+
+def test_columns_may_have_any_name(tmp_path: Path):
+    names = ["it's", 'dou"ble', "semi;colon", "Ünï", "select", "year", "filename", "file_row_number", "place", "x y"]
+    schema = OWN
+    for name in names:
+        schema = schema.append(pa.field(name, pa.string()))
+    nested = pa.list_(pa.struct([('f "q" )', pa.int64()), ("g;'", pa.string())]))
+    schema = schema.append(pa.field("nested) --", nested))
+    row = memory(1, **dict.fromkeys(names, "v"), **{"nested) --": [{'f "q" )': 1, "g;'": "z"}]})
+    write(tmp_path, [row, row | {"archived_at": "2025"}], schema=schema)
+    (found,) = RepoAnalyst(tmp_path).query_archive("FROM history")
+    assert {found[name] for name in names if name not in ("year", "filename", "file_row_number")} == {"v"}
+    assert found["year"] == 2024
+    assert found["nested) --"] == [{'f "q" )': 1, "g;'": "z"}]
+
+
+def test_files_without_rows_are_no_trouble(tmp_path: Path):
+    write(tmp_path, [])
+    analyst = RepoAnalyst(tmp_path)
+    assert analyst.query_archive("SELECT count(*) AS n FROM history") == [{"n": 0}]
+    assert analyst.get_memory_stats()["total_memories"] == 0
+
+
+def test_names_that_duckdb_would_take_for_patterns_are_refused(tmp_path: Path):
+    odd = write(tmp_path, [memory(1)], name="memories_[copy].parquet")
+    with pytest.raises(ArchiveError, match="rename it") as caught:
+        RepoAnalyst(tmp_path).query_archive("SELECT 1")
+    assert str(odd) in str(caught.value)
+
+
+def test_an_archive_that_is_no_folder_is_named(tmp_path: Path):
+    path = tmp_path / "archive"
+    path.write_text("a file")
+    with pytest.raises(ArchiveError, match=f"{path} is a file"):
+        RepoAnalyst(path).query_archive("SELECT 1")
+
+
+def test_a_link_to_nowhere_is_named_and_one_in_a_circle_is_harmless(tmp_path: Path):
+    path = write(tmp_path, [memory(1)])
+    (path.parent / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert len(RepoAnalyst(tmp_path).query_archive("FROM history_all")) == 1
+    (path.parent / "gone.parquet").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ArchiveError, match=r"gone\.parquet can't be read"):
+        RepoAnalyst(tmp_path).query_archive("SELECT 1")
+
+
+def test_linked_folders_are_part_of_the_archive(tmp_path: Path):
+    write(tmp_path / "disk", [memory(1)])
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "year=2024").symlink_to(tmp_path / "disk" / "year=2024", target_is_directory=True)
+    assert RepoAnalyst(tmp_path / "archive").query_archive("SELECT month FROM history") == [{"month": 12}]
+
+
+def test_the_package_runs_without_pandas_until_a_frame_is_asked_for():
+    assert "pd" not in vars(engine)
