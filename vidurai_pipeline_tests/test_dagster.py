@@ -1,8 +1,10 @@
 """The lifecycle under Dagster, by every way in which people start it."""
 
+import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -62,7 +64,7 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
     definitions = build_definitions(settings)
     dg.Definitions.validate_loadable(definitions)
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
-    assert list(specs) == ASSETS
+    assert set(specs) == set(ASSETS)
     for spec in specs.values():
         assert spec.description
         assert spec.kinds
@@ -317,7 +319,6 @@ def test_schedule_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["job", "execute", "-w", "workspace.yaml", "-j", "maintenance"],
         ["job", "execute", "-m", "vidurai_pipeline.definitions", "-j", "maintenance"],
         ["asset", "materialize", "-m", "vidurai_pipeline.definitions", "--select", "*"],
     ],
@@ -341,6 +342,52 @@ def test_dagsters_own_commands(settings: Settings, tmp_path: Path, command: list
     con = sqlite3.connect(settings.db_path)
     assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
     con.close()
+
+
+def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_path: Path) -> None:
+    """What `dagster job launch` and the UI's buttons do: a queued run, taken up by the daemon."""
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    environment = {**os.environ, "DAGSTER_HOME": str(home)}
+    before = hot_rows(settings.db_path)
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(2):
+            launched = subprocess.run(
+                [sys.executable, "-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", "maintenance"],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert launched.returncode == 0, launched.stderr[-2_000:]
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            deadline = time.monotonic() + 120
+            while not all(run.is_finished for run in instance.get_runs()) and time.monotonic() < deadline:
+                time.sleep(0.5)
+            assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS] * 2
+            assert_never_at_once(instance)
+    finally:
+        os.killpg(daemon.pid, signal.SIGTERM)
+        daemon.wait()
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
+def assert_never_at_once(instance: dg.DagsterInstance) -> None:
+    spans = sorted((record.start_time, record.end_time) for record in instance.get_run_records())
+    for (_, ended), (began, _) in itertools.pairwise(spans):
+        assert ended is not None
+        assert began is not None
+        assert ended <= began
 
 
 def test_no_memory_text_in_dagsters_events(settings: Settings, tmp_path: Path) -> None:

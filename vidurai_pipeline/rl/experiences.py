@@ -1,0 +1,293 @@
+"""The archive as the learner sees it: one row for each version that has an outcome, in a total order.
+
+A version is the memory's id, ``created_at``, outcome, salience and size in tokens. The archive may hold it more than
+once: Vidurai's own archiver writes a row again, with a new ``archived_at``, when it could not delete it the night
+before. Such copies teach nothing new; only the one archived first counts.
+
+DuckDB reads the files once, keeps a few numbers of each experience in a temporary table (on disk beyond its memory
+limit) and hands them over in batches, so a large archive takes little memory. No text leaves it.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import duckdb
+
+from vidurai_pipeline.errors import ArchiveError, ConfigError
+from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, IMPORTANCES, MAX_TOKENS, SALIENCES
+
+_COLUMNS = ("id", "verbatim", "gist", "salience", "created_at", "outcome", "archived_at")
+_BATCH_ROWS = 65_536
+_READ_ATTEMPTS = 3
+_NAME = "vidurai_experiences"
+_TABLE = f"temp.{_NAME}"
+
+# DuckDB's lower() makes ASCII of some other letters where Python's, which Vidurai uses, doesn't: hence ASCII only.
+_LEVEL = (
+    "CASE WHEN strlen(salience) <> length(salience) THEN {default} "
+    + " ".join(f"WHEN lower(salience) = '{name}' THEN {level}" for level, name in enumerate(SALIENCES))
+    + " ELSE {default} END"
+).format(default=DEFAULT_LEVEL)
+
+_SELECT = f"""
+    SELECT
+        TRY_CAST(id AS BIGINT) AS id,
+        CAST(archived_at AS VARCHAR) AS archived_at,
+        CAST(created_at AS VARCHAR) AS created_at,
+        outcome,
+        {_LEVEL} AS level,
+        least(
+            (coalesce(length(verbatim), 0) + coalesce(length(gist), 0)) // {CHARACTERS_PER_TOKEN}, {MAX_TOKENS}
+        ) AS tokens
+    FROM (
+        SELECT
+            id, archived_at, created_at,
+            CAST(salience AS VARCHAR) AS salience,
+            CAST(verbatim AS VARCHAR) AS verbatim,
+            CAST(gist AS VARCHAR) AS gist,
+            TRY_CAST(outcome AS DOUBLE) AS outcome
+        FROM read_parquet(?, union_by_name = true, hive_partitioning = false)
+        WHERE outcome IS NOT NULL AND TRY_CAST(outcome AS DOUBLE) IS DISTINCT FROM 0
+    )
+"""
+
+_CREATE = f"""
+    CREATE OR REPLACE TEMP TABLE {_NAME} (
+        archived_at VARCHAR, id BIGINT, code INTEGER, copies BIGINT, reason VARCHAR
+    )
+"""
+
+_FILL = f"""
+    INSERT INTO {_TABLE}
+    SELECT
+        min(archived_at),
+        id,
+        (tokens * {len(IMPORTANCES)} + level) * 2 + CAST(coalesce(outcome > 0, false) AS INTEGER),
+        count(*),
+        CASE
+            WHEN id IS NULL THEN 'no usable id'
+            WHEN min(archived_at) IS NULL THEN 'no archived_at'
+            WHEN outcome IS NULL OR outcome NOT IN (-1, 1) THEN 'outcome not -1, 0 or 1'
+        END
+    FROM ({_SELECT})
+    GROUP BY id, created_at, outcome, level, tokens
+"""
+
+
+class Watermark(NamedTuple):
+    """A place in the order of learning: everything up to it is behind."""
+
+    archived_at: str
+    id: int
+
+
+class Batch(NamedTuple):
+    """Some experiences in their order, each as the code that ``decode_experience`` takes apart."""
+
+    codes: list[int]
+    last: Watermark
+
+
+class CodedExperience(NamedTuple):
+    """What an experience is made of: importance 0 to 1, tokens, outcome 1 or -1."""
+
+    importance: float
+    tokens: int
+    outcome: int
+
+
+def decode_experience(code: int) -> CodedExperience:
+    """Take apart an experience's code: (tokens x 5 + level of salience) x 2 + (1 if the outcome is good)."""
+    rest, good = divmod(code, 2)
+    tokens, level = divmod(rest, len(IMPORTANCES))
+    return CodedExperience(IMPORTANCES[level], tokens, 1 if good else -1)
+
+
+class Experiences:
+    """All experiences of an archive, read when it is opened.
+
+    Attributes:
+        total: how many there are.
+        skipped: how many rows with an outcome can't be learned, by reason.
+        duplicates: how many further copies of the experiences the archive holds.
+    """
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._cursor = cursor
+        [(self.total, self.duplicates)] = cursor.execute(
+            f"SELECT count(*), coalesce(sum(copies), 0)::BIGINT - count(*) FROM {_TABLE} WHERE reason IS NULL"
+        ).fetchall()
+        self.skipped: dict[str, int] = dict(
+            cursor.execute(
+                f"SELECT reason, sum(copies)::BIGINT FROM {_TABLE} WHERE reason IS NOT NULL GROUP BY ALL ORDER BY ALL"
+            ).fetchall()
+        )
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        archive_base: Path,
+        connection: duckdb.DuckDBPyConnection | None = None,
+        *,
+        memory_limit: str = "1GB",
+        threads: int | None = None,
+    ) -> Iterator[Self]:
+        """Read an archive; a missing or empty one has no experiences.
+
+        Args:
+            archive_base: the archive's folder.
+            connection: a DuckDB connection to work in; default a private one within the limits that follow.
+            memory_limit: the most memory that the private one may use, in DuckDB's notation.
+            threads: of the private one; default one for each core.
+
+        Raises:
+            ArchiveError: a file is damaged, or the archive can't be read.
+        """
+        with contextlib.ExitStack() as stack:
+            if connection is None:
+                spill = stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-dream-"))
+                connection = stack.enter_context(_connect(memory_limit, threads, spill))
+            cursor = stack.enter_context(connection.cursor())
+            _read(cursor, archive_base)
+            try:
+                yield cls(cursor)
+            except duckdb.Error as error:
+                raise ArchiveError(_advice(archive_base, error)) from None
+            finally:
+                with contextlib.suppress(duckdb.Error):
+                    cursor.execute(f"DROP TABLE IF EXISTS {_TABLE}")
+
+    def last(self) -> Watermark | None:
+        """The place of the last experience; None if there is none."""
+        rows = self._cursor.execute(
+            f"SELECT archived_at, id FROM {_TABLE} WHERE reason IS NULL ORDER BY archived_at DESC, id DESC LIMIT 1"
+        ).fetchall()
+        return Watermark(*rows[0]) if rows else None
+
+    def count_up_to(self, watermark: Watermark | None) -> int:
+        """How many experiences stand at or before a place."""
+        if watermark is None:
+            return 0
+        [(count,)] = self._cursor.execute(
+            f"SELECT count(*) FROM {_TABLE} WHERE reason IS NULL AND (archived_at, id) <= (?, ?)", list(watermark)
+        ).fetchall()
+        return count
+
+    def stream(
+        self, *, after: Watermark | None = None, newest_first: bool = False, limit: int | None = None
+    ) -> Iterator[Batch]:
+        """Hand over experiences in order; nothing else may be asked before the last one has come.
+
+        Args:
+            after: only those behind this place; default all.
+            newest_first: from the last to the first.
+            limit: no more than this many.
+        """
+        direction = "DESC" if newest_first else "ASC"
+        # The code comes last in the order for copies of an id that a watermark can't tell apart: any order would
+        # do, if only it is always the same.
+        query = (
+            f"SELECT archived_at, id, code FROM {_TABLE} WHERE reason IS NULL"
+            + ("" if after is None else " AND (archived_at, id) > (?, ?)")
+            + f" ORDER BY archived_at {direction}, id {direction}, code {direction}"
+            + ("" if limit is None else f" LIMIT {limit:d}")
+        )
+        for batch in self._cursor.sql(query, params=list(after or ())).to_arrow_reader(_BATCH_ROWS):
+            if batch.num_rows:
+                last = Watermark(batch["archived_at"][-1].as_py(), batch["id"][-1].as_py())
+                yield Batch(batch["code"].to_pylist(), last)
+
+
+def archive_files(archive_base: Path) -> list[str]:
+    """The archive's Parquet files, sorted; none if there is no archive.
+
+    Raises:
+        ArchiveError: the archive is not a folder, or a folder in it can't be listed.
+    """
+    if not archive_base.exists():
+        return []
+    files: list[str] = []
+    try:
+        # Not rglob: it passes over folders that it may not read, and their memories would silently not be learned.
+        for folder, _, names in os.walk(archive_base, onerror=_raise):
+            files += [f"{folder}/{name}" for name in names if name.endswith(".parquet")]
+    except OSError as error:
+        raise ArchiveError(f"{error.filename or archive_base} can't be listed: {error.strerror}") from error
+    return sorted(files)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _connect(memory_limit: str, threads: int | None, spill: str) -> duckdb.DuckDBPyConnection:
+    config: dict[str, str | int] = {"memory_limit": memory_limit, "temp_directory": spill}
+    if threads is not None:
+        config["threads"] = threads
+    try:
+        return duckdb.connect(config=config)  # pyright: ignore[reportArgumentType]
+    except duckdb.Error:
+        raise ConfigError(f"VIDURAI_MEMORY_LIMIT={memory_limit}: DuckDB takes no such limit; try 1GB") from None
+
+
+def _read(cursor: duckdb.DuckDBPyConnection, archive_base: Path) -> None:
+    """Fill the temporary table.
+
+    Files may come and go while they are read: the archive takes stale copies out by writing a file anew. Then it is
+    read again.
+    """
+    for attempt in range(1, _READ_ATTEMPTS + 1):
+        files = archive_files(archive_base)
+        cursor.execute(_CREATE)
+        if not files:
+            return
+        try:
+            missing = _missing_columns(cursor, files)
+            if not missing:
+                cursor.execute(_FILL, [files])
+                return
+        except duckdb.Error as error:
+            if attempt < _READ_ATTEMPTS and archive_files(archive_base) != files:
+                continue
+            damaged = None if isinstance(error, duckdb.OutOfMemoryException) else _damaged_file(cursor, files)
+            raise ArchiveError(_advice(archive_base, error, damaged)) from None
+        raise ArchiveError(
+            f"the Parquet files in {archive_base} have no column {', '.join(missing)}: is this a Vidurai archive?"
+        )
+
+
+def _missing_columns(cursor: duckdb.DuckDBPyConnection, files: list[str]) -> list[str]:
+    described = cursor.execute(
+        "DESCRIBE SELECT * FROM read_parquet(?, union_by_name = true, hive_partitioning = false)", [files]
+    ).fetchall()
+    present = {row[0].lower() for row in described}
+    return [column for column in _COLUMNS if column not in present]
+
+
+def _damaged_file(cursor: duckdb.DuckDBPyConnection, files: list[str]) -> str | None:
+    for file in files:
+        try:
+            cursor.execute(f"SELECT count(id), count(archived_at), max(level), max(tokens) FROM ({_SELECT})", [[file]])
+        except duckdb.BinderException:
+            continue  # a column is missing: allowed, where another file has it
+        except duckdb.Error:
+            return file
+    return None
+
+
+def _advice(archive_base: Path, error: duckdb.Error, damaged: str | None = None) -> str:
+    # DuckDB's own text may quote a value, so of its errors only the kind is told.
+    kind = type(error).__name__
+    if damaged is not None:
+        return (
+            f"{damaged} is damaged or not a Parquet file ({kind}): restore it from a backup, or move it out of the "
+            "archive; nothing was learned"
+        )
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return f"the archive {archive_base} needs more memory than VIDURAI_MEMORY_LIMIT or the disk has room for"
+    return f"the archive {archive_base} can't be read ({kind}): its files don't fit together; nothing was learned"

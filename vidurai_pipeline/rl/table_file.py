@@ -1,0 +1,334 @@
+"""The file ``q_table.json``: Vidurai's own format, read with suspicion and replaced in one atomic step.
+
+Beside it, with ``q_table.json`` as the example of a name:
+
+- ``q_table.json.1`` to ``.5``: the tables before this one, the newest first;
+- ``q_table.state.json``: a copy of the last table that a dream wrote, to tell later what another program changed;
+- ``q_table.json.damaged-<time>``: a file that could not be read as a table, kept for whoever wants to know why;
+- ``.q_table.json.*.tmp``: a table being written; one that is an hour old was left by a crash and is removed.
+
+A write makes the new file beside the old one, syncs it to the disk, keeps the old one as ``.1`` and renames. A crash at
+any moment leaves the old table or the new one under the name, never a part of one.
+
+Vidurai's daemon writes the same file without any lock, and in place. So a file that doesn't parse is read again for a
+second before it counts as damaged, and a table is replaced only if it is still, byte for byte, the one that was read.
+Between that comparison and the rename lie some microseconds in which a foreign write would be overtaken.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from vidurai_pipeline.errors import QTableError
+from vidurai_pipeline.rl.states import Action
+
+VERSIONS = 5
+MAX_BYTES = 256 * 1024 * 1024
+PROGRESS_KEY = "vidurai_pipeline"
+_REREADS = 5
+_REREAD_PAUSE = 0.2
+_STALE_SECONDS = 3600
+_ACTIONS = {action.value: action for action in Action}
+_KNOWN_KEYS = {"q_table", "episodes", "total_reward", "epsilon", PROGRESS_KEY}
+
+
+class DamagedTableError(QTableError):
+    """The file is there, but it isn't a Q-table."""
+
+
+class TableChangedError(QTableError):
+    """Another program wrote the file after it was read."""
+
+
+@dataclass(slots=True)
+class TableContents:
+    """What ``q_table.json`` holds.
+
+    Attributes:
+        q_table: for each state's hash the value of every action tried, in points.
+        episodes: finished episodes.
+        total_reward: the sum of rewards, in points.
+        epsilon: the share of random decisions when the file was written, for the human reader: it follows from
+            ``episodes``, and nobody reads it back.
+        progress: what a dream noted about the archive it has learned; None in a file by Vidurai itself.
+        unknown: other top-level entries, kept as they are.
+    """
+
+    q_table: dict[str, dict[Action, float]] = field(default_factory=dict)
+    episodes: int = 0
+    total_reward: float = 0.0
+    epsilon: float = 0.0
+    progress: Any = None
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """SHA-256 of what was learned (values in their order, episodes, total reward), in hexadecimal."""
+        learned = [_plain(self.q_table), self.episodes, self.total_reward]
+        return hashlib.sha256(json.dumps(learned, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The file as it was at one moment."""
+
+    contents: TableContents
+    raw: bytes
+
+
+def encode(contents: TableContents) -> bytes:
+    """Contents as the bytes of a file: the same contents, the same bytes.
+
+    Raises:
+        QTableError: a value is not a finite number.
+    """
+    document: dict[str, Any] = {
+        "q_table": _plain(contents.q_table),
+        "episodes": contents.episodes,
+        "total_reward": contents.total_reward,
+        "epsilon": contents.epsilon,
+    }
+    if contents.progress is not None:
+        document[PROGRESS_KEY] = contents.progress
+    document.update(contents.unknown)
+    try:
+        return json.dumps(document, indent=2, allow_nan=False).encode()
+    except ValueError:
+        raise QTableError("the Q-table has a value that is not a finite number: it is not written") from None
+
+
+def decode(raw: bytes) -> TableContents:
+    """Read the bytes of a file.
+
+    Raises:
+        DamagedTableError: they are no Q-table; the message says in what way, without quoting them.
+    """
+    try:
+        document = json.loads(raw, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        raise DamagedTableError("it is not JSON" if raw else "it is empty") from None
+    if not isinstance(document, dict) or not isinstance(document.get("q_table"), dict):
+        raise DamagedTableError("it holds no object `q_table`")
+    episodes = document.get("episodes", 0)
+    if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 0:
+        raise DamagedTableError("`episodes` is not a count")
+    return TableContents(
+        q_table={state: _decode_row(row) for state, row in document["q_table"].items()},
+        episodes=episodes,
+        total_reward=_decode_number(document.get("total_reward", 0.0), "`total_reward`"),
+        epsilon=_decode_number(document.get("epsilon", 0.0), "`epsilon`"),
+        progress=document.get(PROGRESS_KEY),
+        unknown={key: value for key, value in document.items() if key not in _KNOWN_KEYS},
+    )
+
+
+class TableFile:
+    """One ``q_table.json`` and the files beside it."""
+
+    def __init__(self, path: Path) -> None:
+        # Where the name is a symbolic link (to a synchronised folder, say), the rename must replace its target.
+        self.path = Path(os.path.realpath(path))
+
+    @property
+    def remembered_path(self) -> Path:
+        """Where the copy of the last table that a dream wrote is kept."""
+        return self.path.with_name(f"{self.path.stem}.state.json")
+
+    def version_path(self, number: int) -> Path:
+        """Where an older table is kept: 1 is the one before this, 5 the oldest."""
+        return self.path.with_name(f"{self.path.name}.{number}")
+
+    def read(self) -> Snapshot | None:
+        """Read the table, with patience for a program that is writing it; None if there is no file.
+
+        Raises:
+            DamagedTableError: it is no Q-table, and stayed the same for a second.
+            QTableError: it can't be read.
+        """
+        patience = _REREADS
+        raw = self._bytes()
+        while raw is not None:
+            try:
+                return Snapshot(decode(raw), raw)
+            except DamagedTableError as error:
+                if not patience:
+                    raise self.damaged(str(error)) from None
+            time.sleep(_REREAD_PAUSE)
+            again = self._bytes()
+            patience = patience - 1 if again == raw else _REREADS
+            raw = again
+        return None
+
+    def write(self, contents: TableContents, *, expected: Snapshot | Literal[True] | None = True) -> Snapshot:
+        """Replace the table, and keep the old one as version 1 if it was another.
+
+        Args:
+            contents: the new table.
+            expected: what the table must still be: a snapshot, None for no file, or True for anything.
+
+        Raises:
+            TableChangedError: it is something else by now; the file is untouched.
+            QTableError: it can't be written; the file is untouched.
+        """
+        new = Snapshot(contents, encode(contents))
+        decode(new.raw)  # what can't be read back must not replace what can
+        with _write_errors(self.path):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._remove_stale()
+            temporary = self._write_beside(new.raw)
+            try:
+                old = self._bytes()
+                if old is not None and old != new.raw:
+                    self._keep_version(old)
+                if expected is not True and self._bytes() != (None if expected is None else expected.raw):
+                    raise TableChangedError(f"{self.path} was written by another program meanwhile")
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(self.path.parent)
+        return new
+
+    def remember(self, raw: bytes) -> None:
+        """Keep a copy of the table that a dream wrote, if it isn't kept already.
+
+        Raises:
+            QTableError: it can't be written.
+        """
+        with _write_errors(self.remembered_path):
+            with contextlib.suppress(DamagedTableError):
+                if _read_bytes(self.remembered_path) == raw:
+                    return
+            self._write_beside(raw).replace(self.remembered_path)
+            _sync_folder(self.path.parent)
+
+    def remembered(self) -> Snapshot | None:
+        """The last table that a dream wrote; None if there is none, or it can't be used."""
+        try:
+            raw = _read_bytes(self.remembered_path)
+            return None if raw is None else Snapshot(decode(raw), raw)
+        except (OSError, DamagedTableError):
+            return None
+
+    def set_aside(self) -> Path:
+        """Move a damaged file out of the way, under a name that says when; returns that name.
+
+        Raises:
+            QTableError: it can't be moved.
+        """
+        stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
+        target = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{number}")
+        with _write_errors(self.path):
+            self.path.rename(target)
+            _sync_folder(self.path.parent)
+        return target
+
+    def damaged(self, reason: str) -> DamagedTableError:
+        """The error for a file that is no Q-table, with what to do about it."""
+        return DamagedTableError(
+            f"{self.path} is damaged ({reason}): restore {self.version_path(1).name} or an older version from beside "
+            "it, or learn the archive again with `vidurai-pipeline dream --rebuild`"
+        )
+
+    def _bytes(self) -> bytes | None:
+        try:
+            return _read_bytes(self.path)
+        except DamagedTableError as error:
+            raise self.damaged(str(error)) from None
+        except OSError as error:
+            raise QTableError(f"{self.path} can't be read: {error.strerror}") from error
+
+    def _write_beside(self, raw: bytes) -> Path:
+        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        return Path(name)
+
+    def _keep_version(self, raw: bytes) -> None:
+        # A copy, not a hard link: the daemon writes in place and would change the version with the table.
+        first = self.version_path(1)
+        if _read_bytes(first) == raw:
+            return
+        temporary = self._write_beside(raw)
+        for number in range(VERSIONS - 1, 0, -1):
+            if self.version_path(number).exists():
+                self.version_path(number).replace(self.version_path(number + 1))
+        temporary.replace(first)
+
+    def _remove_stale(self) -> None:
+        for path in self.path.parent.iterdir():
+            if path.name.startswith(f".{self.path.name}.") and path.suffix == ".tmp":
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                        path.unlink()
+
+
+def _plain(q_table: dict[str, dict[Action, float]]) -> dict[str, dict[str, float]]:
+    return {state: {action.value: value for action, value in row.items()} for state, row in q_table.items()}
+
+
+def _decode_row(row: Any) -> dict[Action, float]:
+    if not isinstance(row, dict):
+        raise DamagedTableError("a state's values are not an object")
+    if not row.keys() <= _ACTIONS.keys():
+        raise DamagedTableError("a state has an unknown action")
+    return {_ACTIONS[name]: _decode_number(value, "a value") for name, value in row.items()}
+
+
+def _decode_number(value: Any, what: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+    raise DamagedTableError(f"{what} is not a finite number")
+
+
+def _reject_constant(_name: str) -> NoReturn:
+    raise DamagedTableError("it holds NaN or Infinity")
+
+
+def _read_bytes(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise DamagedTableError(f"it is larger than {MAX_BYTES // 1024**2} MiB")
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise QTableError(
+            f"{path} can't be written: {error.strerror}; the table is unchanged. Make room or give the right to "
+            "write, or set VIDURAI_Q_TABLE"
+        ) from error

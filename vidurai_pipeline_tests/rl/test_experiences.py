@@ -1,0 +1,206 @@
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vidurai_pipeline.errors import ArchiveError, ConfigError
+from vidurai_pipeline.rl.experiences import Experiences, Watermark, archive_files, decode_experience
+from vidurai_pipeline.rl.inference import MAX_TOKENS, SALIENCES, infer_experience
+from vidurai_pipeline.rl.states import RewardProfile
+from vidurai_pipeline_tests.rl.archives import SCHEMA, memory, write_file
+
+SECRET = "the user's password"
+
+
+def all_of(archive: Path, **how: Any) -> list[tuple[float, int, int]]:
+    with Experiences.open(archive) as experiences:
+        return [tuple(decode_experience(code)) for batch in experiences.stream(**how) for code in batch.codes]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.text(max_size=60),
+            st.none() | st.text(st.sampled_from("ae\u0301\u200d👩👧🇩🇪\r\n\0ﷺ"), max_size=60),
+            st.none() | st.sampled_from([*SALIENCES, "HIGH", "CrItIcAl", "HİGH", "high ", ""]) | st.text(max_size=9),
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tokens_and_importance_are_python_s(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+    archive = tmp_path_factory.mktemp("archive")
+    write_file(
+        archive,
+        "memories.parquet",
+        [memory(n, verbatim=v, gist=g, salience=s) for n, (v, g, s) in enumerate(rows)],
+    )
+    assert all_of(archive) == [
+        (SALIENCES.get((s or "medium").lower(), 0.5), (len(v or "") + len(g or "")) // 4, 1) for v, g, s in rows
+    ]
+
+
+@given(
+    st.sampled_from([*SALIENCES.values()]),
+    st.integers(min_value=MAX_TOKENS, max_value=10**9),
+    st.sampled_from([1, -1]),
+    st.sampled_from(RewardProfile),
+)
+def test_beyond_the_last_bucket_more_tokens_change_nothing(
+    importance: float, tokens: int, outcome: int, profile: RewardProfile
+) -> None:
+    large, largest = (infer_experience(importance, size, outcome, profile) for size in (tokens, MAX_TOKENS))
+    assert (large.state.to_hash(), large.next_state.to_hash()) == (
+        largest.state.to_hash(),
+        largest.next_state.to_hash(),
+    )
+    assert (large.action, large.reward) == (largest.action, largest.reward)
+
+
+def test_no_archive_and_an_empty_one(archive: Path) -> None:
+    assert all_of(archive) == []
+    archive.mkdir()
+    assert all_of(archive) == []
+
+
+def test_a_file_in_the_archive_s_place(archive: Path) -> None:
+    archive.touch()
+    with pytest.raises(ArchiveError, match="can't be listed: Not a directory"):
+        all_of(archive)
+
+
+@pytest.mark.parametrize("name", ["a[12]", "*", "?", "{1,2}", "[!a]", "o'clock", "é ü", "a\\b", "a\\*b", "**", "%41"])
+def test_paths_with_characters_that_mean_something_to_a_glob(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / name
+    write_file(archive, f"memories_{name}.parquet", [memory(1, -1)])
+    for decoy in ("a1", "a2"):
+        write_file(tmp_path / decoy, f"memories_{decoy}.parquet", [memory(2), memory(3)])
+        write_file(archive, f"memories_{decoy}.parquet.not", [memory(4)])
+    assert all_of(archive) == [(0.5, 4, -1)]
+
+
+def test_files_are_sorted(archive: Path) -> None:
+    for month in ("2024/12", "2023/01", "2024/02"):
+        write_file(archive, "memories.parquet", [memory(1)], month=month)
+    assert [Path(file).parent.name for file in archive_files(archive)] == ["month=01", "month=02", "month=12"]
+
+
+def test_order_and_watermark(archive: Path) -> None:
+    times = ["2024-11-30T02:00:00", "2024-11-30T02:00:00.000001", "2024-12-01T00:00:00", "2024-12-01T00:00:00"]
+    rows = [memory(n, verbatim="x" * 8 * n, gist="", archived_at=time) for n, time in enumerate(times)]
+    write_file(archive, "b.parquet", rows[:2])
+    write_file(archive, "a.parquet", rows[:1:-1], month="2024/12")
+    assert [e[1] for e in all_of(archive)] == [0, 2, 4, 6]
+    assert [e[1] for e in all_of(archive, newest_first=True)] == [6, 4, 2, 0]
+    assert [e[1] for e in all_of(archive, newest_first=True, limit=1)] == [6]
+    assert [e[1] for e in all_of(archive, after=Watermark(times[2], 2))] == [6]
+    assert [e[1] for e in all_of(archive, after=Watermark(times[1], 0), limit=2)] == [2, 4]
+    with Experiences.open(archive) as experiences:
+        assert experiences.last() == (times[3], 3)
+        assert experiences.count_up_to(Watermark(times[2], 2)) == 3
+        assert experiences.count_up_to(None) == 0
+
+
+def test_many_rows_come_in_batches(archive: Path) -> None:
+    write_file(archive, "memories.parquet", [memory(n, verbatim="x" * (n % 40)) for n in range(150_000)])
+    with Experiences.open(archive) as experiences:
+        batches = list(experiences.stream())
+    assert len(batches) > 2
+    assert sum(len(batch.codes) for batch in batches) == 150_000
+    assert batches[-1].last.id == 149_999
+
+
+def test_a_version_that_was_archived_twice_counts_once(archive: Path) -> None:
+    write_file(archive, "night1.parquet", [memory(1), memory(2), memory(3, 0)])
+    later = "2024-12-01T02:00:00"
+    write_file(
+        archive,
+        "night2.parquet",
+        [
+            memory(1, archived_at=later),  # the same again
+            memory(2, -1, archived_at=later),  # another outcome: another version
+            memory(3, 0, archived_at=later),
+            memory(1, archived_at=later, created_at="2024-02-02T00:00:00"),  # another memory, of another store
+        ],
+    )
+    with Experiences.open(archive) as experiences:
+        assert (experiences.total, experiences.duplicates) == (4, 1)
+        assert experiences.count_up_to(Watermark("2024-11-30T23:59:59", 0)) == 2
+
+
+def test_what_can_t_be_learned_is_counted(archive: Path) -> None:
+    rows = [memory(1), memory(2, 2), memory(3, -7), memory(4, 0), memory(5, None), memory(6, archived_at=None)]
+    write_file(archive, "memories.parquet", [*rows, memory(7) | {"id": None}])
+    with Experiences.open(archive) as experiences:
+        assert experiences.total == 1
+        assert experiences.skipped == {"no archived_at": 1, "no usable id": 1, "outcome not -1, 0 or 1": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcomes", "learned", "skipped"),
+    [
+        (pa.float64(), [1.0, -1.0, 0.0, 0.5, float("nan"), None], 2, 2),
+        (pa.string(), ["1", "-1", "0", "yes", "1.0", None], 3, 1),
+        (pa.null(), [None] * 6, 0, 0),
+    ],
+)
+def test_outcomes_of_other_types(
+    archive: Path, kind: pa.DataType, outcomes: list[Any], learned: int, skipped: int
+) -> None:
+    schema = SCHEMA.set(SCHEMA.get_field_index("outcome"), pa.field("outcome", kind))
+    write_file(archive, "odd.parquet", [memory(n, outcome) for n, outcome in enumerate(outcomes)], schema)
+    write_file(archive, "usual.parquet", [memory(10)])
+    with Experiences.open(archive) as experiences:
+        assert (experiences.total, sum(experiences.skipped.values())) == (learned + 1, skipped)
+
+
+def test_files_with_more_columns(archive: Path) -> None:
+    write_file(archive, "old.parquet", [memory(1)])
+    more = SCHEMA.append(pa.field("status", pa.string())).append(pa.field("pinned", pa.int64()))
+    write_file(archive, "new.parquet", [memory(2, status="ARCHIVED", pinned=0)], more)
+    assert len(all_of(archive)) == 2
+
+
+def test_a_damaged_file_is_named(archive: Path) -> None:
+    good = write_file(archive, "good.parquet", [memory(n, verbatim=SECRET * 50) for n in range(50)])
+    raw = good.read_bytes()
+    bad = good.with_name("bad.parquet")
+    for damage in (
+        b"",
+        b"PAR1",
+        raw[:-30],
+        raw[: len(raw) // 2],
+        b"no Parquet" * 30,
+        raw[:60] + bytes(200) + raw[260:],
+    ):
+        bad.write_bytes(damage)
+        with pytest.raises(ArchiveError, match=r"/bad.parquet is damaged or not a Parquet file .*restore") as caught:
+            all_of(archive)
+        assert SECRET not in str(caught.value)
+
+
+def test_files_that_are_no_memories(archive: Path) -> None:
+    write_file(
+        archive, "other.parquet", [{"id": 1, "name": "x"}], pa.schema([("id", pa.int64()), ("name", pa.string())])
+    )
+    with pytest.raises(ArchiveError, match="no column verbatim, gist, .*: is this a Vidurai archive"):
+        all_of(archive)
+
+
+def test_a_connection_of_the_caller_is_left_as_it_was(archive: Path) -> None:
+    write_file(archive, "memories.parquet", [memory(1)])
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE vidurai_experiences AS SELECT 42 AS mine")
+        with Experiences.open(archive, connection) as experiences:
+            assert experiences.total == 1
+        assert connection.execute("FROM vidurai_experiences").fetchall() == [(42,)]
+
+
+def test_a_memory_limit_that_is_none(archive: Path) -> None:
+    with pytest.raises(ConfigError, match="VIDURAI_MEMORY_LIMIT=much"), Experiences.open(archive, memory_limit="much"):
+        pass
