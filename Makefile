@@ -19,11 +19,11 @@ endif
 
 run: $(VENV)/installed $(SAMPLE)  ## run the maintenance job on your store, or on a sample
 	@mkdir -p $(DAGSTER_HOME) && test -e $(DAGSTER_HOME)/dagster.yaml || cp vidurai_pipeline/dagster.yaml $(DAGSTER_HOME)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" vidurai-pipeline run
+	@$(BIN)/vidurai-pipeline run
 
 dev: $(VENV)/installed $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000, with the nightly schedule on
 	@mkdir -p $(DAGSTER_HOME) && test -e $(DAGSTER_HOME)/dagster.yaml || cp vidurai_pipeline/dagster.yaml $(DAGSTER_HOME)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" dagster dev
+	@$(BIN)/dagster dev
 
 test: $(VENV)/installed $(REFERENCE)/installed  ## run all tests
 	$(BIN)/pytest -n 2

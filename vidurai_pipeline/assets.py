@@ -13,7 +13,7 @@ import dagster as dg
 import pyarrow as pa
 from dagster_duckdb import DuckDBResource
 
-from vidurai_pipeline.archival.schema import Column
+from vidurai_pipeline.archival.schema import MEANINGS, Column
 from vidurai_pipeline.resources import ArchiverResource, DreamResource, readable_failures
 
 GROUP = "memory_lifecycle"
@@ -150,8 +150,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> dg.MetadataValue:
 
 
 def _hot_columns(columns: Iterable[Column]) -> dg.TableSchema:
-    return dg.TableSchema([dg.TableColumn(c.name, c.declared or "any") for c in columns])
+    return dg.TableSchema([dg.TableColumn(c.name, c.declared or "any", MEANINGS.get(c.field)) for c in columns])
 
 
 def _file_columns(schema: pa.Schema) -> dg.TableSchema:
-    return dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in schema])
+    return dg.TableSchema([dg.TableColumn(field.name, str(field.type), MEANINGS.get(field.name)) for field in schema])

@@ -1,7 +1,9 @@
 """Run the maintenance job from the command line, in this process, with its history kept where the UI shows it."""
 
 import os
+import shlex
 import shutil
+import sys
 import time
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
@@ -133,20 +135,22 @@ def print_report(report: RunReport, settings: Settings) -> None:
     facts = report.to_dict()
     errors, files = facts.pop("errors"), facts.pop("files")
     display.print_facts(
-        "Maintenance",
+        "Maintenance: done" if facts.pop("success") else "Maintenance: failed",
         {
-            **{name: value for name, value in facts.items() if name != "success"},
-            "files": ", ".join(files) or "none new",
+            **facts,
+            "new files": ", ".join(files) or "none",
             "archive": settings.archive_path,
             "Q-table": settings.q_table_path,
         },
     )
     for line in errors:
         click.echo(f"error: {line}", err=True)
-    home = f"VIDURAI_HOME={settings.home} " if "VIDURAI_HOME" in os.environ else ""
+    tool = "vidurai-pipeline" if shutil.which("vidurai-pipeline") else sys.argv[0]
+    home = f"VIDURAI_HOME={shlex.quote(str(settings.home))} " if "VIDURAI_HOME" in os.environ else ""
+    dagster_home = shlex.quote(str(report.dagster_home.absolute()))
     click.echo(
-        f"\nnext:\n"
-        f"  {home}vidurai-pipeline query 'SELECT salience, count(*) FROM history GROUP BY salience'\n"
-        f"  {home}vidurai-pipeline search WORDS\n"
-        f"  {home}DAGSTER_HOME={report.dagster_home} dagster dev   # the UI, at http://127.0.0.1:3000"
+        "\nnext:\n"
+        f"  {home}{tool} stats\n"
+        f"  {home}{tool} query 'SELECT salience, count(*) FROM history GROUP BY salience'\n"
+        f"  {home}DAGSTER_HOME={dagster_home} {Path(tool).with_name('dagster')} dev   # the UI, at http://127.0.0.1:3000"
     )

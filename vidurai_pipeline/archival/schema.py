@@ -31,6 +31,32 @@ SPECIFIED: dict[str, pa.DataType] = {
     "archived_at": pa.string(),
 }
 
+#: What the specified columns, and those that Vidurai has besides, mean to a reader of the archive.
+MEANINGS: dict[str, str] = {
+    "id": "the memory's id in the hot store",
+    "verbatim": "the memory, word for word",
+    "gist": "its summary",
+    "salience": "how important it is: CRITICAL, HIGH, MEDIUM, LOW or NOISE",
+    "created_at": "when it was made, as ISO text",
+    "expires_at": "when it was to expire, as ISO text",
+    "access_count": "how often it was recalled",
+    "outcome": "what came of it: 1 useful, -1 harmful, 0 unknown",
+    "file_path": "the file that it is about",
+    "decay_reason": "why it was archived",
+    "event_type": "what made it: an edit, an error, a chat",
+    "tags": "its tags, a JSON array",
+    "project_id": "the project's id in the hot store",
+    "archived_at": "when it was archived, in UTC, as ISO text",
+    "line_number": "the line that it is about",
+    "last_accessed": "when it was last recalled",
+    "pinned": "1 if it was pinned",
+    "pin_reason": "why it was pinned",
+    "pinned_at": "when it was pinned",
+    "occurrence_count": "how many equal memories were merged into it",
+    "status": "its status when it was archived",
+    "audience_gists": "its summaries for certain readers",
+}
+
 # Names that mean something else to a reader of the archive: the partition keys, and the history view's alias.
 RESERVED = {"archived_at", "year", "month", "content", "filename", "tier"}
 

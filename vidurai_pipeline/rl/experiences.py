@@ -23,6 +23,7 @@ from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, I
 _COLUMNS = ("id", "verbatim", "gist", "salience", "created_at", "outcome", "archived_at")
 _BATCH_ROWS = 65_536
 _READ_ATTEMPTS = 3
+_PATTERN_CHARACTERS = frozenset("*?[\\")
 _NAME = "vidurai_experiences"
 _TABLE = f"temp.{_NAME}"
 
@@ -149,11 +150,11 @@ class Experiences:
             ArchiveError: a file is damaged, or the archive can't be read.
         """
         with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-dream-"))
             if connection is None:
-                spill = stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-dream-"))
-                connection = stack.enter_context(_connect(memory_limit, threads, spill))
+                connection = stack.enter_context(_connect(memory_limit, threads, scratch))
             cursor = stack.enter_context(connection.cursor())
-            _read(cursor, archive_base)
+            _read(cursor, archive_base, Path(scratch))
             try:
                 yield cls(cursor)
             except duckdb.Error as error:
@@ -225,8 +226,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _connect(memory_limit: str, threads: int | None, spill: str) -> duckdb.DuckDBPyConnection:
-    config: dict[str, str | int] = {"memory_limit": memory_limit, "temp_directory": spill}
+def _connect(memory_limit: str, threads: int | None, scratch: str) -> duckdb.DuckDBPyConnection:
+    config: dict[str, str | int] = {"memory_limit": memory_limit, "temp_directory": scratch}
     if threads is not None:
         config["threads"] = threads
     try:
@@ -235,7 +236,7 @@ def _connect(memory_limit: str, threads: int | None, spill: str) -> duckdb.DuckD
         raise ConfigError(f"VIDURAI_MEMORY_LIMIT={memory_limit}: DuckDB takes no such limit; try 1GB") from None
 
 
-def _read(cursor: duckdb.DuckDBPyConnection, archive_base: Path) -> None:
+def _read(cursor: duckdb.DuckDBPyConnection, archive_base: Path, scratch: Path) -> None:
     """Fill the temporary table.
 
     Files may come and go while they are read: the archive takes stale copies out by writing a file anew. Then it is
@@ -246,19 +247,42 @@ def _read(cursor: duckdb.DuckDBPyConnection, archive_base: Path) -> None:
         cursor.execute(_CREATE)
         if not files:
             return
+        names = _plain_names(files, scratch)
         try:
-            missing = _missing_columns(cursor, files)
+            missing = _missing_columns(cursor, names)
             if not missing:
-                cursor.execute(_FILL, [files])
+                cursor.execute(_FILL, [names])
                 return
         except duckdb.Error as error:
             if attempt < _READ_ATTEMPTS and archive_files(archive_base) != files:
                 continue
-            damaged = None if isinstance(error, duckdb.OutOfMemoryException) else _damaged_file(cursor, files)
+            damaged = None
+            if not isinstance(error, duckdb.OutOfMemoryException):
+                damaged = next(
+                    (file for file, name in zip(files, names, strict=True) if _is_damaged(cursor, name)), None
+                )
             raise ArchiveError(_advice(archive_base, error, damaged)) from None
         raise ArchiveError(
             f"the Parquet files in {archive_base} have no column {', '.join(missing)}: is this a Vidurai archive?"
         )
+
+
+def _plain_names(files: list[str], scratch: Path) -> list[str]:
+    """Names under which DuckDB finds exactly these files.
+
+    It takes some characters for a pattern, and not every one of them can be escaped beside every other; names that
+    are not UTF-8 it can't be told at all. Such files it reads through links.
+    """
+    names = []
+    for number, file in enumerate(files):
+        if file.isprintable() and not _PATTERN_CHARACTERS.intersection(file):
+            names.append(file)
+            continue
+        link = scratch / f"{number}.parquet"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(file).absolute())
+        names.append(str(link))
+    return names
 
 
 def _missing_columns(cursor: duckdb.DuckDBPyConnection, files: list[str]) -> list[str]:
@@ -269,15 +293,15 @@ def _missing_columns(cursor: duckdb.DuckDBPyConnection, files: list[str]) -> lis
     return [column for column in _COLUMNS if column not in present]
 
 
-def _damaged_file(cursor: duckdb.DuckDBPyConnection, files: list[str]) -> str | None:
-    for file in files:
-        try:
-            cursor.execute(f"SELECT count(id), count(archived_at), max(level), max(tokens) FROM ({_SELECT})", [[file]])
-        except duckdb.BinderException:
-            continue  # a column is missing: allowed, where another file has it
-        except duckdb.Error:
-            return file
-    return None
+def _is_damaged(cursor: duckdb.DuckDBPyConnection, name: str) -> bool:
+    try:
+        # Every column in an aggregate that needs its values: nothing may be answered from the file's statistics.
+        cursor.execute(f"SELECT max(hash(COLUMNS(*))) FROM ({_SELECT})", [[name]])
+    except duckdb.BinderException:
+        return False  # a column is missing, which is allowed where another file has it
+    except duckdb.Error:
+        return True
+    return False
 
 
 def _advice(archive_base: Path, error: duckdb.Error, damaged: str | None = None) -> str:

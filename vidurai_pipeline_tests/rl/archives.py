@@ -48,5 +48,6 @@ def write_file(
     year, _, number = month.partition("/")
     path = archive / f"year={year}" / f"month={number}" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+    with path.open("wb") as file:  # Arrow opens no path that is not UTF-8
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), file)
     return path
