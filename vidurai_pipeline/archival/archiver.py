@@ -14,31 +14,26 @@ case a mark from which the next run's ``publish`` goes on.
 
 import contextlib
 import itertools
-import os
 import sqlite3
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vidurai_pipeline.archival.archive import Archive, PublishedFile, discard, read_back
 from vidurai_pipeline.archival.comparison import Comparison, compare
-from vidurai_pipeline.archival.files import archive_errors, digest, sync_file
+from vidurai_pipeline.archival.files import archive_errors, digest
 from vidurai_pipeline.archival.hot_store import Backlog, HotStore, data_version, snapshot
 from vidurai_pipeline.archival.pending import Pending
-from vidurai_pipeline.archival.purge import PurgeCount, Purger
-from vidurai_pipeline.archival.results import Batch, FlushResult, Purge, Verification
+from vidurai_pipeline.archival.reconciler import Reconciler
+from vidurai_pipeline.archival.results import Batch, FlushResult, Progress, Purge, Verification
 from vidurai_pipeline.archival.rows import RowBatch, read_archived
 from vidurai_pipeline.archival.schema import StoreSchema
 from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.errors import ArchiveError, VerificationError
-
-#: Called with what is being done, how many memories are done, and how many there are (0: not known).
-Progress = Callable[[str, int, int], None]
 
 
 class MemoryArchiver:
@@ -77,10 +72,7 @@ class MemoryArchiver:
         self.rows_per_file = rows_per_file or settings.rows_per_file
         self.lock_timeout = settings.lock_timeout if lock_timeout is None else lock_timeout
         self._progress = progress or _unwatched
-        self._con: sqlite3.Connection | None = None
-        self._purger: Purger | None = None
-        # Files found equal to the store, and the data version of the open connection at which they were.
-        self._verified: dict[Path, int] = {}
+        self._reconciler = Reconciler(self.store, self.archive, self._progress)
 
     # The whole protocol
 
@@ -106,7 +98,7 @@ class MemoryArchiver:
                 jobs: list[Future[None]] = []
                 try:
                     for mark in self._publish_files(batch):
-                        jobs.append(worker.submit(self._purge_file, mark, purge))
+                        jobs.append(worker.submit(self._reconciler.purge_file, mark, purge))
                         if (done := jobs[0]).done():
                             jobs.remove(done)
                             done.result()
@@ -141,16 +133,8 @@ class MemoryArchiver:
                 self.close()
 
     def close(self) -> None:
-        """Close the connection to the hot store, and make sure that what was deleted there is on the disk."""
-        if self._con is not None:
-            self._con.close()
-            self._con = self._purger = None
-            self._verified.clear()
-
-    def _connection(self) -> sqlite3.Connection:
-        if self._con is None:
-            self._con = self.store.connect(write=True)
-        return self._con
+        """Close the connection to the hot store."""
+        self._reconciler.close()
 
     # Select
 
@@ -179,9 +163,9 @@ class MemoryArchiver:
             return batch
 
     def _begin(self) -> Batch:
-        con = self._connection()
+        con = self._reconciler.connection()
         schema = self.store.schema(con)
-        recovered = self._recover()
+        recovered = self._reconciler.recover()
         with self.store.errors():
             waiting = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
         return Batch(schema.arrow_schema, waiting, recovered=recovered)
@@ -195,7 +179,7 @@ class MemoryArchiver:
                 with self.store.errors():
                     # The purging connection's version, before the snapshot and the schema that the file is made by:
                     # what changes after it makes the purge compare once more.
-                    version = data_version(self._connection())
+                    version = data_version(self._reconciler.connection())
                     with snapshot(con):
                         schema = self.store.schema(con)
                         source = read_archived(con, schema, after=last, rows=self.rows_per_file)
@@ -205,7 +189,7 @@ class MemoryArchiver:
                         mark = self._write_file(con, schema, itertools.chain([first], parts), moment, name)
                         last = parts.last
                 path = self.archive.root / mark.file
-                self._verified[path] = version
+                self._reconciler.verified[path] = version
                 batch.files.append(PublishedFile(path, mark.rows, path.stat().st_size))
                 batch.schema = schema.arrow_schema
                 yield mark
@@ -235,7 +219,7 @@ class MemoryArchiver:
                 file=str(path.relative_to(self.archive.root)),
                 sha256=(digest(writer.path),),
                 rows=rows,
-                store=self._store_identity(),
+                store=self._reconciler.identity(),
                 batch=name,
             )
         except BaseException:
@@ -256,8 +240,8 @@ class MemoryArchiver:
             HotStoreError: the hot store can't be read.
         """
         result = Verification()
-        con = self._connection()
-        for mark in self._marks():
+        con = self._reconciler.connection()
+        for mark in self._reconciler.marks():
             path = self.archive.root / mark.file
             result.files += 1
             result.rows += mark.rows
@@ -274,7 +258,7 @@ class MemoryArchiver:
             elif found and (found.differing or found.missing):
                 result.changed += len(found.differing) + len(found.missing)
             else:
-                self._verified[path] = version
+                self._reconciler.verified[path] = version
         return result
 
     # Purge
@@ -288,112 +272,13 @@ class MemoryArchiver:
         """
         with self.archive.lock("purge", self.lock_timeout):
             result = Purge()
-            marks = self._marks()
+            marks = self._reconciler.marks()
             for mark in marks:
                 if problem := self.archive.examine(mark):
                     raise VerificationError(f"{self.archive.root / mark.file}: {problem}; nothing of it was purged")
             for mark in marks:
-                self._purge_file(mark, result)
+                self._reconciler.purge_file(mark, result)
             return result
-
-    def _purge_file(self, mark: Pending, result: Purge, *, certain: bool = True) -> None:
-        """Purge one pending file's memories, and take its stale copies out of the archive.
-
-        Args:
-            mark: the file's mark.
-            result: added to.
-            certain: no memory of this file has been purged before, so one that is missing was deleted by the
-                daemon, and one that differs was changed by it.
-        """
-        path = self.archive.root / mark.file
-        con = self._connection()
-        if not mark.purging:
-            mark = replace(mark, purging=True)
-            self.archive.pending.write(mark)
-        count = PurgeCount()
-        with self.store.errors(), archive_errors(path):
-            if self._purger is None:
-                self._purger = Purger(con, self.store.schema)
-            for copies in read_back(path):
-                part = self._purger.purge(copies, self._verified.get(path))
-                count.purged += part.purged
-                count.kept |= part.kept
-                count.missing += part.missing
-                count.longest_hold = max(count.longest_hold, part.longest_hold)
-                self._progress("purging", result.purged + count.purged, 0)
-        stale = set(count.kept)
-        if certain:
-            stale |= set(count.missing)
-        else:
-            stale &= self._same_memories(path, stale)
-        if stale:
-            self.archive.rewrite(path, mark, stale)
-        self._sync_store()
-        self.archive.pending.remove(mark)
-        result.purged += count.purged
-        result.kept += len(stale)
-        result.files.append(path)
-        result.longest_hold = max(result.longest_hold, count.longest_hold)
-
-    def _same_memories(self, path: Path, ids: set[int]) -> set[int]:
-        """Those of some ids under which the hot store still has the same memory as a file, changed or not.
-
-        A store whose ids are not AUTOINCREMENT may have given the id of a purged memory to a new one.
-        """
-        con = self._connection()
-        same = set()
-        with archive_errors(path):
-            for copies in read_back(path, ["id", "created_at"]):
-                for id_, created_at in zip(*(column.to_pylist() for column in copies.columns), strict=True):
-                    if id_ in ids:
-                        row = con.execute("SELECT created_at FROM memories WHERE id = ?", (id_,)).fetchone()
-                        if row is not None and row[0] == created_at:
-                            same.add(id_)
-        return same
-
-    def _sync_store(self) -> None:
-        """Wait until the deletions are on the disk: with a WAL, ``synchronous=NORMAL`` leaves that open."""
-        log = Path(f"{self.store.path.resolve()}-wal")
-        if log.exists():
-            with archive_errors(log):
-                # The log carries none of SQLite's locks, so closing it here drops none.
-                sync_file(log)
-
-    # After a crash
-
-    def _recover(self) -> Purge:
-        """Finish the work of a run that died: drop what was never published, purge what was."""
-        self.archive.sweep()
-        result = Purge()
-        for mark in self._marks():
-            path = self.archive.root / mark.file
-            if not path.exists():
-                self.archive.pending.remove(mark)
-                continue
-            problem = self.archive.examine(mark)
-            if problem is None:
-                self._purge_file(mark, result, certain=not mark.purging)
-            elif not mark.purging:
-                # All of its memories are still hot, and are archived anew.
-                aside = self.archive.set_aside(path)
-                self.archive.pending.remove(mark)
-                result.notes.append(f"{path}: {problem}; renamed to {aside.name}. Its memories are still hot")
-            else:
-                kept_mark = self.archive.pending.retire(mark)
-                result.problems.append(
-                    f"{path}: {problem}, and some of its {mark.rows:,} memories had been purged already. Restore the "
-                    f"file from a backup, or move it out of the archive; what is known of it stands in {kept_mark}"
-                )
-        return result
-
-    def _marks(self) -> list[Pending]:
-        """The pending marks that concern this hot store."""
-        own = self._store_identity()
-        return [m for m in self.archive.pending.all() if m.store[0] == own[0] or m.store[1] == own[1]]
-
-    def _store_identity(self) -> tuple[str, str]:
-        real = self.store.path.resolve()
-        return str(real), os.path.relpath(real, self.archive.root.resolve())
 
     # As the specification has it
 

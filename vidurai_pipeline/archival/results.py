@@ -1,5 +1,6 @@
 """What the archiver's steps report."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +9,9 @@ import pyarrow as pa
 
 from vidurai_pipeline.archival.archive import PublishedFile
 from vidurai_pipeline.archival.rows import Rejected
+
+#: Called with what is being done, how many memories are done, and how many there are (0: not known).
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -82,7 +82,7 @@ def test_a_change_inside_the_deleting_transactions_wait(sample_store: Store) -> 
 
     with archiver.run("test"):
         archiver.publish()
-        archiver._connection().set_trace_callback(write_first)
+        archiver._reconciler.connection().set_trace_callback(write_first)
         purge = archiver.purge()
     daemon.close()
     assert begun > 1
@@ -166,6 +166,33 @@ def test_a_store_that_gets_busy_during_the_purge(sample_store: Store) -> None:
     writer.close()
     result = MemoryArchiver(db, archive).flush_archived_memories()
     assert (result, result.recovered) == (0, 1_148)
+    assert_one_tier(before, db, archive)
+
+
+def test_a_purge_that_is_taken_up_again_alone(sample_store: Store) -> None:
+    """Dagster's "re-execute from failure": only the purge runs again, after it was interrupted half-way."""
+    db = sample_store("guardian")
+    archive = db.parent / "archive"
+    before = hot_rows(db)
+    archiver = MemoryArchiver(db, archive)
+    commits = 0
+
+    def stop_half_way(statement: str) -> None:
+        nonlocal commits
+        commits += statement == "COMMIT"
+        if commits == 3:
+            archiver._reconciler.connection().interrupt()
+
+    with archiver.run("test"):
+        archiver.publish()
+        archiver._reconciler.connection().set_trace_callback(stop_half_way)
+        with pytest.raises(HotStoreError, match="interrupted"):
+            archiver.purge()
+    left = len(hot_rows(db, "status = 'ARCHIVED'"))
+    assert 0 < left < 1_148
+    with archiver.run("test"):
+        purge = archiver.purge()
+    assert (purge.purged, purge.kept) == (left, 0)
     assert_one_tier(before, db, archive)
 
 

@@ -1,0 +1,153 @@
+"""Bring pending files and the hot store to agreement: each memory in one tier, once.
+
+A pending file's memories are still in the hot store when the file is new, partly so when a purge was interrupted.
+"""
+
+import os
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+from vidurai_pipeline.archival.archive import Archive, read_back
+from vidurai_pipeline.archival.files import archive_errors, sync_file
+from vidurai_pipeline.archival.hot_store import HotStore
+from vidurai_pipeline.archival.pending import Pending
+from vidurai_pipeline.archival.purge import PurgeCount, Purger
+from vidurai_pipeline.archival.results import Progress, Purge
+
+
+class Reconciler:
+    """Purges the memories of pending files, and finishes what a dead run left.
+
+    Args:
+        store: the hot store.
+        archive: the archive, whose lock must be held.
+        progress: told how far the work is.
+
+    Attributes:
+        verified: files found equal to the hot store, and the data version of the connection at which they were.
+    """
+
+    def __init__(self, store: HotStore, archive: Archive, progress: Progress) -> None:
+        self.store = store
+        self.archive = archive
+        self.verified: dict[Path, int] = {}
+        self._progress = progress
+        self._con: sqlite3.Connection | None = None
+        self._purger: Purger | None = None
+
+    def connection(self) -> sqlite3.Connection:
+        """The connection that purges, opened when it is first needed.
+
+        Raises:
+            HotStoreError: the store can't be opened for writing.
+        """
+        if self._con is None:
+            self._con = self.store.connect(write=True)
+        return self._con
+
+    def close(self) -> None:
+        """Close the connection; what was found equal by it is known no longer."""
+        if self._con is not None:
+            self._con.close()
+            self._con = self._purger = None
+            self.verified.clear()
+
+    def purge_file(self, mark: Pending, result: Purge) -> None:
+        """Purge one pending file's memories, and take its stale copies out of the archive.
+
+        Args:
+            mark: the file's mark.
+            result: added to.
+        """
+        path = self.archive.root / mark.file
+        con = self.connection()
+        # If none of the file's memories has been purged before, one that is missing was deleted by the daemon, and
+        # one that differs was changed by it. Otherwise the file may hold the only copy of either.
+        certain = not mark.purging
+        if certain:
+            mark = replace(mark, purging=True)
+            self.archive.pending.write(mark)
+        count = PurgeCount()
+        with self.store.errors(), archive_errors(path):
+            if self._purger is None:
+                self._purger = Purger(con, self.store.schema)
+            for copies in read_back(path):
+                part = self._purger.purge(copies, self.verified.get(path))
+                count.purged += part.purged
+                count.kept |= part.kept
+                count.missing += part.missing
+                count.longest_hold = max(count.longest_hold, part.longest_hold)
+                self._progress("purging", result.purged + count.purged, 0)
+        stale = set(count.kept)
+        if certain:
+            stale |= set(count.missing)
+        else:
+            stale &= self._same_memories(path, stale)
+        if stale:
+            self.archive.rewrite(path, mark, stale)
+        self._sync_store()
+        self.archive.pending.remove(mark)
+        result.purged += count.purged
+        result.kept += len(stale)
+        result.files.append(path)
+        result.longest_hold = max(result.longest_hold, count.longest_hold)
+
+    def _same_memories(self, path: Path, ids: set[int]) -> set[int]:
+        """Those of some ids under which the hot store still has the same memory as a file, changed or not.
+
+        A store whose ids are not AUTOINCREMENT may have given the id of a purged memory to a new one.
+        """
+        con = self.connection()
+        same = set()
+        with archive_errors(path):
+            for copies in read_back(path, ["id", "created_at"]):
+                for id_, created_at in zip(*(column.to_pylist() for column in copies.columns), strict=True):
+                    if id_ in ids:
+                        row = con.execute("SELECT created_at FROM memories WHERE id = ?", (id_,)).fetchone()
+                        if row is not None and row[0] == created_at:
+                            same.add(id_)
+        return same
+
+    def _sync_store(self) -> None:
+        """Wait until the deletions are on the disk: with a WAL, ``synchronous=NORMAL`` leaves that open."""
+        log = Path(f"{self.store.path.resolve()}-wal")
+        if log.exists():
+            with archive_errors(log):
+                # The log carries none of SQLite's locks, so closing it here drops none.
+                sync_file(log)
+
+    def recover(self) -> Purge:
+        """Finish the work of a run that died: drop what was never published, purge what was."""
+        self.archive.sweep()
+        result = Purge()
+        for mark in self.marks():
+            path = self.archive.root / mark.file
+            if not path.exists():
+                self.archive.pending.remove(mark)
+                continue
+            problem = self.archive.examine(mark)
+            if problem is None:
+                self.purge_file(mark, result)
+            elif not mark.purging:
+                # All of its memories are still hot, and are archived anew.
+                aside = self.archive.set_aside(path)
+                self.archive.pending.remove(mark)
+                result.notes.append(f"{path}: {problem}; renamed to {aside.name}. Its memories are still hot")
+            else:
+                kept_mark = self.archive.pending.retire(mark)
+                result.problems.append(
+                    f"{path}: {problem}, and some of its {mark.rows:,} memories had been purged already. Restore the "
+                    f"file from a backup, or move it out of the archive; what is known of it stands in {kept_mark}"
+                )
+        return result
+
+    def marks(self) -> list[Pending]:
+        """The pending marks that concern this hot store."""
+        own = self.identity()
+        return [m for m in self.archive.pending.all() if m.store[0] == own[0] or m.store[1] == own[1]]
+
+    def identity(self) -> tuple[str, str]:
+        """What pending marks know the hot store by: its real path, and its path relative to the archive."""
+        real = self.store.path.resolve()
+        return str(real), os.path.relpath(real, self.archive.root.resolve())
