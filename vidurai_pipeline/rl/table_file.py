@@ -268,7 +268,7 @@ class TableFile:
             return
         temporary = self._write_beside(raw)
         for number in range(VERSIONS - 1, 0, -1):
-            if self.version_path(number).exists():
+            with contextlib.suppress(FileNotFoundError):
                 self.version_path(number).replace(self.version_path(number + 1))
         temporary.replace(first)
 

@@ -1,0 +1,115 @@
+"""Two at once: one goes first, and the other one says who that is."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidurai_pipeline.archival.archive import Archive
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.errors import LockedError
+from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vidurai_pipeline.archival.archive import Archive
+with Archive(Path(sys.argv[1])).lock("a long run"):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(archive: Path, seconds: float) -> subprocess.Popen[str]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(archive), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def cli(db: Path, *arguments: str, timeout: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vidurai_pipeline.cli", *arguments],
+        env={**os.environ, "VIDURAI_HOME": str(db.parent), "VIDURAI_LOCK_TIMEOUT": str(timeout)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("command", ["flush", "run", "dream"])
+def test_says_who_is_at_work(sample_store: Callable[[str], Path], command: str) -> None:
+    db = sample_store("schema_v7")
+    holder = hold(db.parent / "archive", 60)
+    done = cli(db, command, timeout=0.1)
+    output, errors = done.communicate()
+    holder.kill()
+    holder.wait()
+    assert done.returncode == 1
+    assert f"process {holder.pid} on " in errors
+    assert "(a long run), since 20" in errors
+    assert "Traceback" not in output + errors
+
+
+def test_waits_for_the_other(sample_store: Callable[[str], Path]) -> None:
+    db = sample_store("schema_v7")
+    holder = hold(db.parent / "archive", 1)
+    assert MemoryArchiver(db, db.parent / "archive", lock_timeout=60).flush_archived_memories() == 71
+    holder.wait()
+
+
+def test_a_dead_holder_is_no_obstacle(sample_store: Callable[[str], Path]) -> None:
+    db = sample_store("schema_v7")
+    holder = hold(db.parent / "archive", 60)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert (db.parent / "archive" / ".lock.json").exists()
+    assert MemoryArchiver(db, db.parent / "archive", lock_timeout=0).flush_archived_memories() == 71
+    assert not (db.parent / "archive" / ".lock.json").exists()
+
+
+def test_many_at_once(sample_store: Callable[[str], Path]) -> None:
+    db = sample_store("guardian")
+    before = hot_rows(db)
+    commands = ["flush", "flush", "run", "dream", "flush"]
+    started = [cli(db, command, "--format", "json", timeout=120) for command in commands]
+    reports = []
+    for command, process in zip(commands, started, strict=True):
+        output, errors = process.communicate()
+        assert process.returncode == 0, (command, errors)
+        reports.append(json.loads(output))
+    assert sum(report.get("archived", 0) for report in reports) == 1_148
+    assert_one_tier(before, db, db.parent / "archive")
+
+
+def test_held_twice_by_the_same_run(tmp_path: Path) -> None:
+    archive = Archive(tmp_path / "archive")
+    with archive.lock("outer"):
+        with archive.lock("inner"):
+            pass
+        holder = json.loads((tmp_path / "archive" / ".lock.json").read_text())
+        assert (holder["pid"], holder["purpose"]) == (os.getpid(), "outer")
+        done = subprocess.run(
+            [sys.executable, "-c", HOLDER, str(tmp_path / "archive"), "0"], capture_output=True, text=True, check=False
+        )
+        assert LockedError.__name__ in done.stderr
+
+
+def test_an_unsigned_lock_is_a_lock_all_the_same(sample_store: Callable[[str], Path]) -> None:
+    db = sample_store("schema_v7")
+    holder = hold(db.parent / "archive", 60)
+    (db.parent / "archive" / ".lock.json").write_text("{half writ")
+    began = time.monotonic()
+    with pytest.raises(LockedError, match="another process"):
+        MemoryArchiver(db, db.parent / "archive", lock_timeout=0.3).flush_archived_memories()
+    assert time.monotonic() - began >= 0.3
+    holder.kill()
+    holder.wait()

@@ -1,0 +1,107 @@
+"""What the README says is so: its commands run, its Python works, its table of settings is the code's."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidurai_pipeline.config import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith(f"{program} ")]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture
+def home(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = sample_store("guardian").parent
+    monkeypatch.setenv("VIDURAI_HOME", str(folder))
+    return folder
+
+
+def test_every_command_of_the_command_line(home: Path) -> None:
+    listed = commands("vidurai-pipeline")
+    assert {command[1] for command in listed} == {
+        "demo",
+        "run",
+        "flush",
+        "dream",
+        "stats",
+        "query",
+        "search",
+        "doctor",
+    }
+    for command in listed:
+        done = subprocess.run(
+            [sys.executable, "-m", "vidurai_pipeline.cli", *command[1:]],
+            cwd=home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+        assert done.stderr == ""
+
+
+def test_dagsters_commands_exist() -> None:
+    for command in commands("dagster"):
+        done = subprocess.run(
+            [sys.executable, "-m", "dagster", *command[1:3], "--help"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0
+        for option in command[3:]:
+            if option.startswith("-"):
+                assert option in done.stdout, option
+
+
+def test_make_targets_exist_and_are_safe() -> None:
+    targets = re.findall(r"(?:^|`|\s)make (run|test|\w+)(?=`|  )", README, re.MULTILINE)
+    assert {"run", "test", "dev", "lint", "format"} <= set(targets)
+    for target in set(targets):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_make_run_never_takes_an_unnamed_store(tmp_path: Path) -> None:
+    (tmp_path / ".vidurai").mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIDURAI_", "DAGSTER_", "MAKE"))}
+    done = subprocess.run(
+        ["make", "-n", "--print-data-base", "run"],
+        cwd=ROOT,
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"VIDURAI_HOME := {ROOT}/sample" in done.stdout
+    assert str(tmp_path / ".vidurai") not in done.stdout
+
+
+def test_python_examples(home: Path) -> None:
+    for block in blocks("python"):
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "memories" in done.stdout
+
+
+def test_settings_table_is_the_codes() -> None:
+    rows = dict(re.findall(r"^\| `(VIDURAI_\w+)` \| ([^|]+) \|", README, re.MULTILINE))
+    assert set(rows) == {f"VIDURAI_{name.upper()}" for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, str | int | float):
+            default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+            assert rows[f"VIDURAI_{name.upper()}"].strip("` ") == default
