@@ -155,9 +155,14 @@ class Archive:
                     discard(writer.path)
                     raise
             else:
+                self.pending.write(replace(mark, rows=0))
                 path.unlink()
                 discard(writer.path)
             sync_folder(path.parent)
+
+    def is_void(self, mark: Pending) -> bool:
+        """Whether a mark has no file and needs none: it was never published, or nothing of it is left."""
+        return not (self.root / mark.file).exists() and (not mark.purging or mark.rows == 0)
 
     def examine(self, mark: Pending) -> str | None:
         """What is wrong with a pending file itself, in words, or None."""

@@ -272,7 +272,7 @@ class MemoryArchiver:
         """
         with self.archive.lock("purge", self.lock_timeout):
             result = Purge()
-            marks = self._reconciler.marks()
+            marks = [mark for mark in self._reconciler.marks() if not self.archive.is_void(mark)]
             for mark in marks:
                 if problem := self.archive.examine(mark):
                     raise VerificationError(f"{self.archive.root / mark.file}: {problem}; nothing of it was purged")

@@ -123,7 +123,7 @@ class Reconciler:
         result = Purge()
         for mark in self.marks():
             path = self.archive.root / mark.file
-            if not path.exists():
+            if self.archive.is_void(mark):
                 self.archive.pending.remove(mark)
                 continue
             problem = self.archive.examine(mark)

@@ -227,8 +227,11 @@ class TestDamagedFiles:
             found = archiver.verify()
             assert not found.passed
             assert str(file.path) in found.problems[0]
-            with pytest.raises(VerificationError, match="nothing of it was purged"):
-                archiver.purge()
+            if how == "removed":
+                assert archiver.purge().purged == 0
+            else:
+                with pytest.raises(VerificationError, match="nothing of it was purged"):
+                    archiver.purge()
         assert hot_rows(db) == before
 
         result = MemoryArchiver(db, archive).flush_archived_memories()
@@ -236,6 +239,15 @@ class TestDamagedFiles:
         assert (result, result.purged, result.problems) == (1_148, 1_148, [])
         assert len(result.notes) == (0 if how == "removed" else 1)
         assert_one_tier(before, db, archive)
+
+    def test_that_held_the_only_copy_and_is_gone_is_reported(self, sample_store: Store) -> None:
+        db = sample_store("schema_v7")
+        archiver = MemoryArchiver(db, db.parent / "archive")
+        with leaving_its_mark(archiver):
+            (path,) = archiver.flush_archived_memories().files
+        path.unlink()
+        (problem,) = MemoryArchiver(db, db.parent / "archive").flush_archived_memories().problems
+        assert f"{path}: the file is gone" in problem
 
     def test_that_may_hold_the_only_copy_is_left_and_reported(self, sample_store: Store) -> None:
         db = sample_store("guardian")
