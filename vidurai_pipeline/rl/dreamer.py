@@ -36,6 +36,8 @@ from vidurai_pipeline.rl.states import Action, RewardProfile
 from vidurai_pipeline.rl.table_file import DamagedTableError, Snapshot, TableChangedError, TableContents, TableFile
 
 logger = logging.getLogger(__name__)
+# Who asked for the dream reads of its failure in the statistics; without a handler, Python would print it once more.
+logger.addHandler(logging.NullHandler())
 
 _ATTEMPTS = 5
 

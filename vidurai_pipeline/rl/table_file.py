@@ -211,11 +211,7 @@ class TableFile:
 
     def remembered(self) -> Snapshot | None:
         """The last table that a dream wrote; None if there is none, or it can't be used."""
-        try:
-            raw = _read_bytes(self.remembered_path)
-            return None if raw is None else Snapshot(decode(raw), raw)
-        except (OSError, DamagedTableError):
-            return None
+        return _snapshot(self.remembered_path)
 
     def set_aside(self) -> Path:
         """Move a damaged file out of the way, under a name that says when; returns that name.
@@ -236,10 +232,13 @@ class TableFile:
 
     def damaged(self, reason: str) -> DamagedTableError:
         """The error for a file that is no Q-table, with what to do about it."""
-        return DamagedTableError(
-            f"{self.path} is damaged ({reason}): restore {self.version_path(1).name} or an older version from beside "
-            "it, or learn the archive again with `vidurai-pipeline dream --rebuild`"
-        )
+        older = next((path for path in self._older_paths() if _snapshot(path) is not None), None)
+        advice = "" if older is None else f"put {older.name} from beside it in its place, or "
+        advice += "learn the archive again with `vidurai-pipeline dream --rebuild`"
+        return DamagedTableError(f"{self.path} is damaged ({reason}): {advice}")
+
+    def _older_paths(self) -> list[Path]:
+        return [self.remembered_path, *(self.version_path(number) for number in range(1, VERSIONS + 1))]
 
     def _bytes(self) -> bytes | None:
         try:
@@ -312,6 +311,14 @@ def _read_bytes(path: Path) -> bytes | None:
                 raise DamagedTableError(f"it is larger than {MAX_BYTES // 1024**2} MiB")
             return file.read()
     except FileNotFoundError:
+        return None
+
+
+def _snapshot(path: Path) -> Snapshot | None:
+    try:
+        raw = _read_bytes(path)
+        return None if raw is None else Snapshot(decode(raw), raw)
+    except (OSError, DamagedTableError):
         return None
 
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vidurai_pipeline.errors import ArchiveError, ConfigError
-from vidurai_pipeline.rl.experiences import Experiences, Watermark, archive_files, decode_experience
+from vidurai_pipeline.rl.experiences import CodedExperience, Experiences, Watermark, archive_files, decode_experience
 from vidurai_pipeline.rl.inference import MAX_TOKENS, SALIENCES, infer_experience
 from vidurai_pipeline.rl.states import RewardProfile
 from vidurai_pipeline_tests.rl.archives import SCHEMA, memory, write_file
@@ -16,9 +16,9 @@ from vidurai_pipeline_tests.rl.archives import SCHEMA, memory, write_file
 SECRET = "the user's password"
 
 
-def all_of(archive: Path, **how: Any) -> list[tuple[float, int, int]]:
+def all_of(archive: Path, **how: Any) -> list[CodedExperience]:
     with Experiences.open(archive) as experiences:
-        return [tuple(decode_experience(code)) for batch in experiences.stream(**how) for code in batch.codes]
+        return [decode_experience(code) for batch in experiences.stream(**how) for code in batch.codes]
 
 
 @given(

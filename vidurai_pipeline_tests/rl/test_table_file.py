@@ -98,9 +98,21 @@ DAMAGES = {
 @pytest.mark.parametrize("raw", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_named_and_left_alone(table: Path, raw: bytes) -> None:
     table.write_bytes(raw)
-    with pytest.raises(DamagedTableError, match=r"q_table.json is damaged \(.+\): restore q_table.json.1"):
+    with pytest.raises(DamagedTableError, match=r"q_table.json is damaged \(.+\): learn the archive again"):
         TableFile(table).read()
     assert table.read_bytes() == raw
+
+
+def test_the_way_back_is_named(table: Path) -> None:
+    file = TableFile(table)
+    file.write(contents(1))
+    file.write(contents(2))
+    table.write_bytes(b"{")
+    with pytest.raises(DamagedTableError, match=r"put q_table.json.1 from beside it in its place"):
+        file.read()
+    file.remember(encode(contents(2)))
+    with pytest.raises(DamagedTableError, match=r"put q_table.state.json from beside it in its place"):
+        file.read()
 
 
 def test_a_huge_file_is_not_read(table: Path) -> None:

@@ -1,0 +1,321 @@
+"""The table beside other programs: a daemon that writes it, damage, kills, older versions put back."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidurai_pipeline.errors import QTableError
+from vidurai_pipeline.rl import table_file
+from vidurai_pipeline.rl.dreamer import DreamCycle
+from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.table_file import TableFile
+from vidurai_pipeline_tests.rl.archives import memory, write_file
+from vidurai_pipeline_tests.rl.conftest import DATA
+from vidurai_pipeline_tests.rl.dreams import (
+    daemon_writes,
+    dream,
+    failed,
+    generated,
+    goes_on,
+    learned,
+    starts_anew,
+)
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_file, "_REREAD_PAUSE", 0.01)
+
+
+def test_a_daemon_that_went_on_from_our_table(archive: Path, table: Path) -> None:
+    write_file(archive, "1.parquet", generated(0, 100))
+    dream(archive, table)
+    daemon_writes(table, goes_on)
+    before = table.read_bytes()
+    stats = dream(archive, table)
+    assert (stats["daemon"], stats["episodes"], table.read_bytes()) == ("continued", 0, before)
+    write_file(archive, "2.parquet", new := generated(100, 150))
+    stats = dream(archive, table)
+    assert (stats["daemon"], stats["episodes"]) == ("continued", sum(bool(row["outcome"]) for row in new))
+    assert (stats["table_episodes"], learned(table)["9|9|9|5|5|1"]) == (52, {"consolidate": 3.0})
+    assert dream(archive, table)["daemon"] is None
+
+
+def test_a_daemon_that_began_from_nothing(archive: Path, table: Path) -> None:
+    write_file(archive, "1.parquet", [memory(1), memory(2, -1, salience="noise"), memory(3, salience="HIGH")])
+    dream(archive, table)
+    ours, reward = learned(table), QLearningPolicy.load(table).total_reward
+    daemon_writes(table, starts_anew)
+    stats = dream(archive, table)
+    assert (stats["daemon"], stats["episodes"], stats["replaced"]) == ("merged", 0, 1)
+    assert "put back" in stats["notice"]
+    assert learned(table) == {
+        **ours,
+        "9|9|9|5|5|1": {"consolidate": 3.0},
+        "2|1|0|5|5|1": {"compress_now": 1.25},  # the daemon's value, for it knows what it did
+    }
+    policy = QLearningPolicy.load(table)
+    assert (policy.episodes, policy.total_reward) == (51, reward + 500.0)
+
+    # The same process saves again: it still knows nothing of ours, and is not counted twice.
+    merged = learned(table)
+
+    def saves_again(document: dict[str, Any]) -> None:
+        starts_anew(document)
+        document.update(episodes=100, total_reward=900.0)
+
+    daemon_writes(table, saves_again)
+    stats = dream(archive, table)
+    policy = QLearningPolicy.load(table)
+    assert (stats["daemon"], policy.episodes, policy.total_reward) == ("merged", 101, reward + 900.0)
+    assert learned(table) == merged
+
+    # Another process begins again from nothing: its episodes come on top.
+    daemon_writes(table, starts_anew)
+    dream(archive, table)
+    assert QLearningPolicy.load(table).episodes == 151
+    assert dream(archive, table)["daemon"] is None
+
+
+def test_a_table_from_before_the_first_dream(archive: Path, table: Path) -> None:
+    table.write_bytes((DATA / "reference_q_table.json").read_bytes())
+    write_file(archive, "1.parquet", [memory(1)])
+    stats = dream(archive, table)
+    assert (stats["daemon"], stats["episodes"], stats["table_episodes"]) == ("adopted", 1, 2)
+    assert TableFile(table).version_path(1).read_bytes() == (DATA / "reference_q_table.json").read_bytes()
+    assert dream(archive, table)["episodes"] == 0
+
+
+def test_an_edited_table_is_taken_as_it_is(archive: Path, table: Path) -> None:
+    write_file(archive, "1.parquet", [memory(1)])
+    dream(archive, table)
+    document = json.loads(table.read_text())
+    document["q_table"]["2|1|0|5|5|1"]["compress_now"] = -1.0
+    table.write_text(json.dumps(document))
+    stats = dream(archive, table)
+    assert (stats["daemon"], stats["episodes"]) == ("edited", 0)
+    assert learned(table)["2|1|0|5|5|1"] == {"compress_now": -1.0}
+
+
+def test_a_deleted_table_is_a_new_beginning(archive: Path, table: Path) -> None:
+    write_file(archive, "1.parquet", generated(0, 100))
+    dream(archive, table)
+    before = table.read_bytes()
+    table.unlink()
+    dream(archive, table)
+    assert table.read_bytes() == before
+
+
+def test_an_older_version_put_back_learns_the_rest_again(archive: Path, table: Path) -> None:
+    for night in range(2):
+        write_file(archive, f"{night}.parquet", generated(night * 100, night * 100 + 100))
+        dream(archive, table)
+    whole = table.read_bytes()
+    table.with_name("q_table.json.1").replace(table)
+    stats = dream(archive, table)
+    assert stats["episodes"] == sum(bool(row["outcome"]) for row in generated(100, 200))
+    assert table.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b'{"q_table": {"s": {"compress_now": NaN}}}', b'{"q_table": {"s": {"x": 1}}}']
+)
+def test_a_damaged_table_is_set_aside_and_the_dream_fails(archive: Path, table: Path, raw: bytes) -> None:
+    write_file(archive, "1.parquet", generated(0, 50))
+    dream(archive, table)
+    good = table.read_bytes()
+    table.write_bytes(raw)
+    stats = DreamCycle(archive, table).run()
+    assert not stats["success"]
+    aside = Path(stats["set_aside"])
+    assert aside.name.startswith("q_table.json.damaged-")
+    assert aside.read_bytes() == raw
+    assert aside.name in stats["error"]
+    assert "put q_table.state.json from beside it in its place" in stats["error"]
+    assert "--rebuild" in stats["error"]
+    assert not table.exists()
+    dream(archive, table)  # nobody put an older one back
+    assert table.read_bytes() == good
+    table.write_bytes(raw)
+    failed(archive, table)
+    TableFile(table).remembered_path.replace(table)
+    assert dream(archive, table)["episodes"] == 0
+    assert table.read_bytes() == good
+
+
+@pytest.mark.parametrize("note", ["text", {"format": 1}, {"format": 1, "watermark": {"archived_at": 3, "id": "x"}}])
+def test_a_damaged_note_is_damage(archive: Path, table: Path, note: Any) -> None:
+    write_file(archive, "1.parquet", [memory(1)])
+    table.write_text(json.dumps({"q_table": {}, "vidurai_pipeline": note}))
+    assert "its note on progress" in failed(archive, table)
+    assert not table.exists()
+
+
+def test_a_note_of_a_later_version_is_left_alone(archive: Path, table: Path) -> None:
+    write_file(archive, "1.parquet", [memory(1)])
+    table.write_text('{"q_table": {}, "vidurai_pipeline": {"format": 2}}')
+    assert "another version of vidurai-pipeline" in failed(archive, table)
+    assert table.exists()
+    dream(archive, table, rebuild=True)
+
+
+def test_rebuilding_over_a_damaged_table(archive: Path, table: Path) -> None:
+    write_file(archive, "1.parquet", [memory(1)])
+    table.write_bytes(b"{")
+    stats = dream(archive, table, rebuild=True)
+    assert Path(stats["set_aside"]).read_bytes() == b"{"
+    assert stats["rebuilt"]
+    assert learned(table)["2|1|0|5|5|1"] == {"compress_now": 8.0}
+
+
+def test_unknown_entries_outlive_dreams(archive: Path, table: Path) -> None:
+    table.write_text('{"q_table": {}, "owner": "me"}')
+    write_file(archive, "1.parquet", [memory(1)])
+    for rebuild in (False, True):
+        dream(archive, table, rebuild=rebuild)
+        assert json.loads(table.read_text())["owner"] == "me"
+
+
+def interfere(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], times: int) -> None:
+    """Runs an action while the new table is written, between the dream's reading and its replacing."""
+    left = [times]
+    sync = os.fsync
+
+    def sync_and_act(descriptor: int) -> None:
+        sync(descriptor)
+        if left[0]:
+            left[0] -= 1
+            action()
+
+    monkeypatch.setattr(os, "fsync", sync_and_act)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_daemon_that_writes_while_we_dream(
+    archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    write_file(archive, "1.parquet", generated(0, 100))
+    dream(archive, table)
+    write_file(archive, "2.parquet", generated(100, 150))
+    interfere(monkeypatch, lambda: daemon_writes(table, goes_on), times)
+    stats = dream(archive, table)
+    assert stats["episodes"] == sum(bool(row["outcome"]) for row in generated(100, 150))
+    assert (stats["daemon"], stats["table_episodes"]) == ("continued", 2 + 50 * times)
+    assert learned(table)["9|9|9|5|5|1"] == {"consolidate": 3.0}
+
+
+def test_a_table_that_appears_while_we_dream(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(archive, "1.parquet", [memory(1)])
+
+    def adopt() -> None:
+        table.write_bytes((DATA / "reference_q_table.json").read_bytes())
+
+    interfere(monkeypatch, adopt, 1)
+    stats = dream(archive, table)
+    assert (stats["daemon"], stats["table_episodes"], stats["episodes"]) == ("adopted", 2, 1)
+
+
+def test_a_daemon_that_never_rests(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(archive, "1.parquet", generated(0, 100))
+    dream(archive, table)
+    write_file(archive, "2.parquet", generated(100, 150))
+    interfere(monkeypatch, lambda: daemon_writes(table, goes_on), 10**6)
+    assert "changes too often" in failed(archive, table)
+    assert "vidurai_pipeline" not in json.loads(table.read_text())
+
+
+def test_another_dream_meanwhile_does_not_learn_twice(
+    archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_file(archive, "1.parquet", generated(0, 100))
+    alone = tmp_path / "alone.json"
+    dream(archive, alone)
+    interfere(monkeypatch, lambda: dream(archive, table), 1)
+    assert dream(archive, table)["episodes"] == 0
+    assert table.read_bytes() == alone.read_bytes()
+
+
+def test_a_copy_that_can_t_be_written_costs_nothing_yet(
+    archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise QTableError("no room")
+
+    write_file(archive, "1.parquet", [memory(1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(TableFile, "remember", fail)
+        assert dream(archive, table)["episodes"] == 1
+    assert not TableFile(table).remembered_path.exists()
+    assert dream(archive, table)["episodes"] == 0
+    assert TableFile(table).remembered_path.read_bytes() == table.read_bytes()
+
+
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from vidurai_pipeline.rl import table_file
+from vidurai_pipeline.rl.dreamer import DreamCycle
+
+STEPS = {"write", "remember", "_write_beside", "_keep_version", "_sync_folder"}
+archive, path, old, new = map(Path, sys.argv[1:])
+old, new = old.read_bytes(), new.read_bytes()
+at = 0
+while True:
+    at += 2
+    for leftover in path.parent.iterdir():
+        leftover.unlink()
+    path.write_bytes(old)
+    child = os.fork()
+    if child == 0:
+        lines = 0
+        def trace(frame, event, arg):
+            global lines
+            if frame.f_code.co_filename != table_file.__file__ or frame.f_code.co_name not in STEPS:
+                return None
+            lines += event == "line"
+            if lines >= at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+        sys.settrace(trace)
+        success = DreamCycle(archive, path).run()["success"]
+        sys.settrace(None)
+        os._exit(0 if success else 1)
+    _, status = os.waitpid(child, 0)
+    assert path.read_bytes() in (old, new), at
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0 and path.read_bytes() == new
+        break
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if DreamCycle(archive, path).run()["success"] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert path.read_bytes() == new, at
+    assert path.with_name("q_table.state.json").read_bytes() == new, at
+print(at)
+"""
+
+
+def test_a_dream_that_is_killed_and_run_again(archive: Path, table: Path, tmp_path: Path) -> None:
+    """Whenever it is killed, the table is the old or the new one, and the next dream makes it the new one."""
+    write_file(archive, "1.parquet", generated(0, 20))
+    dream(archive, table)
+    old = tmp_path / "old.json"
+    old.write_bytes(table.read_bytes())
+    write_file(archive, "2.parquet", generated(20, 40))
+    dream(archive, table)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(archive), str(folder / "q_table.json"), str(old), str(table)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 40
