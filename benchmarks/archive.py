@@ -9,7 +9,7 @@ bare        the same three steps with this project's parts
 full        the whole service: read back and compare, clean the search index and the gists, sync to the disk
 
 Each run gets a fresh copy of the store, in a process of its own. A prober in a third process asks for the write lock
-all the time, to see how long a writer would have had to wait. Prints a table and writes benchmarks/results/archive.json.
+all the time, to see how long a writer would have had to wait. Prints a table, and writes results/archive.json.
 Python of the reference: VIDURAI_REFERENCE_PYTHON, as `make bench` sets it.
 """
 
@@ -42,7 +42,8 @@ import pandas, pyarrow.parquet
 began = time.monotonic()
 rows = MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2])).flush_archived_memories()
 seconds = time.monotonic() - began
-print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak}))
 """
 
 PROBER = """
