@@ -24,7 +24,7 @@ from vidurai_pipeline.errors import ArchiveError
 
 READ_ROWS = 4_096
 ROW_GROUP_ROWS = 65_536
-ROW_GROUP_BYTES = 32 * 1024 * 1024
+ROW_GROUP_BYTES = 24 * 1024 * 1024
 _HIDDEN_SUFFIX = ".part"
 
 
@@ -255,7 +255,9 @@ class FileWriter:
 def read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Read a file from the disk in batches, checking its pages' checksums."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from file.iter_batches(READ_ROWS, columns=columns)
+        # Group by group: their size is bounded in bytes too, not only in rows.
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns)
 
 
 def _own_metadata(file: pq.ParquetFile) -> dict[str, str]:

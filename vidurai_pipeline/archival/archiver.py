@@ -93,13 +93,15 @@ class MemoryArchiver:
             return self._dry_run()
         with self.run("flush"):
             batch, purge = self._begin(), Purge()
+            # Without a write-ahead log, the next file's snapshot would hold up the purge's commits.
+            overlap = self._reconciler.logged()
             # While one file is purged, the next one is written: SQLite and Arrow let go of Python's lock.
             with _short_turns(), ThreadPoolExecutor(1) as worker:
                 jobs: list[Future[None]] = []
                 try:
                     for mark in self._publish_files(batch):
                         jobs.append(worker.submit(self._reconciler.purge_file, mark, purge))
-                        if (done := jobs[0]).done():
+                        if (done := jobs[0]).done() or not overlap:
                             jobs.remove(done)
                             done.result()
                     for job in jobs:
@@ -167,6 +169,7 @@ class MemoryArchiver:
         schema = self.store.schema(con)
         recovered = self._reconciler.recover()
         with self.store.errors():
+            self._reconciler.purge_archived_before(recovered)
             waiting = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
         return Batch(schema.arrow_schema, waiting, recovered=recovered)
 

@@ -7,6 +7,7 @@ bring one each) would break the first one's POSIX locks when it closes the file,
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class HotStore:
     def _advice(self, error: sqlite3.Error) -> str:
         # Of text that can't be decoded, sqlite3's own message quotes a part.
         text = "text that is not valid UTF-8" if "decode" in str(error) else str(error)
-        name = getattr(error, "sqlite_errorname", "") or ""
+        name = _name(error)
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return f"busy for more than {self.busy_timeout:g} s ({text}); try again, or raise VIDURAI_BUSY_TIMEOUT"
         if name.startswith("SQLITE_NOTADB"):
@@ -70,7 +71,7 @@ class HotStore:
                 "or from a backup"
             )
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-            return f"{text}; free some space on its disk and run again"
+            return f"{text}; free some space on its disk and in the folder for temporary files, and run again"
         if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN")):
             return f"{text}; it and its folder must be readable and writable for this user"
         return text
@@ -88,20 +89,28 @@ class HotStore:
             )
         if not self.path.is_file():
             raise HotStoreError(f"the hot store {self.path} is not a file: point VIDURAI_DB at Vidurai's SQLite file")
-        # A URI, so that a missing file is never created as an empty store.
-        uri = f"file:{quote_uri(str(self.path.resolve()))}?mode={'rw' if write else 'ro'}"
         with self.errors():
-            con = sqlite3.connect(
-                uri, uri=True, timeout=self.busy_timeout, isolation_level=None, check_same_thread=False
-            )
+            con = self._open("rw" if write else "ro")
             try:
                 con.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                if write:
-                    self._prepare_writing(con)
-            except BaseException:
+            except sqlite3.OperationalError as error:
                 con.close()
-                raise
+                if write or not _name(error).startswith("SQLITE_READONLY"):
+                    raise
+                # A daemon died and left its journal: only a connection that may write can roll it back.
+                con = self._open("rw")
+            if write:
+                try:
+                    self._prepare_writing(con)
+                except BaseException:
+                    con.close()
+                    raise
         return con
+
+    def _open(self, mode: str) -> sqlite3.Connection:
+        # A URI, so that a missing file is never created as an empty store.
+        uri = f"file:{quote_uri(os.fsencode(self.path.resolve()))}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, timeout=self.busy_timeout, isolation_level=None, check_same_thread=False)
 
     def _prepare_writing(self, con: sqlite3.Connection) -> None:
         # SQLite opens a file that it may not write as read-only without a word; ask before any work is done.
@@ -153,6 +162,10 @@ class HotStore:
 
 class BrokenText(bytes):
     """A TEXT value that is not valid UTF-8, which neither Arrow nor Parquet can hold as text."""
+
+
+def _name(error: sqlite3.Error) -> str:
+    return getattr(error, "sqlite_errorname", "") or ""
 
 
 @contextlib.contextmanager

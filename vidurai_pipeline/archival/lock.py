@@ -63,6 +63,7 @@ class RunLock:
             "purpose": purpose,
         }
         try:
+            self._holder.touch(mode=0o600)
             self._holder.write_text(json.dumps(holder))
         except OSError as error:
             raise ArchiveError(f"{self._holder}: {os.strerror(error.errno or 0)}") from error

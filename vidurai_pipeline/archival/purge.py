@@ -80,26 +80,24 @@ class Purger:
         ``memory_id`` is not indexed: looking each memory up would scan the whole search index every time. One scan
         finds the exceptions; for all others the rowid is the id.
         """
-        # The index's own content table is far cheaper to scan than the virtual table over it.
         columns = [n for (n,) in self._con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
-        if self._con.execute("SELECT 1 FROM pragma_table_info('memories_fts_content')").fetchone():
-            table, rowid, key = "memories_fts_content", "id", f"c{columns.index('memory_id')}"
-        else:
-            table, rowid, key = "memories_fts", "rowid", "memory_id"
+        # The index's own content table is far cheaper to scan than the virtual table over it.
+        key = f"c{columns.index('memory_id')}"
         self._con.execute("DROP TABLE IF EXISTS temp.search_strays")
         self._con.execute("CREATE TEMP TABLE search_strays (memory_id INTEGER, search_rowid INTEGER PRIMARY KEY)")
         self._con.execute(
-            f"INSERT INTO temp.search_strays SELECT CAST({key} AS INTEGER), {rowid} FROM main.{table} "
-            f"WHERE CAST({key} AS INTEGER) IS NOT {rowid}"
+            f"INSERT INTO temp.search_strays SELECT CAST({key} AS INTEGER), id FROM main.memories_fts_content "
+            f"WHERE CAST({key} AS INTEGER) IS NOT id"
         )
         self._con.execute("CREATE INDEX temp.search_strays_memory ON search_strays (memory_id)")
         # Both look once more whose row it is: rowids can have been given anew since the scan.
         self._select_search_rowids = (
-            f"SELECT f.{rowid} FROM json_each(?1) AS wanted CROSS JOIN main.{table} AS f ON f.{rowid} = wanted.value "
+            "SELECT f.id FROM json_each(?1) AS wanted CROSS JOIN main.memories_fts_content AS f ON f.id = wanted.value "
             f"WHERE CAST(f.{key} AS INTEGER) = wanted.value UNION ALL "
-            "SELECT s.search_rowid FROM json_each(?1) AS wanted "
+            "SELECT f.id FROM json_each(?1) AS wanted "
             "CROSS JOIN temp.search_strays AS s ON s.memory_id = wanted.value "
-            f"CROSS JOIN main.{table} AS f ON f.{rowid} = s.search_rowid AND CAST(f.{key} AS INTEGER) = s.memory_id"
+            "CROSS JOIN main.memories_fts_content AS f "
+            f"ON f.id = s.search_rowid AND CAST(f.{key} AS INTEGER) = s.memory_id"
         )
 
     def purge(self, copies: pa.RecordBatch, verified_at: int | None = None) -> PurgeCount:
@@ -205,13 +203,11 @@ class Purger:
                     "(SELECT value FROM json_each(?))",
                     (wanted,),
                 )
-        deleted = self._con.execute(
-            "DELETE FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,)
-        ).rowcount
-        if deleted != len(ids):
-            rows = self._con.execute("SELECT id FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
-            if still := {id_ for (id_,) in rows}:
-                return still
+        self._con.execute("DELETE FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
+        # A trigger of the store's own may have kept a row, or put it back.
+        rows = self._con.execute("SELECT id FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
+        if still := {id_ for (id_,) in rows}:
+            return still
         if indexed:
             self._con.execute(
                 "DELETE FROM memories_fts WHERE rowid IN (SELECT value FROM json_each(?))",

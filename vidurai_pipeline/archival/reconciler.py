@@ -8,12 +8,17 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vidurai_pipeline.archival.archive import Archive, read_back
 from vidurai_pipeline.archival.files import archive_errors, sync_file
-from vidurai_pipeline.archival.hot_store import HotStore
+from vidurai_pipeline.archival.hot_store import HotStore, json_ids, tolerant_text
 from vidurai_pipeline.archival.pending import Pending
 from vidurai_pipeline.archival.purge import PurgeCount, Purger
 from vidurai_pipeline.archival.results import Progress, Purge
+from vidurai_pipeline.archival.schema import quote
+from vidurai_pipeline.errors import VerificationError
 
 
 class Reconciler:
@@ -46,6 +51,10 @@ class Reconciler:
             self._con = self.store.connect(write=True)
         return self._con
 
+    def logged(self) -> bool:
+        """Whether the store has a write-ahead log, so that reading and writing don't wait for each other."""
+        return self.connection().execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
     def close(self) -> None:
         """Close the connection; what was found equal by it is known no longer."""
         if self._con is not None:
@@ -68,12 +77,13 @@ class Reconciler:
         if certain:
             mark = replace(mark, purging=True)
             self.archive.pending.write(mark)
+        if problem := self.archive.examine(mark):
+            raise VerificationError(f"{path}: {problem}; nothing of it was purged")
         count = PurgeCount()
         with self.store.errors(), archive_errors(path):
-            if self._purger is None:
-                self._purger = Purger(con, self.store.schema)
+            purger = self._purger_of(con)
             for copies in read_back(path):
-                part = self._purger.purge(copies, self.verified.get(path))
+                part = purger.purge(copies, self.verified.get(path))
                 count.purged += part.purged
                 count.kept |= part.kept
                 count.missing += part.missing
@@ -94,19 +104,26 @@ class Reconciler:
         result.longest_hold = max(result.longest_hold, count.longest_hold)
 
     def _same_memories(self, path: Path, ids: set[int]) -> set[int]:
-        """Those of some ids under which the hot store still has the same memory as a file, changed or not.
+        """Those of some ids under which the hot store surely has the same memory as a file, changed or not.
 
-        A store whose ids are not AUTOINCREMENT may have given the id of a purged memory to a new one.
+        A store whose ids are not AUTOINCREMENT may have given the id of a purged memory to a new one. Where that is
+        in doubt, the archived copy stays.
         """
         con = self.connection()
         same = set()
-        with archive_errors(path):
-            for copies in read_back(path, ["id", "created_at"]):
-                for id_, created_at in zip(*(column.to_pylist() for column in copies.columns), strict=True):
-                    if id_ in ids:
-                        row = con.execute("SELECT created_at FROM memories WHERE id = ?", (id_,)).fetchone()
-                        if row is not None and row[0] == created_at:
-                            same.add(id_)
+        with self.store.errors(), tolerant_text(con), archive_errors(path):
+            known = {column.field: column.name for column in self.store.schema(con).columns}
+            if "created_at" not in known:
+                return same
+            birth = [name for name in ("created_at", "project_id", "event_type", "file_path") if name in known]
+            names = ", ".join(quote(known[name]) for name in birth)
+            for copies in read_back(path, ["id", *birth]):
+                for id_, *born in zip(*(column.to_pylist() for column in copies.columns), strict=True):
+                    if id_ not in ids or born[0] is None:
+                        continue
+                    row = con.execute(f"SELECT {names} FROM memories WHERE id = ?", (id_,)).fetchone()
+                    if row is not None and list(row) == born:
+                        same.add(id_)
         return same
 
     def _sync_store(self) -> None:
@@ -142,6 +159,52 @@ class Reconciler:
                 )
         return result
 
+    def purge_archived_before(self, result: Purge) -> None:
+        """Purge memories whose equal copy has long been in the archive, as after the store's restore from a backup.
+
+        Writing them once more would give the archive the same version twice.
+        """
+        con = self.connection()
+        lowest, highest = con.execute("SELECT min(id), max(id) FROM memories WHERE status = 'ARCHIVED'").fetchone()
+        if not isinstance(lowest, int) or not isinstance(highest, int):
+            return
+        for path in self.archive.files():
+            try:
+                overlaps = self._overlaps(con, path, lowest, highest)
+            except (OSError, pa.ArrowException):
+                # A broken file holds nothing to rely on; queries and the self-test name it.
+                continue
+            if overlaps:
+                self._purge_equal(path, result)
+
+    def _overlaps(self, con: sqlite3.Connection, path: Path, lowest: int, highest: int) -> bool:
+        with pq.ParquetFile(path) as file:
+            if not _may_hold(file.metadata, lowest, highest):
+                return False
+        for ids in read_back(path, ["id"]):
+            waiting = con.execute(
+                "SELECT count(*) FROM json_each(?) AS copy CROSS JOIN memories AS m ON m.id = copy.value "
+                "WHERE m.status = 'ARCHIVED'",
+                (json_ids(ids.column("id").to_pylist()),),
+            ).fetchone()[0]
+            if waiting:
+                return True
+        return False
+
+    def _purge_equal(self, path: Path, result: Purge) -> None:
+        with archive_errors(path):
+            sync_file(path)
+            for copies in read_back(path):
+                count = self._purger_of(self.connection()).purge(copies)
+                result.purged += count.purged
+                result.longest_hold = max(result.longest_hold, count.longest_hold)
+        self._sync_store()
+
+    def _purger_of(self, con: sqlite3.Connection) -> Purger:
+        if self._purger is None:
+            self._purger = Purger(con, self.store.schema)
+        return self._purger
+
     def marks(self) -> list[Pending]:
         """The pending marks that concern this hot store."""
         own = self.identity()
@@ -151,3 +214,17 @@ class Reconciler:
         """What pending marks know the hot store by: its real path, and its path relative to the archive."""
         real = self.store.path.resolve()
         return str(real), os.path.relpath(real, self.archive.root.resolve())
+
+
+def _may_hold(metadata: pq.FileMetaData, lowest: int, highest: int) -> bool:
+    """Whether a file can hold an id of a range, by its row groups' statistics."""
+    if "id" not in metadata.schema.names:
+        return False
+    position = metadata.schema.names.index("id")
+    for n in range(metadata.num_row_groups):
+        statistics = metadata.row_group(n).column(position).statistics
+        if statistics is None or not statistics.has_min_max:
+            return True
+        if statistics.min <= highest and statistics.max >= lowest:
+            return True
+    return False

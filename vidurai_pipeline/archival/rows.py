@@ -4,9 +4,7 @@ What a Parquet column can't hold as it is stays behind: Arrow would convert it, 
 """
 
 import contextlib
-import itertools
 import sqlite3
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from vidurai_pipeline.archival.hot_store import BrokenText, json_ids, tolerant_text
-from vidurai_pipeline.archival.schema import PYTHON_TYPES, Column, Satellite, StoreSchema, quote
+from vidurai_pipeline.archival.schema import PYTHON_TYPES, SPECIFIED, Column, Satellite, StoreSchema, quote
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 24 * 1024 * 1024
-_FETCH_ROWS = 64
+_LONG_TEXTS = {"verbatim", "gist", "tags", "decay_reason"}
 _KIND_NAMES = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
 
 
@@ -79,6 +77,12 @@ class _Rows:
     def __init__(self, con: sqlite3.Connection, schema: StoreSchema, after: int | str | None) -> None:
         self._con = con
         self._names = ", ".join(quote(column.name) for column in schema.archived)
+        # What the specification bounds to a few words can't fill the memory; texts of unknown kind can.
+        self._long = [
+            n
+            for n, column in enumerate(schema.archived)
+            if column.type != pa.int64() and (column.field in _LONG_TEXTS or column.field not in SPECIFIED)
+        ]
         self._last: Any = after
         self._cursor = self._select()
 
@@ -89,29 +93,28 @@ class _Rows:
             () if self._last is None else (self._last,),
         )
 
-    def _fetch(self, most: int) -> list[tuple]:
+    def _fetch(self) -> tuple | None:
         try:
-            return self._cursor.fetchmany(most)
+            return self._cursor.fetchone()
         except sqlite3.OperationalError as error:
             if "decode" not in str(error).lower():
                 raise
-        # One of the next rows holds broken text. Read those few with a slower eye, then go on as before.
+        # This row holds broken text. Read it with a slower eye, then go on behind it.
         with tolerant_text(self._con):
-            rows = self._select().fetchmany(most)
-        self._last = rows[-1][0]
+            row = self._select().fetchone()
+        self._last = row[0]
         self._cursor = self._select()
-        return rows
+        return row
 
     def take(self, most: int) -> list[tuple]:
         rows: list[tuple] = []
         size = 0
-        while len(rows) < most and size < BATCH_BYTES:
-            part = self._fetch(min(_FETCH_ROWS, most - len(rows)))
-            if not part:
-                break
-            self._last = part[-1][0]
-            rows += part
-            size += sum(map(sys.getsizeof, itertools.chain.from_iterable(part)))
+        # One row at a time: each may be as large as the whole batch.
+        while len(rows) < most and size < BATCH_BYTES and (row := self._fetch()) is not None:
+            self._last = row[0]
+            rows.append(row)
+            for n in self._long:
+                size += len(row[n] or "") if isinstance(row[n], str | bytes | None) else 0
         return rows
 
     def close(self) -> None:
@@ -123,8 +126,8 @@ def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -
     ids = [row[0] for row in rows]
     last = ids[-1]
     _check(zip(schema.archived, zip(*rows, strict=True), strict=True), ids, faults)
-    for table, column in schema.restricting:
-        _reject_referenced(con, table, column, ids, faults)
+    for reference in schema.restricting:
+        _reject_referenced(con, reference, ids, faults)
     if schema.sealed_vectors:
         _reject_vectors(con, ids, faults)
     owned = {satellite: _read_satellite(con, satellite, ids, faults) for satellite in schema.satellites}
@@ -160,15 +163,17 @@ def _reason(expected: type, value: object) -> str:
 
 
 def _reject_referenced(
-    con: sqlite3.Connection, table: str, column: str, ids: list, faults: dict[int, Rejected]
+    con: sqlite3.Connection, reference: tuple[str, str, str], ids: list, faults: dict[int, Rejected]
 ) -> None:
+    table, column, target = reference
+    # The comparison of the two columns is the foreign key's own: it lets '5' refer to 5.
     rows = con.execute(
-        f"SELECT DISTINCT wanted.value FROM json_each(?) AS wanted "
-        f"CROSS JOIN {quote(table)} AS t ON t.{quote(column)} = wanted.value",
+        "SELECT DISTINCT m.id FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value "
+        f"CROSS JOIN {quote(table)} AS t ON m.{quote(target)} = t.{quote(column)}",
         (json_ids(ids),),
     )
+    reason = f"still referred to by {table}.{column}, whose rows can't be archived with it"
     for (id_,) in rows.fetchall():
-        reason = f"still referred to by {table}.{column}, whose rows can't be archived with it"
         faults.setdefault(ids.index(id_), Rejected(id_, "id", reason))
 
 

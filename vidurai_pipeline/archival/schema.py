@@ -4,6 +4,7 @@ Nothing is assumed of a store but a table ``memories`` with a primary key ``id``
 other column is read from SQLite's own catalogue, so that a later Vidurai's columns are archived unasked.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -115,8 +116,8 @@ class StoreSchema:
 
     columns: tuple[Column, ...]
     satellites: tuple[Satellite, ...]
-    #: Tables and columns that refer to memories and forbid their deletion.
-    restricting: tuple[tuple[str, str], ...] = ()
+    #: What refers to memories and forbids their deletion: table, column, and the column of memories referred to.
+    restricting: tuple[tuple[str, str, str], ...] = ()
     #: The search index's table holds rows for memories, found by their ``memory_id``.
     search_index: bool = False
     #: ``vec_memories`` exists, but the extension that reads it can't be loaded.
@@ -165,17 +166,20 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool) -> StoreSchema:
             "Guardian migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open "
             "this store once; until then nothing can be archived. Nothing was touched"
         )
-    tables = [
-        (name, sql or "") for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-    ]
-    references = _references(con, [name for name, sql in tables if not sql.upper().startswith("CREATE VIRTUAL")])
-    owned, restricting = _sort_references(con, references)
-    taken = {name.casefold() for name in (*SPECIFIED, *RESERVED, *owned)} | {"vec_memories"}
+    tables = {name: sql or "" for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")}
+    ordinary = {name for name, sql in tables.items() if not sql.upper().startswith("CREATE VIRTUAL")}
+    owned, restricting = _sort_references(con, ordinary, _references(con, sorted(ordinary)))
+    taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
     columns = tuple(_columns(con, "memories", info, taken, "status = 'ARCHIVED'"))
-    satellites = [
-        Satellite(table, key, table, tuple(_satellite_columns(con, table, key))) for table, key in sorted(owned.items())
-    ]
-    has_vectors = any(name == "vec_memories" for name, _ in tables)
+    fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
+    satellites = []
+    for table, key in sorted(owned.items()):
+        field_name = table
+        while field_name.lower() in fields:
+            field_name += "_rows"
+        fields.add(field_name.lower())
+        satellites.append(Satellite(table, key, field_name, tuple(_satellite_columns(con, table, key))))
+    has_vectors = "vec_memories" in tables
     if has_vectors and vectors:
         satellites.append(
             Satellite(
@@ -186,12 +190,19 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool) -> StoreSchema:
                 virtual=True,
             )
         )
-    index_columns = [name for (name,) in con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
+    # An index of another kind, or one that keeps no content of its own, is the business of the store's triggers.
+    search_index = "memories_fts_content" in tables and re.match(
+        r"CREATE\s+VIRTUAL\s+TABLE.*\bUSING\s+fts5\b", tables.get("memories_fts", ""), re.IGNORECASE | re.DOTALL
+    )
+    if search_index:
+        names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
+        search_index = "memory_id" in names
+    _refuse_greedy_triggers(con, ["memories", *owned])
     return StoreSchema(
         columns=columns,
         satellites=tuple(satellites),
         restricting=tuple(restricting),
-        search_index="memory_id" in index_columns,
+        search_index=bool(search_index),
         sealed_vectors=has_vectors and not vectors,
         missing=tuple(name for name in SPECIFIED if name not in (*names, "archived_at")),
     )
@@ -205,55 +216,114 @@ def _version(con: sqlite3.Connection) -> str:
     return str(row[0]) if row else "unknown"
 
 
-def _references(con: sqlite3.Connection, tables: Iterable[str]) -> list[tuple[str, str, str, str]]:
-    """All foreign keys of the store: table, column, table referred to, what deleting does."""
+@dataclass(frozen=True)
+class _Reference:
+    """One column of a foreign key."""
+
+    table: str
+    column: str
+    target: str
+    target_column: str
+    action: str
+    composite: bool
+
+
+def _references(con: sqlite3.Connection, tables: Iterable[str]) -> list[_Reference]:
+    """All foreign keys of the store."""
     found = []
     for table in tables:
-        rows = con.execute('SELECT "from", "table", on_delete FROM pragma_foreign_key_list(?)', (table,))
-        found.extend((table, column, target.casefold(), action) for column, target, action in rows)
+        rows = con.execute(
+            'SELECT id, "from", "table", "to", on_delete FROM pragma_foreign_key_list(?)', (table,)
+        ).fetchall()
+        keys = [key for key, *_ in rows]
+        for key, column, target, target_column, action in rows:
+            found.append(_Reference(table, column, target.lower(), target_column or "id", action, keys.count(key) > 1))
     return found
 
 
 def _sort_references(
-    con: sqlite3.Connection, references: list[tuple[str, str, str, str]]
-) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    con: sqlite3.Connection, tables: set[str], references: list[_Reference]
+) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
     """Tell the tables that a memory takes along from those that forbid its deletion.
 
-    A row that takes further rows along when it goes (a chain of cascades, or memories that refer to memories)
-    would lose them unseen, so it forbids the deletion as well.
+    A memory takes a table's rows along where they can be archived with it: found by its id, in one column, with
+    something in the others, and taking nothing further along themselves. All other references forbid its deletion,
+    but for those that SQLite then sets to NULL or to their default.
     """
     owned: dict[str, str] = {}
-    restricting: list[tuple[str, str]] = []
-    gists = {name for (name,) in con.execute("SELECT name FROM pragma_table_info('audience_gists')")}
-    if "memory_id" in gists:
+    if "audience_gists" in tables and _is_key(con, "audience_gists", "memory_id"):
         owned["audience_gists"] = "memory_id"
-    parents = {target for _, _, target, action in references if action == "CASCADE" and target != "memories"}
-    for table, column, target, action in references:
-        if target != "memories":
-            continue
-        chained = table.casefold() == "memories" or table.casefold() in parents
-        if action == "CASCADE" and not chained and owned.get(table, column) == column:
-            owned[table] = column
-        elif action not in {"SET NULL", "SET DEFAULT"} or chained:
-            owned.pop(table, None)
-            restricting.append((table, column))
+    restricting: list[tuple[str, str, str]] = []
+    parents = {r.target for r in references if r.action == "CASCADE" and r.target != "memories"}
+    to_memories = [r for r in references if r.target == "memories"]
+    for r in to_memories:
+        alone = sum(other.table == r.table for other in to_memories) == 1
+        chained = r.table.lower() == "memories" or r.table.lower() in parents
+        simple = alone and not r.composite and r.target_column.lower() == "id" and not chained
+        if (
+            r.action == "CASCADE"
+            and simple
+            and _is_key(con, r.table, r.column)
+            and owned.get(r.table) in {None, r.column}
+        ):
+            owned[r.table] = r.column
+        elif r.action not in {"SET NULL", "SET DEFAULT"} or chained:
+            owned.pop(r.table, None)
+            restricting.append((r.table, r.column, r.target_column))
     return owned, restricting
+
+
+def _is_key(con: sqlite3.Connection, table: str, column: str) -> bool:
+    """Whether a column holds integers, as ids are, and is not all that its table has."""
+    info = con.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)).fetchall()
+    declared = {name.lower(): kind.upper() for name, kind in info}
+    return len(info) > 1 and "INT" in declared.get(column.lower(), "")
+
+
+def _refuse_greedy_triggers(con: sqlite3.Connection, tables: list[str]) -> None:
+    """Refuse a store whose own triggers take rows along, or change memories, when a memory is deleted.
+
+    SQLite itself tells what a deletion would do: it asks an authorizer for each action, those of triggers included.
+    """
+    greedy: list[tuple[str, str]] = []
+
+    def watch(action: int, table: str | None, _column: str | None, _database: str | None, trigger: str | None) -> int:
+        name = (table or "").lower()
+        if trigger and not name.startswith("memories_fts"):
+            changed = action == sqlite3.SQLITE_UPDATE and name in {t.lower() for t in tables}
+            if changed or action == sqlite3.SQLITE_DELETE:
+                greedy.append((trigger, table or ""))
+        return sqlite3.SQLITE_OK
+
+    con.set_authorizer(watch)
+    try:
+        for table in tables:
+            con.execute(f"EXPLAIN DELETE FROM {quote(table)}").close()
+    except sqlite3.OperationalError as error:
+        raise SchemaError(f"lets no memory be deleted ({error}): mend that first; nothing was touched") from None
+    finally:
+        con.set_authorizer(None)
+    for trigger, table in greedy:
+        raise SchemaError(
+            f"has a trigger `{trigger}` that deletes or changes rows of `{table}` when a memory is deleted: those "
+            "can't be archived with it, so nothing is. Drop the trigger to archive without them; nothing was touched"
+        )
 
 
 def _columns(
     con: sqlite3.Connection, table: str, info: list[tuple[str, str, int]], taken: set[str], rows: str
 ) -> Iterable[Column]:
-    names = {name.casefold() for name, _, _ in info}
+    used = {name.lower() for name, _, _ in info}
     for name, declared, _ in info:
         parquet_name = name.lower()
         kind = SPECIFIED.get(parquet_name) if parquet_name != "archived_at" else None
         if kind is None:
-            parquet_name = name
             kind = _declared_type(declared) or _stored_type(con, table, name, declared, rows)
-            while parquet_name.casefold() in taken:
-                parquet_name = f"memories_{parquet_name}"
-                if parquet_name.casefold() in names - {name.casefold()}:
+            parquet_name = name or "unnamed"
+            if parquet_name.lower() in taken or not name:
+                while parquet_name.lower() in taken | used:
                     parquet_name = f"memories_{parquet_name}"
+                used.add(parquet_name.lower())
         yield Column(name, declared, parquet_name, kind)
 
 
@@ -263,7 +333,7 @@ def _satellite_columns(con: sqlite3.Connection, table: str, key: str) -> Iterabl
         if name == key:
             continue
         kind = _declared_type(declared) or _stored_type(con, table, name, declared, "TRUE")
-        yield Column(name, declared, name, kind)
+        yield Column(name, declared, name or "unnamed", kind)
 
 
 def _declared_type(declared: str) -> pa.DataType | None:

@@ -205,7 +205,9 @@ class Experiences:
 
 
 def archive_files(archive_base: Path) -> list[str]:
-    """The archive's Parquet files, sorted; none if there is no archive.
+    """The archive's settled Parquet files, sorted; none if there is no archive.
+
+    A file with a pending mark is left for later: it may yet be found damaged, or lose memories that changed.
 
     Raises:
         ArchiveError: the archive is not a folder, or a folder in it can't be listed.
@@ -216,7 +218,11 @@ def archive_files(archive_base: Path) -> list[str]:
     try:
         # Not rglob: it passes over folders that it may not read, and their memories would silently not be learned.
         for folder, _, names in os.walk(archive_base, onerror=_raise):
-            files += [f"{folder}/{name}" for name in names if name.endswith(".parquet")]
+            files += [
+                f"{folder}/{name}"
+                for name in names
+                if name.endswith(".parquet") and not (archive_base / ".pending" / f"{name}.json").exists()
+            ]
     except OSError as error:
         raise ArchiveError(f"{error.filename or archive_base} can't be listed: {error.strerror}") from error
     return sorted(files)

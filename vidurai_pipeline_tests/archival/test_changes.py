@@ -1,6 +1,8 @@
 """The daemon goes on writing: what it changes between read and purge stays hot, as it is then."""
 
+import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +15,7 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreError, VerificationError
 from vidurai_pipeline_tests.archival.test_odd_rows import change
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
+from vidurai_pipeline_tests.conftest import DATA
 
 Store = Callable[[str], Path]
 
@@ -139,6 +142,30 @@ def test_a_new_memory_under_an_old_id_does_not_cost_the_archived_one(sample_stor
     assert dict(hot_rows(db)[ids[0]])["verbatim"] == "another"
 
 
+@pytest.mark.parametrize("born", [None, "CAST(x'ff' AS TEXT)"])
+def test_in_doubt_the_archived_copy_stays(sample_store: Store, born: str | None) -> None:
+    """After a death amid the purge, it can't be told whether the hot row is the same memory."""
+    db = sample_store("schema_v7")
+    archive = db.parent / "archive"
+    change(db, "UPDATE memories SET created_at = NULL")
+    before = hot_rows(db, "status = 'ARCHIVED'")
+    archiver = MemoryArchiver(db, archive)
+    with leaving_its_mark(archiver):
+        archiver.flush_archived_memories()
+    first = min(before)
+    change(
+        db,
+        (
+            "INSERT INTO memories (id, project_id, verbatim, event_type, salience, gist, status, created_at) "
+            f"VALUES (?, 1, 'another', 'chat', 'LOW', 'g', 'ACTIVE', {born or 'NULL'})",
+            (first,),
+        ),
+    )
+    result = MemoryArchiver(db, archive).flush_archived_memories()
+    assert (result, result.kept) == (0, 0)
+    assert Counter(cold_rows(archive)) == Counter(before.values())
+
+
 def test_a_busy_store_is_waited_for_and_then_named(sample_store: Store) -> None:
     db = sample_store("schema_v7")
     writer = sqlite3.connect(db, isolation_level=None)
@@ -194,6 +221,33 @@ def test_a_purge_that_is_taken_up_again_alone(sample_store: Store) -> None:
         purge = archiver.purge()
     assert (purge.purged, purge.kept) == (left, 0)
     assert_one_tier(before, db, archive)
+
+
+def test_a_store_restored_from_a_backup_is_not_archived_twice(sample_store: Store) -> None:
+    db = sample_store("guardian")
+    archive = db.parent / "archive"
+    saved = db.read_bytes()
+    MemoryArchiver(db, archive, rows_per_file=500).flush_archived_memories()
+    db.write_bytes(saved)
+    change(db, "UPDATE memories SET gist = 'changed since' WHERE id = (SELECT min(id) FROM memories)")
+    before = hot_rows(db)
+    result = MemoryArchiver(db, archive).flush_archived_memories()
+    assert (result, result.purged, result.kept) == (1, 1_148, 0)
+    assert hot_rows(db, "status = 'ARCHIVED'") == {}
+    cold = cold_rows(archive)
+    assert len(cold) == len(set(cold)) == 1_149
+    assert {row for row in before.values() if dict(row)["status"] == "ARCHIVED"} <= set(cold)
+
+
+def test_what_an_older_tool_archived_in_part_is_archived_whole(sample_store: Store) -> None:
+    """The reference writes 14 columns; a row that it archived but could not purge has more."""
+    db = sample_store("guardian")
+    archive = db.parent / "archive"
+    shutil.copytree(DATA / "reference_archive", archive)
+    before = hot_rows(db, "status = 'ARCHIVED'")
+    result = MemoryArchiver(db, archive).flush_archived_memories()
+    assert result == 1_148
+    assert set(before.values()) <= set(cold_rows(archive))
 
 
 class TestDamagedFiles:

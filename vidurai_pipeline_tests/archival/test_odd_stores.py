@@ -108,6 +108,25 @@ def test_a_missing_log_loses_only_what_stood_in_it(sample_store: Store, tmp_path
     assert flush(tmp_path / "vidurai.db") == 71
 
 
+def test_a_journal_that_a_dead_daemon_left(sample_store: Store, tmp_path: Path) -> None:
+    db = sample_store("schema_v7")
+    con = sqlite3.connect(db, isolation_level=None)
+    con.execute("PRAGMA journal_mode = DELETE")
+    con.execute("PRAGMA cache_size = 1")
+    before = hot_rows(db)
+    con.execute("BEGIN")
+    con.execute("UPDATE memories SET verbatim = verbatim || 'never committed'")
+    for path in db.parent.glob("vidurai.db*"):
+        shutil.copy(path, tmp_path)
+    con.execute("ROLLBACK")
+    con.close()
+    copy = tmp_path / "vidurai.db"
+    assert (tmp_path / "vidurai.db-journal").stat().st_size > 0
+    assert MemoryArchiver(copy, tmp_path / "archive").backlog().waiting == 71
+    assert flush(copy) == 71
+    assert_one_tier(before, copy, tmp_path / "archive")
+
+
 def test_symlink(sample_store: Store, tmp_path: Path) -> None:
     db = sample_store("schema_v7")
     link = tmp_path / "elsewhere" / "vidurai.db"
