@@ -11,19 +11,13 @@ ifeq ($(strip $(VIDURAI_HOME)$(VIDURAI_DB)),)
 export VIDURAI_HOME := $(CURDIR)/sample
 SAMPLE := sample/vidurai.db
 endif
-ifneq ($(strip $(VIDURAI_HOME)),)
-export DAGSTER_HOME ?= $(VIDURAI_HOME)/dagster
-endif
-
 .PHONY: run dev test test-fast lint format bench clean
 
 run: $(VENV)/installed $(SAMPLE)  ## run the maintenance job on your store, or on a sample
-	@mkdir -p $(DAGSTER_HOME) && test -e $(DAGSTER_HOME)/dagster.yaml || cp vidurai_pipeline/dagster.yaml $(DAGSTER_HOME)
 	@$(BIN)/vidurai-pipeline run
 
 dev: $(VENV)/installed $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000, with the nightly schedule on
-	@mkdir -p $(DAGSTER_HOME) && test -e $(DAGSTER_HOME)/dagster.yaml || cp vidurai_pipeline/dagster.yaml $(DAGSTER_HOME)
-	@$(BIN)/dagster dev
+	@$(BIN)/vidurai-pipeline ui
 
 test: $(VENV)/installed $(REFERENCE)/installed  ## run all tests
 	$(BIN)/pytest -n 2

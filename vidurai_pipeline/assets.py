@@ -116,8 +116,8 @@ def q_table(
 ) -> dg.MaterializeResult:
     """What Vidurai's agent has learned about keeping memories: a Q-table, trained offline.
 
-    Each archived memory with an outcome (-1 or 1) trains it once, in order of archival. Vidurai's own agent reads
-    the same file.
+    Each archived memory with an outcome (-1 or 1) trains it once, in order of archival. The file is
+    in Vidurai's own format.
     """
     with duckdb.get_connection() as connection:
         stats = dream.dream_cycle(connection).run()

@@ -23,7 +23,10 @@ class _Group(click.Group):
         except PipelineError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError | QueryError) else 1)
-        except BrokenPipeError:
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                click.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
+                ctx.exit(1)
             # The reader (head, less) has seen enough.
             sys.stderr.close()
             ctx.exit(0)
@@ -59,6 +62,15 @@ def run(form: str) -> None:
         print_report(report, settings)
     if not report.success:
         raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65_535), default=3000, show_default=True, help="Where to serve it.")
+def ui(port: int) -> None:
+    """Open Dagster's UI, with the runs' history; the nightly schedule runs as long as it is open."""
+    from vidurai_pipeline.launch import open_ui  # noqa: PLC0415
+
+    open_ui(load_settings(), port)
 
 
 @main.command()

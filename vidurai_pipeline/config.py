@@ -1,15 +1,17 @@
 """Paths and settings, read once from ``VIDURAI_*`` environment variables."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vidurai_pipeline.errors import ConfigError
 
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+_MEMORY = r"(?i)^\d+(\.\d+)?\s*([KMGT]i?)?B$"
 
 
 def _known_timezone(name: str | None) -> str | None:
@@ -26,7 +28,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VIDURAI_", frozen=True, env_ignore_empty=True)
 
-    home: UserPath = Field(default=Path("~/.vidurai"), validate_default=True, description="Vidurai's folder")
+    home: UserPath = Field(
+        default=Path("~/.vidurai"),
+        validate_default=True,
+        description="Vidurai's folder; by default that of `VIDURAI_DB`, if that is set",
+    )
     db: UserPath | None = Field(
         default=None, description="the hot store; default `vidurai.db` in the home, or `memory.db` if only that exists"
     )
@@ -38,12 +44,20 @@ class Settings(BaseSettings):
     rows_per_file: int = Field(default=50_000, gt=0, description="a larger batch is split into several files")
     busy_timeout: float = Field(default=60.0, ge=0, description="seconds to wait for a busy hot store")
     lock_timeout: float = Field(default=10.0, ge=0, description="seconds to wait for another run of the pipeline")
-    memory_limit: str = Field(default="1GB", description="the most memory that DuckDB may use")
+    memory_limit: str = Field(default="1GB", pattern=_MEMORY, description="the most memory that DuckDB may use")
     threads: int | None = Field(default=None, gt=0, description="DuckDB's threads; default one for each core")
     schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
     timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
         default=None, description="the schedule's time zone; default this machine's"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _live_beside_the_store(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A store that was named alone keeps its archive beside it, not in the archive of another store."""
+        if values.get("db") and not values.get("home"):
+            values["home"] = Path(values["db"]).expanduser().absolute().parent
+        return values
 
     @property
     def db_path(self) -> Path:

@@ -1,6 +1,7 @@
 """Run the maintenance job from the command line, in this process, with its history kept where the UI shows it."""
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -8,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import dagster as dg
@@ -16,6 +17,7 @@ import dagster as dg
 from vidurai_pipeline import display
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.errors import ConfigError
 
 
 @dataclass
@@ -60,24 +62,49 @@ class RunReport:
         }
 
 
-def open_instance(settings: Settings) -> tuple[dg.DagsterInstance, Path]:
-    """The Dagster instance that keeps the runs: ``DAGSTER_HOME``, else ``dagster`` in Vidurai's folder."""
-    if home := os.environ.get("DAGSTER_HOME"):
-        return dg.DagsterInstance.get(), Path(home)
-    folder = settings.home / "dagster"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not (folder / "dagster.yaml").exists():
-        with as_file(files("vidurai_pipeline") / "dagster.yaml") as template:
-            shutil.copy(template, folder / "dagster.yaml")
-    return dg.DagsterInstance.from_config(str(folder)), folder
+def dagster_home(settings: Settings) -> Path:
+    """The folder of Dagster's history, made ready: ``DAGSTER_HOME``, else ``dagster`` in Vidurai's folder.
+
+    Raises:
+        ConfigError: it is not a folder that this user may write.
+    """
+    home = os.environ.get("DAGSTER_HOME")
+    folder = Path(home).expanduser().absolute() if home else settings.home / "dagster"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (folder / "dagster.yaml").exists():
+            with as_file(files("vidurai_pipeline") / "dagster.yaml") as template:
+                shutil.copy(template, folder / "dagster.yaml")
+    except OSError as error:
+        name = "DAGSTER_HOME" if home else "VIDURAI_HOME"
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"{folder}: {reason}: set {name} to a folder that you may write") from None
+    return folder
+
+
+def open_ui(settings: Settings, port: int) -> NoReturn:
+    """Become Dagster's UI and daemon, with the history that ``run`` writes."""
+    home = dagster_home(settings)
+    click.echo(f"Dagster's UI for the hot store {settings.db_path}, at http://127.0.0.1:{port}; Ctrl-C ends it")
+    environment = {**os.environ, "DAGSTER_HOME": str(home)}
+    command = ["dagster", "dev", "-m", "vidurai_pipeline.definitions", "--port", str(port)]
+    # The location's name must be the one under which `run` files its runs.
+    workspace = home / "workspace.yaml"
+    workspace.write_text(
+        "load_from:\n  - python_module:\n      module_name: vidurai_pipeline.definitions\n"
+        "      location_name: vidurai_pipeline\n"
+    )
+    command[2:4] = ["-w", str(workspace)]
+    os.chdir(home)
+    os.execve(sys.executable, [sys.executable, "-m", *command], environment)  # noqa: S606
 
 
 def run_maintenance(settings: Settings) -> RunReport:
     """Run the maintenance job to its end."""
     began = time.monotonic()
     job = build_definitions(settings).resolve_job_def("maintenance")
-    instance, home = open_instance(settings)
-    with instance:
+    home = dagster_home(settings)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,
@@ -127,7 +154,9 @@ def _cause(event: dg.DagsterEvent) -> str:
     error = event.job_failure_data.error
     while error is not None and error.cause is not None:
         error = error.cause
-    return (error.message if error else str(event.message)).strip().removeprefix("dagster._core.errors.Failure: ")
+    text = (error.message if error else str(event.message)).strip()
+    # Dagster puts the name of the exception's class first.
+    return re.sub(r"^[\w.]+: ", "", text)
 
 
 def print_report(report: RunReport, settings: Settings) -> None:
@@ -138,6 +167,7 @@ def print_report(report: RunReport, settings: Settings) -> None:
         "Maintenance: done" if facts.pop("success") else "Maintenance: failed",
         {
             **facts,
+            "hot store": settings.db_path,
             "new files": ", ".join(files) or "none",
             "archive": settings.archive_path,
             "Q-table": settings.q_table_path,
@@ -146,11 +176,15 @@ def print_report(report: RunReport, settings: Settings) -> None:
     for line in errors:
         click.echo(f"error: {line}", err=True)
     tool = "vidurai-pipeline" if shutil.which("vidurai-pipeline") else sys.argv[0]
-    home = f"VIDURAI_HOME={shlex.quote(str(settings.home))} " if "VIDURAI_HOME" in os.environ else ""
-    dagster_home = shlex.quote(str(report.dagster_home.absolute()))
+    named = {name: value for name, value in os.environ.items() if name.startswith("VIDURAI_") and value}
+    named.pop("VIDURAI_REFERENCE_PYTHON", None)
+    given = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(named.items()))
+    if not report.success:
+        click.echo(f"\nnothing is lost, and running again is safe; to see what is wrong:\n  {given}{tool} doctor")
+        return
     click.echo(
         "\nnext:\n"
-        f"  {home}{tool} stats\n"
-        f"  {home}{tool} query 'SELECT salience, count(*) FROM history GROUP BY salience'\n"
-        f"  {home}DAGSTER_HOME={dagster_home} {Path(tool).with_name('dagster')} dev   # the UI, at http://127.0.0.1:3000"
+        f"  {given}{tool} stats\n"
+        f"  {given}{tool} query 'SELECT salience, count(*) FROM history GROUP BY salience'\n"
+        f"  {given}{tool} ui   # Dagster's UI, at http://127.0.0.1:3000"
     )

@@ -186,6 +186,25 @@ def test_paths_one_by_one(sample_store: Store, tmp_path: Path) -> None:
     assert (odd / "learned.json").exists()
 
 
+def test_a_store_that_is_named_alone_keeps_its_archive_beside_it(sample_store: Store, tmp_path: Path) -> None:
+    db = sample_store("schema_v7")
+    report = loads(cli("run", "--format", "json", VIDURAI_DB=str(db), VIDURAI_HOME=""))
+    assert report["archived"] == 71
+    assert [Path(file).is_relative_to(db.parent) for file in report["files"]] == [True]
+    assert (db.parent / "q_table.json").exists()
+    assert "VIDURAI_DB=" in cli("run", VIDURAI_DB=str(db), VIDURAI_HOME="").stdout
+
+
+@pytest.mark.parametrize("name", ["DAGSTER_HOME", "VIDURAI_HOME"])
+def test_a_home_that_is_a_file_is_one_readable_line(sample_store: Store, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    environment = {"VIDURAI_DB": str(sample_store("schema_v7")), name: str(tmp_path / "file")}
+    done = cli("run", **environment)
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_legacy_store_is_used_if_only_that_exists(sample_store: Store) -> None:
     db = sample_store("schema_v7")
     db.rename(db.with_name("memory.db"))
@@ -198,6 +217,7 @@ def test_the_legacy_store_is_used_if_only_that_exists(sample_store: Store) -> No
         (["flush"], {}, "does not exist: start Vidurai once", 1),
         (["flush"], {"VIDURAI_COMPRESSION": "lzma"}, "VIDURAI_COMPRESSION", 2),
         (["flush"], {"VIDURAI_BUSY_TIMEOUT": "soon"}, "VIDURAI_BUSY_TIMEOUT", 2),
+        (["flush"], {"VIDURAI_MEMORY_LIMIT": "lots"}, "VIDURAI_MEMORY_LIMIT", 2),
         (["run"], {"VIDURAI_TIMEZONE": "Mars/Olympus"}, "VIDURAI_TIMEZONE", 2),
         (["run"], {"VIDURAI_SCHEDULE": "every night"}, "VIDURAI_SCHEDULE", 2),
         (["fly"], {}, "No such command", 2),
