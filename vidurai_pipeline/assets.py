@@ -20,6 +20,7 @@ GROUP = "memory_lifecycle"
 OWNERS = ["team:memory"]
 #: Runs that hold this pool wait for each other in Dagster's queue.
 POOL = "vidurai_archive"
+NEEDS_NOBODY = "no_file_needs_a_person"
 _SHOWN = 50
 
 
@@ -47,7 +48,21 @@ def archived_rows(archiver: ArchiverResource) -> dg.MaterializeResult:
     )
 
 
-@dg.asset(deps=[archived_rows], kinds={"parquet", "pyarrow"}, group_name=GROUP, owners=OWNERS, pool=POOL)
+@dg.asset(
+    deps=[archived_rows],
+    kinds={"parquet", "pyarrow"},
+    group_name=GROUP,
+    owners=OWNERS,
+    pool=POOL,
+    check_specs=[
+        dg.AssetCheckSpec(
+            NEEDS_NOBODY,
+            asset="parquet_archive",
+            description="Fails when a file that held the only copy of a memory is damaged or gone. It does not block: "
+            "what is whole goes on.",
+        )
+    ],
+)
 def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResource) -> dg.MaterializeResult:
     """The Parquet files that this run published, partitioned by the month of archival.
 
@@ -70,12 +85,27 @@ def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResourc
         "recovered": batch.recovered.purged,
         "dagster/column_schema": _file_columns(batch.schema),
     }
+    metadata["report"] = dg.MetadataValue.json(
+        {
+            "files": [str(file.path) for file in batch.files],
+            "rejected": [{"id": r.id, "column": r.column, "reason": r.reason} for r in batch.rejected],
+            "notes": batch.recovered.notes,
+            "problems": batch.recovered.problems,
+        }
+    )
     if batch.rejected:
         rows = [{"id": str(r.id), "column": r.column, "reason": r.reason} for r in batch.rejected[:_SHOWN]]
         metadata["rejected memories"] = _table(rows)
     if lines := batch.recovered.notes + batch.recovered.problems:
         metadata["attention"] = dg.MetadataValue.md("\n".join(f"- {line}" for line in lines))
-    return dg.MaterializeResult(metadata=metadata)
+    problems = batch.recovered.problems
+    healthy = dg.AssetCheckResult(
+        check_name=NEEDS_NOBODY,
+        passed=not problems,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=problems[0] if problems else "no file of an interrupted run is beyond help",
+    )
+    return dg.MaterializeResult(metadata=metadata, check_results=[healthy])
 
 
 @dg.op(ins={"parquet_archive": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), pool=POOL)
@@ -119,7 +149,7 @@ def q_table(
     Each archived memory with an outcome (-1 or 1) trains it once, in order of archival. The file is
     in Vidurai's own format.
     """
-    with duckdb.get_connection() as connection:
+    with readable_failures(), duckdb.get_connection() as connection:
         stats = dream.dream_cycle(connection).run()
     if not stats["success"]:
         raise dg.Failure(description=stats["error"], allow_retries=False)

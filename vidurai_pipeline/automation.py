@@ -54,7 +54,12 @@ def dream_after_failure(context: dg.RunFailureSensorContext) -> dg.RunRequest | 
 def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
     """A sensor that ends runs whose process was killed; Dagster would keep later runs queued behind them for ever."""
 
-    @dg.sensor(name="end_dead_runs", minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
+    @dg.sensor(
+        name="end_dead_runs",
+        description="Ends runs that say they are at work while nobody holds the archive's lock: their process died.",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
     def end_dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         """End runs that say they are at work while nobody holds the archive's lock: their process was killed."""
         started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])

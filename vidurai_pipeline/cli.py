@@ -86,20 +86,11 @@ def flush(dry_run: bool, form: str) -> None:
     if form == "json":
         display.print_json(report)
     else:
-        rejected = report.pop("rejected")
+        rejected, files = report.pop("rejected"), report.pop("files")
         problems, notes = report.pop("problems"), report.pop("notes")
-        files = report.pop("files")
-        title = "Would be archived (dry run: nothing was changed)" if dry_run else "Flush"
-        del report["dry_run"]
+        title = "Would be archived (dry run: nothing was changed)" if report.pop("dry_run") else "Flush"
         display.print_facts(title, {**report, "rejected": len(rejected), "files": ", ".join(files) or "none"})
-        for row in rejected[:20]:
-            click.echo(f"rejected: memory {row['id']}: {row['column']}: {row['reason']}", err=True)
-        if len(rejected) > 20:
-            click.echo(f"rejected: and {len(rejected) - 20:,} more; `--format json` lists them all", err=True)
-        for note in notes:
-            click.echo(f"note: {note}", err=True)
-        for problem in problems:
-            click.echo(f"problem: {problem}", err=True)
+        display.print_attention(rejected, notes, problems)
     if result.problems:
         raise click.exceptions.Exit(1)
 
@@ -168,7 +159,7 @@ def query(sql: str, form: str) -> None:
 @click.option("--since", help="Only memories created at or after this ISO date.")
 @click.option("--until", help="Only memories created before this ISO date.")
 @click.option("--salience", help="Only memories of this salience, such as HIGH.")
-@click.option("--outcome", type=int, help="Only memories with this outcome: -1, 0 or 1.")
+@click.option("--outcome", type=click.IntRange(-1, 1), help="Only memories with this outcome: -1, 0 or 1.")
 @_format_option("table", "json", "csv")
 def search(words: tuple[str, ...], limit: int, form: str, **filters: Any) -> None:
     """Find archived memories in which all the words occur."""
@@ -179,7 +170,9 @@ def search(words: tuple[str, ...], limit: int, form: str, **filters: Any) -> Non
     if form == "json":
         display.print_json(found)
     elif found:
-        display.print_rows(list(found[0]), (list(row.values()) for row in found), form)
+        # A terminal has no room for more.
+        names = ["id", "created_at", "salience", "snippet"] if sys.stdout.isatty() else list(found[0])
+        display.print_rows(names, ([row[name] for name in names] for row in found), form)
     else:
         click.echo("no memory in the archive matches", err=True)
 

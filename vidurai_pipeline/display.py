@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 _SLOW_SECONDS = 1.0
+_SHOWN = 20
 
 
 class ProgressLine:
@@ -48,7 +49,7 @@ class ProgressLine:
             )
             self._bar.start()
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage)
+            self._tasks[stage] = self._bar.add_task(stage, total=None)
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
 
 
@@ -74,7 +75,7 @@ def print_rows(names: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -
             count += 1
         console = Console()
         if count > console.height - 6:
-            with console.pager(styles=True):
+            with console.pager():
                 console.print(table)
         else:
             console.print(table)
@@ -105,6 +106,17 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         table.add_row(f"  {escape(name)}", escape(_fact(value)))
     Console().print(table)
+
+
+def print_attention(rejected: Sequence[Mapping[str, Any]], notes: Sequence[str], errors: Sequence[str]) -> None:
+    """Say on stderr which memories stay hot and why, what was put right, and what went wrong."""
+    lines = [f"rejected: memory {row['id']}: {row['column']}: {row['reason']}" for row in rejected[:_SHOWN]]
+    if (more := len(rejected) - len(lines)) > 0:
+        lines.append(f"rejected: and {more:,} more; `--format json` lists them all")
+    lines += [f"note: {line}" for line in notes]
+    lines += [f"error: {line}" for line in errors]
+    for line in lines:
+        sys.stderr.write(f"{line}\n")
 
 
 def bar_chart(counts: Mapping[str, int], width: int = 40) -> list[str]:

@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from vidurai_pipeline.archival.archive import Archive, read_back
 from vidurai_pipeline.archival.hot_store import HotStore, json_ids
+from vidurai_pipeline.archival.pending import Pending
+from vidurai_pipeline.archival.reconciler import Reconciler
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.rl.policy import QLearningPolicy
@@ -35,7 +37,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     store = HotStore(settings.db_path, settings.busy_timeout)
     yield from _hot_store(store)
     yield from _archive_files(archive)
-    yield from _leftovers(archive)
+    yield from _leftovers(store, archive)
     yield from _both_tiers(store, archive)
     yield _q_table(settings.q_table_path)
     yield _disk(store, archive)
@@ -65,7 +67,12 @@ def _hot_store(store: HotStore) -> Iterator[Finding]:
 
 
 def _archive_files(archive: Archive) -> Iterator[Finding]:
-    files = archive.files()
+    if os.path.lexists(archive.root) and not (archive.root.is_dir() and os.access(archive.root, os.W_OK | os.X_OK)):
+        yield Finding("archive folder", "failed", f"{archive.root} is not a folder that this user may write")
+        return
+    pending = {archive.root / mark.file for mark in _marks(archive)}
+    # What a pending file is worth, the next run finds out.
+    files = [path for path in archive.files() if path not in pending]
     broken, rows = [], 0
     for path in files:
         try:
@@ -91,26 +98,58 @@ def _archive_files(archive: Archive) -> Iterator[Finding]:
         )
 
 
-def _leftovers(archive: Archive) -> Iterator[Finding]:
+def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
     try:
         marks = archive.pending.all()
     except PipelineError as error:
         yield Finding("interrupted runs", "failed", str(error))
         return
-    if marks:
-        names = ", ".join(mark.file for mark in marks[:_NAMED])
+    own = Reconciler(store, archive).identity()
+    strangers = [mark for mark in marks if mark.store[0] != own[0] and mark.store[1] != own[1]]
+    waiting = [mark for mark in marks if mark not in strangers]
+    if waiting:
+        names = ", ".join(mark.file for mark in waiting[:_NAMED])
         yield Finding(
-            "interrupted runs", "warning", f"{len(marks)} files wait to be purged ({names}): the next run finishes them"
+            "interrupted runs",
+            "warning",
+            f"{len(waiting)} files wait to be purged ({names}): run the job again; it finishes them or, where one is "
+            "damaged, archives its memories anew",
         )
     else:
         yield Finding("interrupted runs", "ok", "none")
-    if damaged := sorted(archive.root.rglob("*.damaged*")):
+    if strangers:
+        stores = ", ".join(sorted({mark.store[0] for mark in strangers})[:_NAMED])
+        yield Finding(
+            "other stores",
+            "warning",
+            f"{len(strangers)} files wait for another hot store ({stores}): run the job on that one; if it has moved "
+            f"here, move their marks out of {archive.root / '.pending'}",
+        )
+    damaged = sorted(archive.root.rglob("*.parquet.damaged*"))
+    set_aside = [path for path in damaged if path.parent.name != ".pending"]
+    retired = [path for path in damaged if path.parent.name == ".pending"]
+    if set_aside:
         yield Finding(
             "files set aside",
             "warning",
-            f"{', '.join(map(str, damaged[:_NAMED]))}: damaged before anything was purged on their account; delete "
+            f"{', '.join(map(str, set_aside[:_NAMED]))}: damaged before anything was purged on their account; delete "
             "them once you know why",
         )
+    if retired:
+        yield Finding(
+            "lost files",
+            "failed",
+            f"{', '.join(path.name.removesuffix('.damaged') for path in retired[:_NAMED])}: damaged or gone after some "
+            "of their memories had been purged: restore them from a backup, then delete the notes in "
+            f"{archive.root / '.pending'}",
+        )
+
+
+def _marks(archive: Archive) -> list[Pending]:
+    try:
+        return archive.pending.all()
+    except PipelineError:
+        return []
 
 
 def _both_tiers(store: HotStore, archive: Archive) -> Iterator[Finding]:

@@ -31,7 +31,9 @@ class RunReport:
         dagster_home: where its history is kept.
         numbers: the figures that each asset reported.
         files: the new files of the archive.
-        errors: what failed, in words.
+        rejected: memories that stay hot: id, column, reason.
+        notes: what an interrupted run left and was put right.
+        errors: what failed or needs a person, in words.
     """
 
     success: bool
@@ -40,6 +42,8 @@ class RunReport:
     dagster_home: Path
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,13 +55,14 @@ class RunReport:
             "archived": archive.get("row_count"),
             "purged": purge.get("row_count", 0) + archive.get("recovered", 0) if purge else None,
             "kept": purge.get("kept"),
-            "rejected": archive.get("rejected"),
+            "rejected": self.rejected,
             "recovered": archive.get("recovered"),
             "files": self.files,
             "learned": self.numbers.get("q_table", {}).get("experiences learned"),
             "states": self.numbers.get("q_table", {}).get("states"),
             "seconds": round(self.seconds, 3),
             "run_id": self.run_id,
+            "notes": self.notes,
             "errors": self.errors,
         }
 
@@ -86,7 +91,15 @@ def open_ui(settings: Settings, port: int) -> NoReturn:
     """Become Dagster's UI and daemon, with the history that ``run`` writes."""
     home = dagster_home(settings)
     click.echo(f"Dagster's UI for the hot store {settings.db_path}, at http://127.0.0.1:{port}; Ctrl-C ends it")
-    environment = {**os.environ, "DAGSTER_HOME": str(home)}
+    # Absolute, since Dagster starts in another folder.
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "VIDURAI_HOME": str(settings.home),
+        "VIDURAI_DB": str(settings.db_path),
+        "VIDURAI_ARCHIVE": str(settings.archive_path),
+        "VIDURAI_Q_TABLE": str(settings.q_table_path),
+    }
     command = ["dagster", "dev", "-m", "vidurai_pipeline.definitions", "--port", str(port)]
     # The location's name must be the one under which `run` files its runs.
     workspace = home / "workspace.yaml"
@@ -120,11 +133,12 @@ def run_maintenance(settings: Settings) -> RunReport:
         elif event.is_step_failure:
             report.errors.append(_failure(event))
     for check in result.get_asset_check_evaluations():
-        if not check.passed:
+        if not check.passed and check.blocking:
             report.errors.append(f"{check.check_name}: {check.description}")
             differences = check.metadata.get("what differs")
             if isinstance(differences, dg.MarkdownMetadataValue):
                 report.errors += differences.value.splitlines()
+    report.success = result.success and not report.errors
     if not result.success and not report.errors:
         report.errors += [_cause(event) for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
     return report
@@ -138,9 +152,12 @@ def _note_materialization(materialization: dg.AssetMaterialization, report: RunR
         for key, value in metadata.items()
         if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue)
     }
-    files = metadata.get("files")
-    if name == "parquet_archive" and isinstance(files, dg.TableMetadataValue):
-        report.files = [str(record.data["file"]) for record in files.records]
+    details = metadata.get("report")
+    if name == "parquet_archive" and isinstance(details, dg.JsonMetadataValue) and isinstance(details.data, dict):
+        report.files = details.data["files"]
+        report.rejected = details.data["rejected"]
+        report.notes = details.data["notes"]
+        report.errors += details.data["problems"]
 
 
 def _failure(event: dg.DagsterEvent) -> str:
@@ -162,19 +179,20 @@ def _cause(event: dg.DagsterEvent) -> str:
 def print_report(report: RunReport, settings: Settings) -> None:
     """Say what happened in numbers, where the files are, and what to do next."""
     facts = report.to_dict()
-    errors, files = facts.pop("errors"), facts.pop("files")
+    files = facts.pop("files")
+    attention = {name: facts.pop(name) for name in ("rejected", "notes", "errors")}
     display.print_facts(
         "Maintenance: done" if facts.pop("success") else "Maintenance: failed",
         {
             **facts,
+            "rejected": len(report.rejected),
             "hot store": settings.db_path,
             "new files": ", ".join(files) or "none",
             "archive": settings.archive_path,
             "Q-table": settings.q_table_path,
         },
     )
-    for line in errors:
-        click.echo(f"error: {line}", err=True)
+    display.print_attention(attention["rejected"], attention["notes"], attention["errors"])
     tool = "vidurai-pipeline" if shutil.which("vidurai-pipeline") else sys.argv[0]
     named = {name: value for name, value in os.environ.items() if name.startswith("VIDURAI_") and value}
     named.pop("VIDURAI_REFERENCE_PYTHON", None)

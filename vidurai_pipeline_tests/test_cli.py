@@ -4,14 +4,17 @@ import csv
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
@@ -148,6 +151,48 @@ def test_doctor(home: Path) -> None:
     done = cli("doctor")
     assert done.returncode == 1
     assert str(file) in done.stdout
+
+
+def test_a_file_that_held_the_only_copy_is_reported_by_run_and_doctor(home: Path) -> None:
+    archiver = MemoryArchiver(home / "vidurai.db", home / "archive")
+    with mock.patch.object(archiver.archive.pending, "remove"):
+        (path,) = archiver.flush_archived_memories().files
+    path.unlink()
+    done = cli("run", "--format", "json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert report["success"] is False
+    assert f"{path}: the file is gone" in report["errors"][0]
+    findings = {finding["check"]: finding for finding in json.loads(cli("doctor", "--format", "json").stdout)}
+    assert findings["lost files"]["status"] == "failed"
+    assert "restore them from a backup" in findings["lost files"]["detail"]
+
+
+def test_run_names_what_it_rejects(home: Path) -> None:
+    con = sqlite3.connect(home / "vidurai.db")
+    con.execute("UPDATE memories SET access_count = 'many' WHERE id = 1")
+    con.commit()
+    con.close()
+    done = cli("run")
+    assert done.returncode == 0
+    assert "rejected: memory 1: access_count: text where the column holds integer" in done.stderr
+
+
+def test_doctor_knows_another_stores_marks(home: Path, sample_store: Store) -> None:
+    other = sample_store("schema_v7")
+    archiver = MemoryArchiver(other, home / "archive")
+    with archiver.run("test"):
+        archiver.publish()
+    findings = {finding["check"]: finding for finding in json.loads(cli("doctor", "--format", "json").stdout)}
+    assert findings["interrupted runs"]["status"] == "ok"
+    assert str(other) in findings["other stores"]["detail"]
+
+
+def test_doctor_sees_an_archive_that_is_no_folder(home: Path) -> None:
+    (home / "archive").write_text("in the way")
+    done = cli("doctor")
+    assert done.returncode == 1
+    assert "is not a folder" in done.stdout
 
 
 def test_doctor_sees_a_memory_in_both_tiers(home: Path) -> None:

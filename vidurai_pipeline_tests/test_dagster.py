@@ -60,6 +60,12 @@ def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]
     }
 
 
+def comparison(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert checks["no_file_needs_a_person"].passed
+    return checks["archive_equals_hot_store"]
+
+
 def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
     definitions = build_definitions(settings)
     dg.Definitions.validate_loadable(definitions)
@@ -77,8 +83,9 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
         "purged_rows": {"parquet_archive"},
         "q_table": {"purged_rows"},
     }
-    (check,) = definitions.resolve_asset_graph().asset_check_keys
-    assert check.asset_key == dg.AssetKey("parquet_archive")
+    checks = definitions.resolve_asset_graph().asset_check_keys
+    assert {check.name for check in checks} == {"archive_equals_hot_store", "no_file_needs_a_person"}
+    assert {check.asset_key for check in checks} == {dg.AssetKey("parquet_archive")}
 
 
 def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instance: dg.DagsterInstance) -> None:
@@ -92,7 +99,7 @@ def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instan
     for name in ("archived_rows", "parquet_archive"):
         columns = [column.name for column in made[name]["dagster/column_schema"].columns]
         assert {"id", "verbatim", "occurrence_count"} <= set(columns)
-    (check,) = result.get_asset_check_evaluations()
+    check = comparison(result)
     assert check.passed
     assert check.description == "1,148 rows in 1 files equal their rows in the hot store"
     assert_one_tier(before, settings.db_path, settings.archive_path)
@@ -120,7 +127,7 @@ def test_a_failed_check_stops_the_purge_and_the_next_run_puts_it_right(
         result = execute(settings, instance)
     assert not result.success
     assert list(materialized(result)) == ASSETS[:2]
-    (check,) = result.get_asset_check_evaluations()
+    check = comparison(result)
     assert not check.passed
     assert "can't be read as Parquet" in check.metadata["what differs"].value  # type: ignore[operator]
     assert hot_rows(settings.db_path) == before
@@ -146,7 +153,7 @@ def test_an_altered_value_fails_the_check_by_name(
         return batch
 
     monkeypatch.setattr(MemoryArchiver, "publish", publish_and_alter)
-    (check,) = execute(settings, instance).get_asset_check_evaluations()
+    check = comparison(execute(settings, instance))
     assert not check.passed
     differences = str(check.metadata["what differs"].value)
     assert ": gist" in differences

@@ -29,7 +29,7 @@ from vidurai_pipeline.archival.files import archive_errors, digest
 from vidurai_pipeline.archival.hot_store import Backlog, HotStore, data_version, snapshot
 from vidurai_pipeline.archival.pending import Pending
 from vidurai_pipeline.archival.reconciler import Reconciler
-from vidurai_pipeline.archival.results import Batch, FlushResult, Progress, Purge, Verification
+from vidurai_pipeline.archival.results import Batch, FlushResult, Progress, Purge, Verification, unwatched
 from vidurai_pipeline.archival.rows import RowBatch, read_archived
 from vidurai_pipeline.archival.schema import StoreSchema
 from vidurai_pipeline.config import load_settings
@@ -71,7 +71,7 @@ class MemoryArchiver:
         self.archive = Archive(archive_base or settings.archive_path, compression or settings.compression)
         self.rows_per_file = rows_per_file or settings.rows_per_file
         self.lock_timeout = settings.lock_timeout if lock_timeout is None else lock_timeout
-        self._progress = progress or _unwatched
+        self._progress = progress or unwatched
         self._reconciler = Reconciler(self.store, self.archive, self._progress)
 
     # The whole protocol
@@ -292,10 +292,6 @@ class MemoryArchiver:
     def get_archive_stats(self) -> dict[str, Any]:
         """Counts and sizes of the archive's files; see :meth:`Archive.stats`."""
         return self.archive.stats()
-
-
-def _unwatched(stage: str, done: int, total: int) -> None:
-    """No one asked for progress."""
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from vidurai_pipeline.archival.files import archive_errors, sync_file
 from vidurai_pipeline.archival.hot_store import HotStore, json_ids, tolerant_text
 from vidurai_pipeline.archival.pending import Pending
 from vidurai_pipeline.archival.purge import PurgeCount, Purger
-from vidurai_pipeline.archival.results import Progress, Purge
+from vidurai_pipeline.archival.results import Progress, Purge, unwatched
 from vidurai_pipeline.archival.schema import quote
 from vidurai_pipeline.errors import VerificationError
 
@@ -33,7 +33,7 @@ class Reconciler:
         verified: files found equal to the hot store, and the data version of the connection at which they were.
     """
 
-    def __init__(self, store: HotStore, archive: Archive, progress: Progress) -> None:
+    def __init__(self, store: HotStore, archive: Archive, progress: Progress = unwatched) -> None:
         self.store = store
         self.archive = archive
         self.verified: dict[Path, int] = {}

@@ -14,6 +14,10 @@ from vidurai_pipeline.archival.rows import Rejected
 Progress = Callable[[str, int, int], None]
 
 
+def unwatched(stage: str, done: int, total: int) -> None:
+    """No one asked for progress."""
+
+
 @dataclass
 class Purge:
     """What a purge did.
