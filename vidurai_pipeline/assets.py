@@ -21,6 +21,13 @@ OWNERS = ["team:memory"]
 #: Runs that hold this pool wait for each other in Dagster's queue.
 POOL = "vidurai_archive"
 NEEDS_NOBODY = "no_file_needs_a_person"
+Q_TABLE_COLUMNS = dg.TableSchema(
+    [
+        dg.TableColumn("state", "string", "buckets: working, episodic, tokens, entropy, importance, messages"),
+        dg.TableColumn("action", "string", "what the memory layer can do in that state"),
+        dg.TableColumn("value", "float64", "what that is worth, in points of reward"),
+    ]
+)
 _SHOWN = 50
 
 
@@ -112,10 +119,12 @@ def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResourc
 def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
     """Delete archived memories from the hot store, each only if it still equals its archived copy."""
     with readable_failures():
+        columns = archiver.archiver.backlog().columns
         result = archiver.archiver.purge()
     context.add_output_metadata(
         {
             "dagster/row_count": result.purged,
+            "dagster/column_schema": _hot_columns(columns),
             "kept": result.kept,
             "files": _table([{"file": str(path)} for path in result.files]),
             "longest lock (ms)": round(result.longest_hold * 1000, 1),
@@ -157,6 +166,8 @@ def q_table(
         context.log.warning(f"memories that could not be learned from, by reason: {stats['skipped']}")
     return dg.MaterializeResult(
         metadata={
+            "dagster/row_count": stats["states"],
+            "dagster/column_schema": Q_TABLE_COLUMNS,
             "Q-table": dg.MetadataValue.path(dream.q_table),
             "experiences learned": stats["episodes"],
             "positive": stats["positive_rewards"],

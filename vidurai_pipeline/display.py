@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,9 @@ class ProgressLine:
     """Shows how far a long step is, on a terminal, once it has taken a second. Call it as a ``Progress``."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        # A descriptor of its own: while a Dagster run goes on, Dagster captures the usual one.
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        self._console = Console(file=self._stream)
         self._began = time.monotonic()
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -33,6 +36,7 @@ class ProgressLine:
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        self._stream.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Tell how many of how many memories a stage has dealt with."""

@@ -18,6 +18,7 @@ from vidurai_pipeline import display
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.resources import progress_of_runs
 
 
 @dataclass
@@ -117,7 +118,8 @@ def run_maintenance(settings: Settings) -> RunReport:
     began = time.monotonic()
     job = build_definitions(settings).resolve_job_def("maintenance")
     home = dagster_home(settings)
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with dg.DagsterInstance.from_config(str(home)) as instance, display.ProgressLine() as progress:
+        progress_of_runs.set(progress)
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,

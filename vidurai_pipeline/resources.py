@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import dagster as dg
@@ -10,6 +11,7 @@ from dagster_duckdb import DuckDBResource
 from pydantic import Field, PrivateAttr
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.results import Progress, unwatched
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.rl.dreamer import DreamCycle
@@ -25,6 +27,10 @@ def readable_failures() -> Iterator[None]:
         yield
     except PipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+#: Who is told how far a run in this process is; the command line sets it.
+progress_of_runs: ContextVar[Progress] = ContextVar("progress_of_runs", default=unwatched)
 
 
 class ArchiverResource(dg.ConfigurableResource):
@@ -52,6 +58,7 @@ class ArchiverResource(dg.ConfigurableResource):
             rows_per_file=self.rows_per_file,
             busy_timeout=self.busy_timeout,
             lock_timeout=self.lock_timeout,
+            progress=progress_of_runs.get(),
         )
         run = f"Dagster run {context.run.run_id}" if context.run else "Dagster"
         with contextlib.ExitStack() as stack:

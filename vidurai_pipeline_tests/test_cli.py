@@ -1,9 +1,11 @@
 """The command line, run as people run it."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import pty
 import sqlite3
 import subprocess
 import sys
@@ -74,6 +76,27 @@ def test_run_and_run_again(home: Path) -> None:
     plain = cli("run")
     assert "archived: 0" in plain.stdout
     assert "next:" in plain.stdout
+
+
+@pytest.mark.parametrize("command", ["flush", "run"])
+def test_progress_on_a_terminal(home: Path, command: str) -> None:
+    """Shown once a second has gone by; here it is shown at once."""
+    code = (
+        "import sys; from vidurai_pipeline import cli, display; display._SLOW_SECONDS = 0; "
+        f"sys.argv = ['vidurai-pipeline', {command!r}, '--format', 'json']; cli.main()"
+    )
+    leader, follower = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=follower, text=True)
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while part := os.read(leader, 65_536):
+            shown += part
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert json.loads(output)["archived"] == 1_148
+    assert b"archiving" in shown
+    assert b"1148/1148" in shown
 
 
 def test_run_that_fails(sample_store: Store) -> None:

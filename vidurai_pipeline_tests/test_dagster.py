@@ -96,7 +96,9 @@ def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instan
     assert list(made) == ASSETS
     assert [made[name]["dagster/row_count"] for name in ASSETS[:3]] == [1_148] * 3
     assert made["q_table"]["experiences learned"] == 439
-    for name in ("archived_rows", "parquet_archive"):
+    assert made["q_table"]["dagster/row_count"] == made["q_table"]["states"] > 0
+    assert [column.name for column in made["q_table"]["dagster/column_schema"].columns] == ["state", "action", "value"]
+    for name in ("archived_rows", "parquet_archive", "purged_rows"):
         columns = [column.name for column in made[name]["dagster/column_schema"].columns]
         assert {"id", "verbatim", "occurrence_count"} <= set(columns)
     check = comparison(result)

@@ -246,6 +246,7 @@ class MemoryArchiver:
         con = self._reconciler.connection()
         for mark in self._reconciler.marks():
             path = self.archive.root / mark.file
+            self._progress("verifying", result.rows, 0)
             result.files += 1
             result.rows += mark.rows
             problem = self.archive.examine(mark)
