@@ -80,10 +80,10 @@ _PYTEST = "$ pytest -q {path}\n{dots}F [{n}%]\nFAILED {path}::test_{symbol} - {f
 # Each text is a template; _write_texts says what its fields mean.
 # fmt: off
 _PROJECTS = (
-    _Project("/home/mira/work/harbor-api", False, "src/{}/{}.py", "berths|tariffs|pilots|http",
+    _Project("/home/mira/code/harbor-api", False, "src/{}/{}.py", "berths|tariffs|pilots|http",
         "python|api|asyncio|postgres", _TRACEBACK, _PYTEST,
         'Mira asked whether "{noun}" may be None here. It may, {why}, so {symbol} has to check first. '),
-    _Project("/home/mira/work/tidepool web", True, "packages/{}/{}.tsx", "ui|maps|login|charts", "typescript|react|css",
+    _Project("/home/mira/code/tidepool web", True, "packages/{}/{}.tsx", "ui|maps|login|charts", "typescript|react|css",
         "Uncaught (in promise) TypeError: can't read '{noun}' of undefined\n    at {symbol} ({path}:{line}:{m})\n"
         "    at {other} (packages/ui/render.tsx:{n}:7)\n    at async Promise.all (index {n})\n",
         "$ pnpm vitest run {path}\n ✓ {symbol} ({m} tests)\n ✗ {other} keeps the {noun}\n   → {fault}\n",
@@ -101,7 +101,7 @@ _PROJECTS = (
         "\tat recipes.sync.{other}(Worker.kt:{n})\n\tat java.base/java.lang.Thread.run(Thread.java:{m})\n",
         "$ ./gradlew testDebug\n> Task :app:testDebug FAILED\n  {symbol} > {noun}を保存する FAILED\n    {fault}\n",
         "{symbol}の結果が空になる原因は「{noun}」の文字コードでした。{n}件を直して、もう一度同期します 🎉 "),
-    _Project("/home/mira/work/ledger & sons", True, "internal/{}/{}.go", "audit|queue", "go|kafka|naïve, with comma",
+    _Project("/home/mira/code/ledger & sons", True, "internal/{}/{}.go", "audit|queue", "go|kafka|naïve, with comma",
         "panic: runtime error: index out of range [{n}] with length {m}\n\ngoroutine {line} [running]:\n"
         "ledger/{folder}.{symbol}(0xc000{m:04x}, {n})\n\t{path}:{line} +0x{n:x}\ncreated by ledger.{other}\n",
         "$ go test ./internal/{folder}/... -count={n}\n--- FAIL: {symbol} (0.{m}s)\n    {path}:{line}: {fault}\n",
@@ -120,7 +120,7 @@ _WHY = (
 )
 _THEN = (
     "Covered by a regression test now.", "The nightly job needs the same change.", "Ask Jonas before the release.",
-    "Left a TODO; it's not urgent.", "Latency went from {m} ms to {n} ms.", "Rolled out to {n}% of the users.",
+    "Parked it for later; it's not urgent.", "Latency went from {m} ms to {n} ms.", "Rolled out to {n}% of the users.",
     "Docs still show the old call.", "Works locally, CI is still red 🔴.", "No change for existing data.",
     "Can be deleted once v{n} is gone.", "Reviewed by Ana and Tomasz ✅", "It took {n} attempts to reproduce.",
 )
