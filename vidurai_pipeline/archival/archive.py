@@ -82,7 +82,7 @@ class Archive:
         partition = self.root / f"year={moment:%Y}" / f"month={moment:%m}"
         stem = f"memories_{moment:%Y%m%d_%H%M%S}"
         path, number = partition / f"{stem}.parquet", 1
-        while path.exists() or self.pending.path(path.name).exists():
+        while path.exists() or self.pending.knows(path.name):
             number += 1
             path = partition / f"{stem}_{number:03d}.parquet"
         return path

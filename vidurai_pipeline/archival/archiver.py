@@ -193,7 +193,8 @@ class MemoryArchiver:
                         last = parts.last
                 path = self.archive.root / mark.file
                 self._reconciler.verified[path] = version
-                batch.files.append(PublishedFile(path, mark.rows, path.stat().st_size))
+                with archive_errors(path):
+                    batch.files.append(PublishedFile(path, mark.rows, path.stat().st_size))
                 batch.schema = schema.arrow_schema
                 yield mark
 

@@ -48,6 +48,11 @@ class PendingMarks:
         """Where the mark of a file stands."""
         return self._folder / f"{file_name}.json"
 
+    def knows(self, file_name: str) -> bool:
+        """Whether a file is pending, for whichever hot store, or was when it was found damaged."""
+        path = self.path(file_name)
+        return path.exists() or _retired(path).exists()
+
     def write(self, mark: Pending) -> None:
         """Write or replace a mark, durably and at once.
 
@@ -96,7 +101,7 @@ class PendingMarks:
     def retire(self, mark: Pending) -> Path:
         """Set the mark of a file that is beyond help aside, for the record; no later run tries that file again."""
         path = self.path(Path(mark.file).name)
-        aside = path.with_suffix(".damaged")
+        aside = _retired(path)
         with archive_errors(path):
             path.replace(aside)
             sync_folder(self._folder)
@@ -107,3 +112,7 @@ class PendingMarks:
         with archive_errors(self._folder):
             for path in self._folder.glob("*.part"):
                 path.unlink(missing_ok=True)
+
+
+def _retired(path: Path) -> Path:
+    return path.with_suffix(".damaged")

@@ -68,17 +68,22 @@ class Reconciler:
         Args:
             mark: the file's mark.
             result: added to.
+
+        Raises:
+            VerificationError: the file is not what was written; none of its memories was purged.
+            HotStoreError, ArchiveError: it could not be finished; the next run goes on from there.
         """
         path = self.archive.root / mark.file
         con = self.connection()
+        # Before the mark says that the file may hold the only copy of a memory.
+        if problem := self.archive.examine(mark):
+            raise VerificationError(f"{path}: {problem}; nothing of it was purged")
         # If none of the file's memories has been purged before, one that is missing was deleted by the daemon, and
         # one that differs was changed by it. Otherwise the file may hold the only copy of either.
         certain = not mark.purging
         if certain:
             mark = replace(mark, purging=True)
             self.archive.pending.write(mark)
-        if problem := self.archive.examine(mark):
-            raise VerificationError(f"{path}: {problem}; nothing of it was purged")
         count = PurgeCount()
         with self.store.errors(), archive_errors(path):
             purger = self._purger_of(con)
@@ -169,6 +174,9 @@ class Reconciler:
         if not isinstance(lowest, int) or not isinstance(highest, int):
             return
         for path in self.archive.files():
+            # A pending file's copies may yet be withdrawn, by the run of another store too: nothing to rely on.
+            if self.archive.pending.knows(path.name):
+                continue
             try:
                 overlaps = self._overlaps(con, path, lowest, highest)
             except (OSError, pa.ArrowException):

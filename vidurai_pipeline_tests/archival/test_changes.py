@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.errors import HotStoreError, VerificationError
+from vidurai_pipeline.archival.pending import Pending
+from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
 from vidurai_pipeline_tests.archival.test_odd_rows import change
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
 from vidurai_pipeline_tests.conftest import DATA
@@ -239,6 +240,21 @@ def test_a_store_restored_from_a_backup_is_not_archived_twice(sample_store: Stor
     assert {row for row in before.values() if dict(row)["status"] == "ARCHIVED"} <= set(cold)
 
 
+def test_another_stores_pending_copy_is_no_reason_to_purge(sample_store: Store, tmp_path: Path) -> None:
+    """Two copies of a store share an archive. What the first one published but withdraws later must not be all there
+    is left of the second one's memory."""
+    first, archive = sample_store("schema_v7"), tmp_path / "archive"
+    second = Path(shutil.copy(first, tmp_path / "second.db"))
+    ids = archived_ids(first)
+    archiver = MemoryArchiver(first, archive)
+    with archiver.run("test"):
+        archiver.publish()
+    assert MemoryArchiver(second, archive).flush_archived_memories() == len(ids)
+    change(first, ("UPDATE memories SET status = 'ACTIVE', verbatim = 'another' WHERE id = ?", (ids[0],)))
+    assert MemoryArchiver(first, archive).flush_archived_memories().kept == 1
+    assert {dict(row)["id"] for row in cold_rows(archive)} == set(ids)
+
+
 def test_what_an_older_tool_archived_in_part_is_archived_whole(sample_store: Store) -> None:
     """The reference writes 14 columns; a row that it archived but could not purge has more."""
     db = sample_store("guardian")
@@ -292,6 +308,31 @@ class TestDamagedFiles:
 
         assert (result, result.purged, result.problems) == (1_148, 1_148, [])
         assert len(result.notes) == (0 if how == "removed" else 1)
+        assert_one_tier(before, db, archive)
+
+    @pytest.mark.parametrize("how", ["truncated", "emptied", "flipped", "removed", "replaced"])
+    def test_right_before_its_purge_is_put_right_by_the_next_run(self, sample_store: Store, how: str) -> None:
+        """Within one flush: nothing was purged yet, so nothing needs a person."""
+        db = sample_store("guardian")
+        archive = db.parent / "archive"
+        before = hot_rows(db)
+        archiver = MemoryArchiver(db, archive)
+        publish = archiver.archive.publish
+
+        def publish_and_damage(hidden: Path, path: Path, mark: Pending) -> None:
+            publish(hidden, path, mark)
+            self.damage(path, how)
+
+        with (
+            mock.patch.object(archiver.archive, "publish", publish_and_damage),
+            pytest.raises(VerificationError if how != "removed" else ArchiveError),
+        ):
+            archiver.flush_archived_memories()
+        assert hot_rows(db) == before
+
+        result = MemoryArchiver(db, archive).flush_archived_memories()
+
+        assert (result, result.purged, result.problems) == (1_148, 1_148, [])
         assert_one_tier(before, db, archive)
 
     def test_that_held_the_only_copy_and_is_gone_is_reported(self, sample_store: Store) -> None:
