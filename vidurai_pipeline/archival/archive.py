@@ -7,6 +7,7 @@ and only then given its name by a hard link, which fails where the name is taken
 import contextlib
 import errno
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -97,7 +98,8 @@ class Archive:
             ArchiveError: the disk is full, the folder not writable.
         """
         make_folder(path.parent)
-        hidden = path.with_name(f".{path.name}{_HIDDEN_SUFFIX}")
+        # No other process's name, not even one's whose run has died before it.
+        hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_HIDDEN_SUFFIX}")
         with archive_errors(path.parent):
             os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             try:

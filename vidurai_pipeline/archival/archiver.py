@@ -13,27 +13,27 @@ case a mark from which the next run's ``publish`` goes on.
 """
 
 import contextlib
-import itertools
-import sqlite3
-import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vidurai_pipeline.archival.archive import Archive, PublishedFile, discard, read_back
-from vidurai_pipeline.archival.comparison import Comparison, compare
-from vidurai_pipeline.archival.files import archive_errors, digest
+from vidurai_pipeline.archival.archive import Archive, PublishedFile
+from vidurai_pipeline.archival.files import archive_errors
 from vidurai_pipeline.archival.hot_store import Backlog, HotStore, data_version, snapshot
 from vidurai_pipeline.archival.pending import Pending
 from vidurai_pipeline.archival.reconciler import Reconciler
 from vidurai_pipeline.archival.results import Batch, FlushResult, Progress, Purge, Verification, unwatched
-from vidurai_pipeline.archival.rows import RowBatch, read_archived
-from vidurai_pipeline.archival.schema import StoreSchema
+from vidurai_pipeline.archival.rows import read_archived
+from vidurai_pipeline.archival.staging import Stager, compare_file
+from vidurai_pipeline.archival.staging_process import StagingProcess, start_staging_process
 from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.errors import ArchiveError, VerificationError
+
+#: A second process takes half a second to start.
+_ROWS_WORTH_A_PROCESS = 20_000
 
 
 class MemoryArchiver:
@@ -93,22 +93,30 @@ class MemoryArchiver:
             return self._dry_run()
         with self.run("flush"):
             batch, purge = self._begin(), Purge()
-            # Without a write-ahead log, the next file's snapshot would hold up the purge's commits.
-            overlap = self._reconciler.logged()
-            # While one file is purged, the next one is written: SQLite and Arrow let go of Python's lock.
-            with _short_turns(), ThreadPoolExecutor(1) as worker:
-                jobs: list[Future[None]] = []
-                try:
-                    for mark in self._publish_files(batch):
-                        jobs.append(worker.submit(self._reconciler.purge_file, mark, purge))
-                        if (done := jobs[0]).done() or not overlap:
-                            jobs.remove(done)
-                            done.result()
-                    for job in jobs:
-                        job.result()
-                finally:
-                    worker.shutdown(cancel_futures=True)
+            with contextlib.closing(self._stager()) as stager:
+                # Without a write-ahead log, the next file's snapshot would hold up the purge's commits.
+                apart = batch.waiting >= _ROWS_WORTH_A_PROCESS and self._reconciler.logged()
+                if apart and (process := start_staging_process(stager)):
+                    with process:
+                        self._flush_in_parallel(process, batch, purge)
+                else:
+                    for mark in self._publish_files(batch, stager):
+                        self._reconciler.purge_file(mark, purge)
         return FlushResult(batch.rows - purge.kept, batch=batch, purge=purge)
+
+    def _flush_in_parallel(self, process: StagingProcess, batch: Batch, purge: Purge) -> None:
+        """Purge each file while another process stages the next."""
+        with ThreadPoolExecutor(1) as worker:
+            jobs: list[Future[None]] = [worker.submit(self._reconciler.prepare)]
+            try:
+                for mark in self._publish_files(batch, process):
+                    jobs.append(worker.submit(self._reconciler.purge_file, mark, purge))
+                    if jobs[0].done():
+                        jobs.pop(0).result()
+                for job in jobs:
+                    job.result()
+            finally:
+                worker.shutdown(cancel_futures=True)
 
     def _dry_run(self) -> FlushResult:
         rows = 0
@@ -160,8 +168,9 @@ class MemoryArchiver:
         """
         with self.archive.lock("publish", self.lock_timeout):
             batch = self._begin()
-            for _ in self._publish_files(batch):
-                pass
+            with contextlib.closing(self._stager()) as stager:
+                for _ in self._publish_files(batch, stager):
+                    pass
             return batch
 
     def _begin(self) -> Batch:
@@ -173,64 +182,38 @@ class MemoryArchiver:
             waiting = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
         return Batch(schema.arrow_schema, waiting, recovered=recovered)
 
-    def _publish_files(self, batch: Batch) -> Iterator[Pending]:
-        """Write, verify and publish file after file; each is read in a snapshot of its own."""
-        moment, name = datetime.now(UTC), uuid.uuid4().hex
-        last: Any = None
-        with contextlib.closing(self.store.connect()) as con:
-            while True:
-                with self.store.errors():
-                    # The purging connection's version, before the snapshot and the schema that the file is made by:
-                    # what changes after it makes the purge compare once more.
-                    version = data_version(self._reconciler.connection())
-                    with snapshot(con):
-                        schema = self.store.schema(con)
-                        source = read_archived(con, schema, after=last, rows=self.rows_per_file)
-                        parts = _WatchedRows(source, batch, self._progress)
-                        if (first := next(parts, None)) is None:
-                            return
-                        mark = self._write_file(con, schema, itertools.chain([first], parts), moment, name)
-                        last = parts.last
-                path = self.archive.root / mark.file
-                self._reconciler.verified[path] = version
-                with archive_errors(path):
-                    batch.files.append(PublishedFile(path, mark.rows, path.stat().st_size))
-                batch.schema = schema.arrow_schema
-                yield mark
+    def _stager(self) -> Stager:
+        return Stager(self.store, self.archive, datetime.now(UTC), uuid.uuid4().hex, self.rows_per_file)
 
-    def _write_file(
-        self, con: sqlite3.Connection, schema: StoreSchema, parts: Iterable[RowBatch], moment: datetime, name: str
-    ) -> Pending:
-        """Write, verify and publish one file, within the snapshot that its rows are read from."""
-        path = self.archive.new_path(moment)
-        archived_at = moment.replace(tzinfo=None).isoformat(timespec="microseconds")
-        rows = 0
-        with self.archive.writer(path, schema.arrow_schema) as writer:
-            for part in parts:
-                writer.write(part.record_batch(schema, archived_at))
-                rows += len(part.ids)
-            writer.annotate(
-                {"vidurai_pipeline": "1", "vidurai_pipeline.batch": name, "vidurai_pipeline.timezone": "UTC"}
+    def _publish_files(self, batch: Batch, stager: Stager | StagingProcess) -> Iterator[Pending]:
+        """Publish file after file, each written and verified in a snapshot of its own."""
+        last: Any = None
+        while True:
+            with self.store.errors():
+                # The purging connection's version, before the snapshot and the schema that the file is made by:
+                # what changes after it makes the purge compare once more.
+                version = data_version(self._reconciler.connection())
+            path = self.archive.new_path(stager.moment)
+            staged = stager.stage(
+                path, last, lambda rows: self._progress("archiving", batch.rows + rows, batch.waiting)
             )
-        try:
-            found = _compare_file(con, writer.path, schema)
-            if found.differing or found.missing or len(found.equal) != rows:
-                raise VerificationError(
-                    f"{path}: read back before it was published, it does not equal the hot store "
-                    f"({found.describe()}); it was removed, and nothing was purged"
-                )
+            batch.rejected += staged.rejected
+            last = staged.last
+            if staged.hidden is None:
+                return
             mark = Pending(
                 file=str(path.relative_to(self.archive.root)),
-                sha256=(digest(writer.path),),
-                rows=rows,
+                sha256=(staged.sha256,),
+                rows=staged.rows,
                 store=self._reconciler.identity(),
-                batch=name,
+                batch=stager.batch,
             )
-        except BaseException:
-            discard(writer.path)
-            raise
-        self.archive.publish(writer.path, path, mark)
-        return mark
+            self.archive.publish(staged.hidden, path, mark)
+            self._reconciler.verified[path] = version
+            with archive_errors(path):
+                batch.files.append(PublishedFile(path, mark.rows, path.stat().st_size))
+            batch.schema = staged.schema
+            yield mark
 
     # Verify
 
@@ -256,7 +239,7 @@ class MemoryArchiver:
                 version = data_version(con)
                 schema = self.store.schema(con)
                 with contextlib.suppress(ArchiveError):
-                    found = _compare_file(con, path, schema)
+                    found = compare_file(con, path, schema)
             if problem:
                 differing = f"; against the hot store: {found.describe()}" if found else ""
                 result.problems.append(f"{path}: {problem}{differing}")
@@ -294,43 +277,3 @@ class MemoryArchiver:
     def get_archive_stats(self) -> dict[str, Any]:
         """Counts and sizes of the archive's files; see :meth:`Archive.stats`."""
         return self.archive.stats()
-
-
-@contextlib.contextmanager
-def _short_turns() -> Iterator[None]:
-    """Let threads take turns every millisecond: the one that holds the store's lock must not wait long for its own."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(0.001)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-def _compare_file(con: sqlite3.Connection, path: Path, schema: StoreSchema) -> Comparison:
-    result = Comparison()
-    with archive_errors(path):
-        for copies in read_back(path):
-            result += compare(con, schema, copies)
-    return result
-
-
-class _WatchedRows(Iterator[RowBatch]):
-    """Passes on what holds rows; notes the last id and what was rejected, and reports the progress."""
-
-    def __init__(self, source: Iterator[RowBatch], batch: Batch, progress: Progress) -> None:
-        self._source = source
-        self._batch = batch
-        self._progress = progress
-        self._rows = batch.rows
-        self.last: Any = None
-
-    def __next__(self) -> RowBatch:
-        for part in self._source:
-            self._batch.rejected += part.rejected
-            self._rows += len(part.ids)
-            self.last = part.last
-            self._progress("archiving", self._rows, self._batch.waiting)
-            if part.ids:
-                return part
-        raise StopIteration

@@ -79,11 +79,8 @@ def compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch
         _compare_column(column, hot, copies, ids, result.differing)
     if any(odd):
         result.differing |= {id_: "storage class" for id_, flag in zip(ids, odd, strict=True) if flag}
-    for satellite, (hot_rows, odd_ids) in satellites.items():
-        archived = _archived_satellite(satellite, copies)
-        for id_, copy in zip(ids, archived, strict=True):
-            if id_ in odd_ids or not _same_rows(hot_rows.get(id_, []), copy):
-                result.differing.setdefault(id_, satellite.table)
+    for satellite, hot in satellites.items():
+        _compare_satellite(satellite, hot, copies, ids, result.differing)
     result.equal = [id_ for id_ in ids if id_ not in result.differing] if result.differing else ids
     return result
 
@@ -131,31 +128,57 @@ def _compare_column(
             differing.setdefault(id_, column.name)
 
 
-def _satellite_rows(
-    con: sqlite3.Connection, satellite: Satellite, ids: list[int]
-) -> tuple[dict[int, list[tuple]], set[int]]:
+def _satellite_rows(con: sqlite3.Connection, satellite: Satellite, ids: list[int]) -> list[tuple]:
+    """A satellite's rows as they are now: their memory's id, whether a value is odd, and the values."""
     names, oddity = _select(satellite.columns, "s")
     key = quote(satellite.key)
-    rows = con.execute(
+    return con.execute(
         f"SELECT s.{key}, {oddity}, {names} FROM json_each(?) AS wanted "
         f"CROSS JOIN {quote(satellite.table)} AS s ON s.{key} = wanted.value",
         (json_ids(ids),),
-    )
-    by_memory: dict[int, list[tuple]] = {}
-    odd: set[int] = set()
-    for id_, flag, *values in rows:
-        by_memory.setdefault(id_, []).append(tuple(values))
-        if flag:
-            odd.add(id_)
-    return by_memory, odd
+    ).fetchall()
 
 
-def _archived_satellite(satellite: Satellite, copies: pa.RecordBatch) -> list[list[tuple]]:
+def _compare_satellite(
+    satellite: Satellite, hot: list[tuple], copies: pa.RecordBatch, ids: list[int], differing: dict[int, str]
+) -> None:
+    """Find the memories whose own rows of another table differ from their copy's."""
+    owners, columns = _archived_satellite(satellite, copies, ids)
+    if hot:
+        hot_owners, odd, *values = zip(*hot, strict=True)
+        if (
+            not any(odd)
+            and list(hot_owners) == owners
+            and all(
+                list(now) == copy and set(map(type, now)) <= set(map(type, copy))
+                for now, copy in zip(values, columns, strict=True)
+            )
+        ):
+            return
+    elif not owners:
+        return
+    # Rows of a table have no order, and Python finds 1 equal to 1.0.
+    now: dict[int, Counter] = {}
+    for owner, odd, *row in hot:
+        now.setdefault(owner, Counter())[odd, tuple(row), tuple(map(type, row))] += 1
+    then: dict[int, Counter] = {}
+    for owner, *row in zip(owners, *columns, strict=True):
+        then.setdefault(owner, Counter())[0, tuple(row), tuple(map(type, row))] += 1
+    for id_ in ids:
+        if now.get(id_) != then.get(id_):
+            differing.setdefault(id_, satellite.table)
+
+
+def _archived_satellite(
+    satellite: Satellite, copies: pa.RecordBatch, ids: list[int]
+) -> tuple[list[int], list[list[Any]]]:
+    """The archived rows of a satellite: the memory that each belongs to, and the values column by column."""
     position = copies.schema.get_field_index(satellite.field)
     if position < 0:
-        return [[] for _ in range(copies.num_rows)]
+        return [], [[] for _ in satellite.columns]
     nested = copies.column(position)
     lengths = nested.value_lengths().to_pylist()
+    owners = [id_ for id_, length in zip(ids, lengths, strict=True) for _ in range(length or 0)]
     structs = nested.flatten()
     columns = [
         _plain(structs.field(column.field))
@@ -163,13 +186,4 @@ def _archived_satellite(satellite: Satellite, copies: pa.RecordBatch) -> list[li
         else [None] * len(structs)
         for column in satellite.columns
     ]
-    flat = iter(zip(*columns, strict=True))
-    return [[next(flat) for _ in range(length or 0)] for length in lengths]
-
-
-def _same_rows(hot: list[tuple], copy: list[tuple]) -> bool:
-    # Their texts tell types apart as well: see _compare_column.
-    if repr(hot) == repr(copy):
-        return True
-    # Rows of a table have no order.
-    return Counter((row, tuple(map(type, row))) for row in hot) == Counter((row, tuple(map(type, row))) for row in copy)
+    return owners, columns

@@ -62,6 +62,11 @@ class Reconciler:
             self._con = self._purger = None
             self.verified.clear()
 
+    def prepare(self) -> None:
+        """Do what every purge needs first, before the first file is there."""
+        with self.store.errors():
+            self._purger_of(self.connection())
+
     def purge_file(self, mark: Pending, result: Purge) -> None:
         """Purge one pending file's memories, and take its stale copies out of the archive.
 

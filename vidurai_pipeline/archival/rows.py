@@ -5,8 +5,10 @@ What a Parquet column can't hold as it is stays behind: Arrow would convert it, 
 
 import contextlib
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -76,46 +78,54 @@ class _Rows:
 
     def __init__(self, con: sqlite3.Connection, schema: StoreSchema, after: int | str | None) -> None:
         self._con = con
-        self._names = ", ".join(quote(column.name) for column in schema.archived)
+        names = [quote(column.name) for column in schema.archived]
         # What the specification bounds to a few words can't fill the memory; texts of unknown kind can.
-        self._long = [
-            n
-            for n, column in enumerate(schema.archived)
+        sizes = [
+            f"+ ifnull(length(CAST({name} AS BLOB)), 0)"
+            for name, column in zip(names, schema.archived, strict=True)
             if column.type != pa.int64() and (column.field in _LONG_TEXTS or column.field not in SPECIFIED)
         ]
+        # SQLite adds each row's size up far faster than Python would.
+        self._selected = f"{', '.join(names)}, 0 {' '.join(sizes)}"
         self._last: Any = after
         self._cursor = self._select()
 
     def _select(self) -> sqlite3.Cursor:
         behind = "" if self._last is None else "AND id > ?"
         return self._con.execute(
-            f"SELECT {self._names} FROM memories WHERE status = 'ARCHIVED' {behind} ORDER BY id",
+            f"SELECT {self._selected} FROM memories WHERE status = 'ARCHIVED' {behind} ORDER BY id",
             () if self._last is None else (self._last,),
         )
 
-    def _fetch(self) -> tuple | None:
-        try:
-            return self._cursor.fetchone()
-        except sqlite3.OperationalError as error:
-            if "decode" not in str(error).lower():
-                raise
-        # This row holds broken text. Read it with a slower eye, then go on behind it.
+    def take(self, most: int) -> list[tuple]:
+        """The next rows, at most so many and of bounded size (each may be as large as a batch); their size is last."""
+        rows: list[tuple] = []
+        size = 0
+        while len(rows) < most and size < BATCH_BYTES:
+            try:
+                for row in self._cursor:
+                    rows.append(row)
+                    size += row[-1]
+                    if len(rows) == most or size >= BATCH_BYTES:
+                        break
+                else:
+                    break
+            except sqlite3.OperationalError as error:
+                if "decode" not in str(error).lower():
+                    raise
+                rows.append(self._broken(rows[-1][0] if rows else self._last))
+        if rows:
+            self._last = rows[-1][0]
+        return rows
+
+    def _broken(self, before: Any) -> tuple:
+        """The row behind an id, which holds broken text, read with a slower eye; reading goes on behind it."""
+        self._last = before
         with tolerant_text(self._con):
             row = self._select().fetchone()
         self._last = row[0]
         self._cursor = self._select()
         return row
-
-    def take(self, most: int) -> list[tuple]:
-        rows: list[tuple] = []
-        size = 0
-        # One row at a time: each may be as large as the whole batch.
-        while len(rows) < most and size < BATCH_BYTES and (row := self._fetch()) is not None:
-            self._last = row[0]
-            rows.append(row)
-            for n in self._long:
-                size += len(row[n] or "") if isinstance(row[n], str | bytes | None) else 0
-        return rows
 
     def close(self) -> None:
         self._cursor.close()
@@ -123,23 +133,23 @@ class _Rows:
 
 def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -> RowBatch:
     faults: dict[int, Rejected] = {}
-    ids = [row[0] for row in rows]
+    *columns, _ = zip(*rows, strict=True)
+    ids = list(columns[0])
     last = ids[-1]
-    _check(zip(schema.archived, zip(*rows, strict=True), strict=True), ids, faults)
+    _check(zip(schema.archived, columns, strict=True), ids, faults)
     for reference in schema.restricting:
         _reject_referenced(con, reference, ids, faults)
     if schema.sealed_vectors:
         _reject_vectors(con, ids, faults)
     owned = {satellite: _read_satellite(con, satellite, ids, faults) for satellite in schema.satellites}
     if faults:
-        rows = [row for n, row in enumerate(rows) if n not in faults]
-        ids = [row[0] for row in rows]
-    columns = zip(*rows, strict=True) if rows else ([] for _ in schema.archived)
+        columns = [[value for n, value in enumerate(values) if n not in faults] for values in columns]
+        ids = columns[0]
     arrays = {
         column.field: pa.array(values, column.type) for column, values in zip(schema.archived, columns, strict=True)
     }
-    for satellite, by_memory in owned.items():
-        arrays[satellite.field] = _nested(satellite, ids, by_memory)
+    for satellite, theirs in owned.items():
+        arrays[satellite.field] = _nested(satellite, ids, theirs)
     return RowBatch(ids, last, arrays, [faults[n] for n in sorted(faults)])
 
 
@@ -197,7 +207,8 @@ def _reject_vectors(con: sqlite3.Connection, ids: list, faults: dict[int, Reject
 
 def _read_satellite(
     con: sqlite3.Connection, satellite: Satellite, ids: list, faults: dict[int, Rejected]
-) -> dict[int, list[tuple]]:
+) -> list[tuple]:
+    """A satellite's rows, each behind its memory's id, in the order of the memories."""
     wanted = json_ids(ids)
     try:
         rows = con.execute(satellite.select, (wanted,)).fetchall()
@@ -206,25 +217,30 @@ def _read_satellite(
             raise
         with tolerant_text(con):
             rows = con.execute(satellite.select, (wanted,)).fetchall()
+    if not rows:
+        return rows
     position = {id_: n for n, id_ in enumerate(ids)}
-    by_memory: dict[int, list[tuple]] = {}
-    expected = [PYTHON_TYPES[column.type] for column in satellite.columns]
-    for id_, *values in rows:
-        for column, kind, value in zip(satellite.columns, expected, values, strict=True):
-            if value is not None and type(value) is not kind:
+    rows.sort(key=lambda row: position[row[0]])
+    keys, *columns = zip(*rows, strict=True)
+    for column, values in zip(satellite.columns, columns, strict=True):
+        expected = PYTHON_TYPES[column.type]
+        if set(map(type, values)) <= {expected, type(None)}:
+            continue
+        for id_, value in zip(keys, values, strict=True):
+            if value is not None and type(value) is not expected:
                 where = f"{satellite.table}.{column.name}"
-                faults.setdefault(position[id_], Rejected(id_, where, _reason(kind, value)))
-        by_memory.setdefault(id_, []).append(tuple(values))
-    return by_memory
+                faults.setdefault(position[id_], Rejected(id_, where, _reason(expected, value)))
+    return rows
 
 
-def _nested(satellite: Satellite, ids: list[int], by_memory: dict[int, list[tuple]]) -> pa.Array:
-    offsets, rows = [0], []
-    for id_ in ids:
-        rows += by_memory.get(id_, ())
-        offsets.append(len(rows))
+def _nested(satellite: Satellite, ids: list[int], rows: list[tuple]) -> pa.Array:
+    counts = Counter(row[0] for row in rows)
+    kept = set(ids)
+    if not counts.keys() <= kept:
+        rows = [row for row in rows if row[0] in kept]
+    offsets = [0, *accumulate(counts[id_] for id_ in ids)]
     fields = [column.arrow_field for column in satellite.columns]
-    columns = zip(*rows, strict=True) if rows else ([] for _ in fields)
+    _, *columns = zip(*rows, strict=True) if rows else ([] for _ in range(len(fields) + 1))
     arrays = [pa.array(values, field.type) for field, values in zip(fields, columns, strict=True)]
     structs = pa.StructArray.from_arrays(arrays, fields=fields)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=satellite.type)

@@ -2,6 +2,7 @@
 
     python -m vidurai_pipeline_tests.archival.crash_driver points STORE FOLDER
     python -m vidurai_pipeline_tests.archival.crash_driver random STORE FOLDER SEED ROUNDS
+    python -m vidurai_pipeline_tests.archival.crash_driver apart STORE FOLDER SEED ROUNDS   (two processes a flush)
 
 After each death the next flush runs undisturbed; then every memory must be in exactly one tier. Prints one JSON
 object: how many deaths there were, by the step they hit, and what went wrong.
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from vidurai_pipeline.archival import archiver
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
 
@@ -119,6 +121,8 @@ def check(before: dict, db: Path, archive: Path) -> None:
 
 def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -> dict:
     before = hot_rows(store)
+    if mode == "apart":
+        archiver._ROWS_WORTH_A_PROCESS = 0
     deaths: Counter[str] = Counter()
     failures: list[str] = []
 

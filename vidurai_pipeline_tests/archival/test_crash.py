@@ -33,3 +33,11 @@ def test_killed_at_random_times(sample_store: Callable[[str], Path], tmp_path: P
     report = drive("random", sample_store("schema_v7"), tmp_path, seed, 100)
     assert report["failures"] == []
     assert report["deaths"] > 20
+
+
+def test_killed_at_random_times_while_another_process_writes(
+    sample_store: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = drive("apart", sample_store("schema_v7"), tmp_path, 3, 40)
+    assert report["failures"] == []
+    assert report["deaths"] > 10

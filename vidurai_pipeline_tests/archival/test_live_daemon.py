@@ -46,7 +46,8 @@ print(json.dumps({"stored": stored, "bumped": bumped, "waits": waits, "failures"
 
 def test_no_write_fails_or_is_lost(tmp_path: Path) -> None:
     db = tmp_path / "vidurai.db"
-    made = make_store(db, 20_000, archived_share=0.9)
+    # Enough of them for a flush in two processes.
+    made = make_store(db, 30_000, archived_share=0.9)
     con = sqlite3.connect(db)
     archived = [id_ for (id_,) in con.execute("SELECT id FROM memories WHERE status = 'ARCHIVED' ORDER BY id")]
     con.close()

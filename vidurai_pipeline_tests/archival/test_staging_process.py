@@ -1,0 +1,141 @@
+"""Files are written by a process of their own; whatever becomes of it, nothing is lost or half done."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from vidurai_pipeline.archival import archiver as archiver_module
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.staging_process import StagingProcess
+from vidurai_pipeline.errors import ArchiveError, HotStoreError
+from vidurai_pipeline_tests.archival.test_odd_rows import change
+from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+
+Store = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def _always_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archiver_module, "_ROWS_WORTH_A_PROCESS", 0)
+
+
+def watched() -> mock._patch:
+    """Lets the real thing through; tells that it was used."""
+    return mock.patch.object(StagingProcess, "stage", autospec=True, side_effect=StagingProcess.stage)
+
+
+def test_does_what_one_process_does(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = sample_store("guardian")
+    change(db, "UPDATE memories SET access_count = 'often' WHERE id = (SELECT min(id) FROM memories)")
+    change(db, "UPDATE memories SET status = 'ARCHIVED' WHERE id = (SELECT min(id) FROM memories)")
+    before = hot_rows(db)
+    seen: list[tuple[str, int, int]] = []
+    archiver = MemoryArchiver(db, db.parent / "archive", rows_per_file=300, progress=lambda *step: seen.append(step))
+    with watched() as stage:
+        result = archiver.flush_archived_memories()
+    assert stage.call_count == len(result.files) + 1 == 5
+    assert result == result.purged
+    (rejected,) = result.rejected
+    assert (rejected.id, rejected.column) == (min(before), "access_count")
+    assert_one_tier(before, db, db.parent / "archive")
+    archived = [step for step in seen if step[0] == "archiving"]
+    assert archived == sorted(archived)
+    assert archived[-1] == ("archiving", int(result), int(result) + 1)
+
+
+def test_a_killed_process_is_named_and_costs_nothing(sample_store: Store) -> None:
+    db = sample_store("guardian")
+    before = hot_rows(db)
+    archiver = MemoryArchiver(db, db.parent / "archive", rows_per_file=300)
+
+    def kill_third(process: StagingProcess, path: Path, after: object, progress: object) -> object:
+        if stage.call_count == 3:
+            process._process.kill()
+        return original(process, path, after, progress)  # type: ignore[arg-type]
+
+    original = StagingProcess.stage
+    with (
+        mock.patch.object(StagingProcess, "stage", autospec=True, side_effect=kill_third) as stage,
+        pytest.raises(ArchiveError, match=r"the process that was writing it ended \(exit code -9\)"),
+    ):
+        archiver.flush_archived_memories()
+    assert len(hot_rows(db)) < len(before)
+    result = MemoryArchiver(db, db.parent / "archive", rows_per_file=300).flush_archived_memories()
+    assert len(result.files) == 2
+    assert_one_tier(before, db, db.parent / "archive")
+    assert not [path for path in (db.parent / "archive").rglob("*") if path.name.endswith(".part")]
+
+
+def test_an_error_in_it_is_the_one_that_is_raised(sample_store: Store) -> None:
+    db = sample_store("guardian")
+    archiver = MemoryArchiver(db, db.parent / "archive", rows_per_file=300)
+
+    def lose_the_store(process: StagingProcess, path: Path, after: object, progress: object) -> object:
+        db.rename(db.parent / "elsewhere.db")
+        return original(process, path, after, progress)  # type: ignore[arg-type]
+
+    original = StagingProcess.stage
+    with (
+        mock.patch.object(StagingProcess, "stage", autospec=True, side_effect=lose_the_store),
+        pytest.raises(HotStoreError, match="does not exist"),
+    ):
+        archiver.flush_archived_memories()
+
+
+@pytest.mark.parametrize("lack", ["executable", "process"])
+def test_where_none_can_be_started_one_process_does_it_all(
+    sample_store: Store, monkeypatch: pytest.MonkeyPatch, lack: str
+) -> None:
+    db = sample_store("guardian")
+    before = hot_rows(db)
+    if lack == "executable":
+        monkeypatch.setattr(sys, "executable", None)
+    else:
+        monkeypatch.setattr(subprocess, "Popen", mock.Mock(side_effect=OSError))
+    with watched() as stage:
+        assert MemoryArchiver(db, db.parent / "archive").flush_archived_memories() == 1_148
+    assert stage.call_count == 0
+    assert_one_tier(before, db, db.parent / "archive")
+
+
+def test_it_ends_with_the_process_that_started_it(sample_store: Store, tmp_path: Path) -> None:
+    """And needs no guard around a script's main part."""
+    db = sample_store("guardian")
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import time
+            from pathlib import Path
+            from vidurai_pipeline.archival import archiver
+            from vidurai_pipeline.archival.staging_process import StagingProcess
+            archiver._ROWS_WORTH_A_PROCESS = 0
+            def wait(process, *arguments):
+                print(process._process.pid, flush=True)
+                time.sleep(60)
+            StagingProcess.stage = wait
+            archiver.MemoryArchiver(Path({str(db)!r}), Path({str(tmp_path / "archive")!r})).flush_archived_memories()
+        """)
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        child = int(running.stdout.readline())
+        assert Path(f"/proc/{child}").exists() or sys.platform != "linux"
+        running.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{child}/stat").exists() and ") Z " in Path(f"/proc/{child}/stat").read_text():
+            return  # dead, and whoever adopted it has not looked yet
+        time.sleep(0.05)
+    pytest.fail("it outlived its parent")
