@@ -259,7 +259,7 @@ def read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.Recor
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         # Group by group: their size is bounded in bytes too, not only in rows.
         for group in range(file.num_row_groups):
-            yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns)
+            yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _own_metadata(file: pq.ParquetFile) -> dict[str, str]:

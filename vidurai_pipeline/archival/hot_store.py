@@ -118,7 +118,7 @@ class HotStore:
         con.execute("ROLLBACK")
         # As the daemon's own connection has it: rows that refer to a memory go with it, or forbid its deletion.
         con.execute("PRAGMA foreign_keys = ON")
-        con.execute("PRAGMA cache_size = -65536")
+        con.execute("PRAGMA cache_size = -16384")
         if con.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
             con.execute("PRAGMA synchronous = NORMAL")
 

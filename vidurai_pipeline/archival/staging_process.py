@@ -21,6 +21,8 @@ from typing import Any
 from vidurai_pipeline.archival.staging import StagedFile, Stager
 from vidurai_pipeline.errors import ArchiveError, PipelineError
 
+# Arrow's and glibc's allocators keep for each thread what was freed; here one thread does most of the work.
+_FRUGAL = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
 _START = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
@@ -44,6 +46,7 @@ class StagingProcess(contextlib.AbstractContextManager["StagingProcess"]):
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**_FRUGAL, **os.environ},
         )
         self.moment, self.batch = stager.moment, stager.batch
         # Its pipes are there: they were asked for.

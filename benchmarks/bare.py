@@ -1,0 +1,62 @@
+"""The same three steps as the reference's, with this project's parts: select, write, delete; nothing is compared."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vidurai_pipeline.archival.archive import Archive, read_back
+from vidurai_pipeline.archival.hot_store import HotStore, data_version
+from vidurai_pipeline.archival.purge import Purger
+from vidurai_pipeline.archival.rows import RowBatch
+from vidurai_pipeline.archival.schema import StoreSchema
+from vidurai_pipeline.archival.staging import StagedFile, Stager
+from vidurai_pipeline.archival.staging_process import StagingProcess
+
+
+class BareStore(HotStore):
+    """A hot store without what belongs to its memories."""
+
+    def schema(self, con: sqlite3.Connection) -> StoreSchema:
+        """The schema of the memories alone."""
+        return replace(super().schema(con), satellites=(), search_index=False)
+
+
+class BareStager(Stager):
+    """Writes files, and leaves it at that."""
+
+    def _write(
+        self, _con: sqlite3.Connection, schema: StoreSchema, path: Path, parts: Iterable[RowBatch], staged: StagedFile
+    ) -> None:
+        with self._archive.writer(path, schema.arrow_schema) as writer:
+            for part in parts:
+                writer.write(part.record_batch(schema, self._archived_at))
+        staged.hidden = writer.path
+
+
+def archive(db: Path, root: Path, rows_per_file: int = 25_000) -> int:
+    """Move all ARCHIVED memories; returns how many."""
+    store, cold, moment = BareStore(db), Archive(root), datetime.now(UTC)
+
+    def purge(path: Path) -> int:
+        return sum(purger.purge(copies, data_version(con)).purged for copies in read_back(path))
+
+    with (
+        StagingProcess(BareStager(store, cold, moment, "bare", rows_per_file)) as process,
+        contextlib.closing(store.connect(write=True)) as con,
+        ThreadPoolExecutor(1) as worker,
+    ):
+        purger = Purger(con, store.schema)
+        jobs, last = [], None
+        while True:
+            path = cold.new_path(moment)
+            staged: Any = process.stage(path, last, lambda _: None)
+            if staged.hidden is None:
+                return sum(job.result() for job in jobs)
+            staged.hidden.rename(path)
+            jobs.append(worker.submit(purge, path))
+            last = staged.last
