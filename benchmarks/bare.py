@@ -30,8 +30,9 @@ class BareStager(Stager):
     """Writes files, and leaves it at that."""
 
     def _write(
-        self, _con: sqlite3.Connection, schema: StoreSchema, path: Path, parts: Iterable[RowBatch], staged: StagedFile
+        self, con: sqlite3.Connection, schema: StoreSchema, path: Path, parts: Iterable[RowBatch], staged: StagedFile
     ) -> None:
+        del con  # nothing is compared
         with self._archive.writer(path, schema.arrow_schema) as writer:
             for part in parts:
                 writer.write(part.record_batch(schema, self._archived_at))
