@@ -79,6 +79,8 @@ class MemoryArchiver:
     def flush_archived_memories(self, *, dry_run: bool = False) -> FlushResult:
         """Archive and purge everything that is ARCHIVED.
 
+        Of 20,000 memories or more, another process writes and compares the next file while this one purges.
+
         Args:
             dry_run: read and check all rows, but write and delete nothing.
 
@@ -97,8 +99,14 @@ class MemoryArchiver:
                 # Without a write-ahead log, the next file's snapshot would hold up the purge's commits.
                 apart = batch.waiting >= _ROWS_WORTH_A_PROCESS and self._reconciler.logged()
                 if apart and (process := start_staging_process(stager)):
-                    with process:
-                        self._flush_in_parallel(process, batch, purge)
+                    try:
+                        with process:
+                            self._flush_in_parallel(process, batch, purge)
+                    except BaseException:
+                        # It was ended amid a file, perhaps.
+                        with contextlib.suppress(ArchiveError):
+                            self.archive.sweep()
+                        raise
                 else:
                     for mark in self._publish_files(batch, stager):
                         self._reconciler.purge_file(mark, purge)
@@ -111,7 +119,7 @@ class MemoryArchiver:
             try:
                 for mark in self._publish_files(batch, process):
                     jobs.append(worker.submit(self._reconciler.purge_file, mark, purge))
-                    if jobs[0].done():
+                    while jobs and jobs[0].done():
                         jobs.pop(0).result()
                 for job in jobs:
                     job.result()

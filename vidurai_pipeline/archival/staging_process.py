@@ -111,7 +111,8 @@ def serve() -> None:
     # Rows hold no reference cycles; looking for some would take a fifth of the time.
     gc.disable()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    # What anything prints must not get between the answers; there may be no stderr to send it to.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     requests: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     stager: Stager = requests.get()

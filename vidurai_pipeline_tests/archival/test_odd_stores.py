@@ -11,6 +11,7 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreError, SchemaError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.archival.users import error_of_an_ordinary_user, open_to_all
 
 Store = Callable[[str], Path]
 
@@ -148,24 +149,14 @@ def test_paths_of_any_name(sample_store: Store, tmp_path: Path, name: str) -> No
     assert_one_tier(before, db, folder / "archive")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user that may become another")
 def test_a_store_that_may_not_be_written(sample_store: Store) -> None:
     db = sample_store("schema_v7")
-    archive = db.parent / "archive"
-    for path in [db, *db.parents]:
-        if path.is_relative_to("/tmp") and path != Path("/tmp"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-    archive.mkdir()
-    os.chown(archive, 12_345, 12_345)
-    pid = os.fork()
-    if pid == 0:
-        os.setuid(12_345)
-        try:
-            flush(db)
-        except HotStoreError as error:
-            os._exit(0 if "writable" in str(error) else 2)
-        except BaseException:
-            os._exit(3)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    (db.parent / "archive").mkdir()
+    open_to_all(db)
+    db.chmod(0o444)
+    db.parent.chmod(0o555)
+    error = error_of_an_ordinary_user(db)
+    db.parent.chmod(0o755)
+    assert error.startswith(f"HotStoreError: the hot store {db}: ")
+    assert "writable" in error
     assert no_files(db)

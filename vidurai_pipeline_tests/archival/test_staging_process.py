@@ -7,12 +7,15 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
+import pyarrow as pa
 import pytest
 
 from vidurai_pipeline.archival import archiver as archiver_module
+from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.staging_process import StagingProcess
 from vidurai_pipeline.errors import ArchiveError, HotStoreError
@@ -88,6 +91,47 @@ def test_an_error_in_it_is_the_one_that_is_raised(sample_store: Store) -> None:
         pytest.raises(HotStoreError, match="does not exist"),
     ):
         archiver.flush_archived_memories()
+
+
+def test_a_failing_purge_leaves_no_half_written_file(sample_store: Store) -> None:
+    """While the purge fails, the other process is writing the next file."""
+    db = sample_store("guardian")
+    archive = db.parent / "archive"
+    before = hot_rows(db)
+    archiver = MemoryArchiver(db, archive, rows_per_file=300)
+    stray = archive / ".memories.parquet.stray.part"
+
+    def fail(*_: object) -> None:
+        # What a process that is ended amid a file leaves behind; when it is, is chance.
+        stray.touch()
+        raise HotStoreError("busy")
+
+    with mock.patch.object(archiver._reconciler, "purge_file", fail), pytest.raises(HotStoreError, match="busy"):
+        archiver.flush_archived_memories()
+    assert not list(archive.rglob("*.part"))
+    assert hot_rows(db) == before
+    MemoryArchiver(db, archive).flush_archived_memories()
+    assert_one_tier(before, db, archive)
+
+
+def test_it_needs_no_stderr(sample_store: Store, tmp_path: Path) -> None:
+    """As under some service managers, which close it."""
+    db = sample_store("guardian")
+    script = (
+        "from pathlib import Path; from vidurai_pipeline.archival import archiver; import sys;"
+        "archiver._ROWS_WORTH_A_PROCESS = 0;"
+        "assert archiver.MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2])).flush_archived_memories() == 1148"
+    )
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", script, str(db), str(tmp_path / "archive")]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_two_writers_of_one_name_write_two_files(tmp_path: Path) -> None:
+    """A dying run's process may still be writing when the next run begins, in the same second."""
+    archive, schema = Archive(tmp_path), pa.schema({"id": pa.int64()})
+    path = archive.new_path(datetime.now(UTC))
+    with archive.writer(path, schema) as one, archive.writer(path, schema) as other:
+        assert one.path != other.path
 
 
 @pytest.mark.parametrize("lack", ["executable", "process"])
