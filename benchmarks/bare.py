@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from vidurai_pipeline.archival.archive import Archive, read_back
+from vidurai_pipeline.archival.archiver import ROWS_WORTH_A_PROCESS
 from vidurai_pipeline.archival.hot_store import HotStore, data_version
 from vidurai_pipeline.archival.purge import Purger
 from vidurai_pipeline.archival.rows import RowBatch
@@ -42,20 +42,26 @@ class BareStager(Stager):
 def archive(db: Path, root: Path, rows_per_file: int = 25_000) -> int:
     """Move all ARCHIVED memories; returns how many."""
     store, cold, moment = BareStore(db), Archive(root), datetime.now(UTC)
-
-    def purge(path: Path) -> int:
-        return sum(purger.purge(copies, data_version(con)).purged for copies in read_back(path))
-
-    with (
-        StagingProcess(BareStager(store, cold, moment, "bare", rows_per_file)) as process,
-        contextlib.closing(store.connect(write=True)) as con,
-        ThreadPoolExecutor(1) as worker,
-    ):
+    stager = BareStager(store, cold, moment, "bare", rows_per_file)
+    with contextlib.ExitStack() as stack:
+        con = stack.enter_context(contextlib.closing(store.connect(write=True)))
+        waiting = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
+        # As the archiver does.
+        source = (
+            stack.enter_context(StagingProcess(stager))
+            if waiting >= ROWS_WORTH_A_PROCESS
+            else stack.enter_context(contextlib.closing(stager))
+        )
+        worker = stack.enter_context(ThreadPoolExecutor(1))
         purger = Purger(con, store.schema)
+
+        def purge(path: Path) -> int:
+            return sum(purger.purge(copies, data_version(con)).purged for copies in read_back(path))
+
         jobs, last = [], None
         while True:
             path = cold.new_path(moment)
-            staged: Any = process.stage(path, last, lambda _: None)
+            staged = source.stage(path, last, lambda _: None)
             if staged.hidden is None:
                 return sum(job.result() for job in jobs)
             staged.hidden.rename(path)

@@ -33,7 +33,7 @@ from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 
 #: A second process takes half a second to start.
-_ROWS_WORTH_A_PROCESS = 20_000
+ROWS_WORTH_A_PROCESS = 20_000
 
 
 class MemoryArchiver:
@@ -97,7 +97,7 @@ class MemoryArchiver:
             batch, purge = self._begin(), Purge()
             with contextlib.closing(self._stager()) as stager:
                 # Without a write-ahead log, the next file's snapshot would hold up the purge's commits.
-                apart = batch.waiting >= _ROWS_WORTH_A_PROCESS and self._reconciler.logged()
+                apart = batch.waiting >= ROWS_WORTH_A_PROCESS and self._reconciler.logged()
                 if apart and (process := start_staging_process(stager)):
                     try:
                         with process:

@@ -122,7 +122,7 @@ def check(before: dict, db: Path, archive: Path) -> None:
 def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -> dict:
     before = hot_rows(store)
     if mode == "apart":
-        archiver._ROWS_WORTH_A_PROCESS = 0
+        archiver.ROWS_WORTH_A_PROCESS = 0
     deaths: Counter[str] = Counter()
     failures: list[str] = []
 

@@ -27,7 +27,7 @@ Store = Callable[[str], Path]
 
 @pytest.fixture(autouse=True)
 def _always_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archiver_module, "_ROWS_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(archiver_module, "ROWS_WORTH_A_PROCESS", 0)
 
 
 def watched() -> mock._patch:
@@ -119,7 +119,7 @@ def test_it_needs_no_stderr(sample_store: Store, tmp_path: Path) -> None:
     db = sample_store("guardian")
     script = (
         "from pathlib import Path; from vidurai_pipeline.archival import archiver; import sys;"
-        "archiver._ROWS_WORTH_A_PROCESS = 0;"
+        "archiver.ROWS_WORTH_A_PROCESS = 0;"
         "assert archiver.MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2])).flush_archived_memories() == 1148"
     )
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", script, str(db), str(tmp_path / "archive")]
@@ -160,7 +160,7 @@ def test_it_ends_with_the_process_that_started_it(sample_store: Store, tmp_path:
             from pathlib import Path
             from vidurai_pipeline.archival import archiver
             from vidurai_pipeline.archival.staging_process import StagingProcess
-            archiver._ROWS_WORTH_A_PROCESS = 0
+            archiver.ROWS_WORTH_A_PROCESS = 0
             def wait(process, *arguments):
                 print(process._process.pid, flush=True)
                 time.sleep(60)
