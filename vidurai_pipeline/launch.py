@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 import dagster as dg
+from filelock import FileLock
 
 from vidurai_pipeline import display
 from vidurai_pipeline.config import Settings
@@ -81,6 +82,9 @@ def dagster_home(settings: Settings) -> Path:
         if not (folder / "dagster.yaml").exists():
             with as_file(files("vidurai_pipeline") / "dagster.yaml") as template:
                 shutil.copy(template, folder / "dagster.yaml")
+        # Two processes that create Dagster's databases at once leave them with two revisions, of use to nobody.
+        with FileLock(folder / ".creating.lock"), dg.DagsterInstance.from_config(str(folder)):
+            pass
     except OSError as error:
         name = "DAGSTER_HOME" if home else "VIDURAI_HOME"
         reason = os.strerror(error.errno or 0)

@@ -360,6 +360,8 @@ def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_pat
     shutil.copy(ROOT / "dagster.yaml", home)
     environment = {**os.environ, "DAGSTER_HOME": str(home)}
     before = hot_rows(settings.db_path)
+    with dg.DagsterInstance.from_config(str(home)):
+        pass  # Dagster can't create its databases in two processes at once.
     daemon = subprocess.Popen(
         [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"],
         cwd=ROOT,
@@ -389,6 +391,20 @@ def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_pat
         os.killpg(daemon.pid, signal.SIGTERM)
         daemon.wait()
     assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
+def test_two_first_users_of_a_new_dagster_home(settings: Settings) -> None:
+    script = "from vidurai_pipeline import config, launch; print(launch.dagster_home(config.Settings()))"
+    users = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    assert [(user.communicate()[1], user.returncode) for user in users] == [("", 0)] * 4
+    home = settings.home / "dagster"
+    for name in ("history/runs.db", "history/runs/index.db", "schedules/schedules.db"):
+        con = sqlite3.connect(home / name)
+        assert con.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,), name
+        con.close()
 
 
 def assert_never_at_once(instance: dg.DagsterInstance) -> None:
