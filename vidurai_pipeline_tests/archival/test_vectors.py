@@ -1,0 +1,110 @@
+"""Vectors of sqlite-vec, archived with their memories."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline_tests.archival.tiers import hot_rows
+
+DRIVER = Path(__file__).with_name("vector_driver.py")
+PROBE = "import sqlite3, sqlite_vec; c = sqlite3.connect(''); c.enable_load_extension(True); sqlite_vec.load(c)"
+
+
+def _environment() -> dict[str, str]:
+    here = sysconfig.get_paths()
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(DRIVER.parents[2]), here["purelib"], here["platlib"]))}
+
+
+@pytest.fixture(scope="module")
+def vector_python() -> str:
+    """This Python, else another of its version, if its sqlite3 module can load extensions."""
+    version = "python{}.{}".format(*sys.version_info)
+    for python in (sys.executable, f"/usr/bin/{version}", shutil.which(version)):
+        if python and Path(python).exists():
+            probe = subprocess.run([python, "-c", PROBE], env=_environment(), capture_output=True, check=False)
+            if probe.returncode == 0:
+                return python
+    pytest.skip(f"no {version} here has a sqlite3 module that can load extensions")
+
+
+@pytest.fixture
+def drive(vector_python: str) -> Callable[..., Any]:
+    def run(command: str, db: Path, **environment: str) -> Any:
+        done = subprocess.run(
+            [vector_python, DRIVER, command, db],
+            env={**_environment(), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if done.stdout else None
+
+    return run
+
+
+def cold_vectors(archive: Path) -> dict[str, str]:
+    found = {}
+    for path in archive.rglob("*.parquet"):
+        with pq.ParquetFile(path) as file:
+            rows = file.read().to_pylist()
+        for row in rows:
+            for vector in row.get("vec_memories", []):
+                found[str(row["id"])] = vector["embedding"].hex()
+    return found
+
+
+def archived_ids(db: Path) -> set[str]:
+    con = sqlite3.connect(db)
+    ids = {str(id_) for (id_,) in con.execute("SELECT id FROM memories WHERE status = 'ARCHIVED'")}
+    con.close()
+    return ids
+
+
+def test_vectors_are_archived_and_purged(sample_store: Callable[[str], Path], drive: Callable[..., Any]) -> None:
+    db = sample_store("guardian")
+    drive("add", db)
+    before, archived = drive("read", db), archived_ids(db)
+    assert 0 < len(archived & set(before)) < len(before)
+    done = drive("flush", db)
+    assert (done["archived"], done["purged"], done["rejected"]) == (len(archived), len(archived), [])
+    cold, hot = cold_vectors(db.parent / "archive"), drive("read", db)
+    assert set(cold) == archived & set(before)
+    assert set(hot) == set(before) - archived
+    assert {**cold, **hot} == before
+
+
+def test_a_changed_vector_keeps_its_memory_hot(sample_store: Callable[[str], Path], drive: Callable[..., Any]) -> None:
+    db = sample_store("guardian")
+    drive("add", db)
+    seen = drive("race", db)
+    assert seen["kept"] == 1
+    assert set(hot_rows(db, "status = 'ARCHIVED'")) == {seen["changed"]}
+    assert str(seen["changed"]) in drive("read", db)
+    assert str(seen["changed"]) not in cold_vectors(db.parent / "archive")
+
+
+def test_without_the_extension_a_memory_with_a_vector_stays(
+    sample_store: Callable[[str], Path], drive: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = sample_store("guardian")
+    drive("add", db)
+    with_vector = archived_ids(db) & set(drive("read", db))
+    monkeypatch.setitem(sys.modules, "sqlite_vec", None)
+    result = MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
+    assert {str(rejected.id) for rejected in result.rejected} == with_vector == archived_ids(db)
+    # Once the extension is there, the rest follows.
+    assert drive("flush", db)["archived"] == len(with_vector)
+    assert archived_ids(db) == set()
+    assert set(cold_vectors(db.parent / "archive")) >= with_vector

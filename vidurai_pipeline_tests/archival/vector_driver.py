@@ -1,0 +1,70 @@
+"""Archives a store with vectors, under a Python whose sqlite3 module can load extensions.
+
+python vector_driver.py add STORE         give every third memory a vector, and print what was given
+python vector_driver.py flush STORE       archive
+python vector_driver.py race STORE        archive, while the vector of one memory changes before the purge
+python vector_driver.py read STORE        print the vectors that the store holds
+"""
+
+import json
+import random
+import sqlite3
+import struct
+import sys
+from pathlib import Path
+
+import sqlite_vec
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+
+CREATE = "CREATE VIRTUAL TABLE vec_memories USING vec0(memory_id INTEGER PRIMARY KEY, embedding float[384])"
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    con = sqlite3.connect(path)
+    con.enable_load_extension(True)
+    sqlite_vec.load(con)
+    return con
+
+
+def add(path: Path) -> None:
+    con = connect(path)
+    con.execute(CREATE)
+    chance = random.Random(1)
+    for (id_,) in con.execute("SELECT id FROM memories WHERE id % 3 = 0").fetchall():
+        vector = struct.pack("384f", *(chance.gauss() for _ in range(384)))
+        con.execute("INSERT INTO vec_memories (memory_id, embedding) VALUES (?, ?)", (id_, vector))
+    con.commit()
+    con.close()
+
+
+def read(path: Path) -> None:
+    con = connect(path)
+    sys.stdout.write(json.dumps({id_: vector.hex() for id_, vector in con.execute("SELECT * FROM vec_memories")}))
+    con.close()
+
+
+def flush(path: Path) -> None:
+    sys.stdout.write(json.dumps(MemoryArchiver(path, path.parent / "archive").flush_archived_memories().to_dict()))
+
+
+def race(path: Path) -> None:
+    archiver = MemoryArchiver(path, path.parent / "archive")
+    with archiver.run("test"):
+        archiver.publish()
+        con = connect(path)
+        (changed,) = con.execute(
+            "SELECT min(memory_id) FROM vec_memories WHERE memory_id IN "
+            "(SELECT id FROM memories WHERE status = 'ARCHIVED')"
+        ).fetchone()
+        con.execute(
+            "UPDATE vec_memories SET embedding = ? WHERE memory_id = ?", (struct.pack("384f", *[1] * 384), changed)
+        )
+        con.commit()
+        con.close()
+        kept = archiver.purge().kept
+    sys.stdout.write(json.dumps({"changed": changed, "kept": kept}))
+
+
+if __name__ == "__main__":
+    {"add": add, "flush": flush, "race": race, "read": read}[sys.argv[1]](Path(sys.argv[2]))
