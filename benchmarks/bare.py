@@ -21,9 +21,9 @@ from vidurai_pipeline.archival.staging_process import StagingProcess
 class BareStore(HotStore):
     """A hot store without what belongs to its memories."""
 
-    def schema(self, con: sqlite3.Connection) -> StoreSchema:
+    def schema(self, con: sqlite3.Connection, *, to_purge: bool = True) -> StoreSchema:
         """The schema of the memories alone."""
-        return replace(super().schema(con), satellites=(), search_index=False)
+        return replace(super().schema(con, to_purge=to_purge), satellites=(), search_index=False)
 
 
 class BareStager(Stager):

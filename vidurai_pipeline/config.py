@@ -64,8 +64,7 @@ class Settings(BaseSettings):
         """The hot store: ``VIDURAI_DB``, else ``vidurai.db``, else ``memory.db`` if only that exists."""
         if self.db is not None:
             return self.db
-        current, legacy = self.home / "vidurai.db", self.home / "memory.db"
-        return legacy if legacy.exists() and not current.exists() else current
+        return store_in(self.home)
 
     @property
     def archive_path(self) -> Path:
@@ -76,6 +75,12 @@ class Settings(BaseSettings):
     def q_table_path(self) -> Path:
         """The file of the Q-table."""
         return self.q_table or self.home / "q_table.json"
+
+
+def store_in(folder: Path) -> Path:
+    """The hot store in a folder: ``vidurai.db``, or ``memory.db`` if only that exists."""
+    current, legacy = folder / "vidurai.db", folder / "memory.db"
+    return legacy if legacy.exists() and not current.exists() else current
 
 
 def load_settings() -> Settings:

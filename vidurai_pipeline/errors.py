@@ -17,6 +17,10 @@ class HotStoreError(PipelineError):
     """The SQLite store is missing, busy beyond patience, damaged, or not a database."""
 
 
+class HotStoreWarning(UserWarning):
+    """What a reader of both tiers must know: the hot store is missing, or a value in it can't be shown as it is."""
+
+
 class SchemaError(HotStoreError):
     """The store is a database, but its tables are not what archival needs."""
 

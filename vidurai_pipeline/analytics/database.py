@@ -1,5 +1,6 @@
 """The DuckDB database in which the views of the archive live, kept up to date with the archive's files."""
 
+import itertools
 import shutil
 import tempfile
 import threading
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from vidurai_pipeline.analytics import faults
+from vidurai_pipeline.analytics.hot import HotRows
 from vidurai_pipeline.analytics.listing import (
     ArchiveFile,
     Footers,
@@ -19,7 +22,7 @@ from vidurai_pipeline.analytics.listing import (
     list_files,
     quote,
 )
-from vidurai_pipeline.analytics.views import SALIENCE_SCORE, SUPERSEDED, Views
+from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, memories
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
 
 _LARGEST_SPILL = "20GB"
@@ -95,10 +98,44 @@ class ArchiveDatabase:
             # Temporary views are the connection's own: a cursor of the caller's would not see them.
             return connection if self._given is not None else connection.cursor()
 
-    def explained(self, message: str, **known: Any) -> PipelineError:
-        """Make the error that the user reads; see :func:`faults.explain`."""
+    def show_memories(self, connection: duckdb.DuckDBPyConnection, rows: HotRows) -> list[str]:
+        """Make the view ``memories`` over both tiers, for one connection alone.
+
+        The hot rows are copied to a table that DuckDB moves to the disk where they don't fit into its memory.
+
+        Args:
+            connection: one that :meth:`cursor` gave after the snapshot of the hot store was taken: a memory that was
+                purged in between is then at least in the archive.
+            rows: the hot store's.
+
+        Returns:
+            the view's columns.
+        """
+        incoming = f"{HOT}_incoming"
+        do = f"CREATE OR REPLACE TEMPORARY TABLE {HOT} AS"
+        tables = (pa.Table.from_batches([batch]) for batch in rows.batches)
+        for table in itertools.chain([rows.schema.empty_table()], tables):
+            connection.register(incoming, table)
+            try:
+                connection.execute(f"{do} FROM {incoming}")
+            finally:
+                connection.unregister(incoming)
+            do = f"INSERT INTO {HOT}"
+        sql, columns = memories(_described(connection, "history"), _described(connection, HOT))
+        connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW memories AS {sql}")
+        return columns
+
+    def explained(self, message: str, columns: Sequence[str] = (), **known: Any) -> PipelineError:
+        """Make the error that the user reads; see :func:`faults.explain`.
+
+        Args:
+            message: DuckDB's.
+            columns: those of the view ``memories``, if the statement names it.
+            **known: what else is known of the statement.
+        """
         names = frozenset(file.relative for file in list_files(self.base))
-        return faults.explain(message, archive=faults.Folder(self.root(), self.base, names, self._columns), **known)
+        folder = faults.Folder(self.root(), self.base, names, columns or self._columns)
+        return faults.explain(message, archive=folder, **known)
 
     def damaged(self) -> str | None:
         """Look for files that can't be read in full, for when a query failed and nothing else explains it.
@@ -133,12 +170,13 @@ class ArchiveDatabase:
         if not any(character in root for character in "*?["):
             return root
         with self._lock:
-            link = self._scratch_folder() / "archive"
+            link = self.scratch_folder() / "archive"
             if not link.is_symlink():
                 link.symlink_to(self.base, target_is_directory=True)
         return str(link)
 
-    def _scratch_folder(self) -> Path:
+    def scratch_folder(self) -> Path:
+        """A private folder for temporary files, which goes with the database."""
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="vidurai-history-"))
             self._remove_scratch = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
@@ -167,7 +205,7 @@ class ArchiveDatabase:
         folders, paths = linked_targets(self.base, files)
         settings: dict[str, object] = {
             "memory_limit": self._memory_limit,
-            "temp_directory": str(self._scratch_folder() / "spill"),
+            "temp_directory": str(self.scratch_folder() / "spill"),
             "max_temp_directory_size": _LARGEST_SPILL,
             "parquet_metadata_cache": True,
             "python_enable_replacements": False,  # or SQL could read the caller's Python variables
@@ -204,3 +242,7 @@ class ArchiveDatabase:
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {views.history(duplicates=duplicates)}")
         if not duplicates:
             connection.execute(f"DROP TABLE {SUPERSEDED}")
+
+
+def _described(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+    return {str(row[0]): str(row[1]) for row in connection.execute(f"DESCRIBE {table}").fetchall()}

@@ -1,12 +1,15 @@
 """RepoAnalyst: SQL and search over everything ever archived.
 
-It gives two views: ``history``, each memory once, in its newest version; and ``history_all``, every stored copy with
-its file. Both have the columns of every file, ``content`` (the memory's text), and ``year`` and ``month``, which pick
-the files to read.
+It gives three views. ``history`` is the archive, each memory once, in its newest version; ``history_all`` is every
+stored copy with its file. Both have the columns of every file, ``content`` (the memory's text), and ``year`` and
+``month``, which pick the files to read. ``memories`` is ``history`` and what is still in the hot store, each memory
+once, with its ``tier``; of hot rows, ``archived_at``, ``year`` and ``month`` are NULL. The hot store is read, in one
+snapshot, by each query that names ``memories``, and by no other.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -16,10 +19,11 @@ import pyarrow as pa
 
 from vidurai_pipeline.analytics import faults, guard
 from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.hot import HotTier
 from vidurai_pipeline.analytics.runner import Runner
-from vidurai_pipeline.analytics.search import Moment, readable_texts, search_sql, snippet
-from vidurai_pipeline.config import load_settings
-from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
+from vidurai_pipeline.analytics.search import Moment, Tier, readable_texts, search_sql, snippet
+from vidurai_pipeline.config import load_settings, store_in
+from vidurai_pipeline.errors import ArchiveError, ConfigError, HotStoreWarning, PipelineError
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and only one method needs it
@@ -63,8 +67,8 @@ _OUTCOMES = """
 class RepoAnalyst:
     """Answers questions about the cold archive, and can be handed to anyone who asks.
 
-    A statement can read the two views and nothing else: no other file, no network, no setting. Each query sees the
-    files that are there when it starts. The analyst may be shared by threads; each query has a cursor of its own.
+    A statement can read the views and nothing else: no other file, no network, no setting. Each query sees the files
+    that are there when it starts. The analyst may be shared by threads; each query has a cursor of its own.
 
     On a connection of the caller's (``connection=``), the views are temporary ones, made anew by each query that
     finds the archive changed. Memory, threads and what else its SQL may do remain the caller's affair.
@@ -74,6 +78,7 @@ class RepoAnalyst:
         self,
         archive_base: Path | None = None,
         *,
+        hot_store: Path | None = None,
         connection: duckdb.DuckDBPyConnection | None = None,
         memory_limit: str | None = None,
         threads: int | None = None,
@@ -83,6 +88,8 @@ class RepoAnalyst:
 
         Args:
             archive_base: the archive's folder; default from the settings.
+            hot_store: the SQLite file that ``memories`` shows beside the archive; it need not exist. Default from the
+                settings, or for another archive than theirs the store beside it.
             connection: a connection to make the views in, at once; default one of the analyst's own.
             memory_limit: the most memory DuckDB may use, such as ``1GB``; default from the settings.
             threads: DuckDB's threads; default from the settings.
@@ -102,6 +109,9 @@ class RepoAnalyst:
         self._database = ArchiveDatabase(
             self.archive_base, connection, memory_limit or settings.memory_limit, threads or settings.threads
         )
+        if hot_store is None and self.archive_base != settings.archive_path:
+            hot_store = store_in(self.archive_base.parent)
+        self._hot = HotTier((hot_store or settings.db_path).expanduser().absolute(), settings.busy_timeout)
         if connection is not None:
             self._database.cursor()
 
@@ -118,10 +128,11 @@ class RepoAnalyst:
     # -- questions ----------------------------------------------------------------------------------------------
 
     def query_archive(self, sql: str, parameters: Parameters = None) -> list[dict[str, Any]]:
-        """Run one statement over the views ``history`` and ``history_all``.
+        """Run one statement over the views ``history``, ``history_all`` and ``memories``.
 
-        The answer to any valid statement about an empty archive is ``[]``, as Vidurai specifies; a statement that
-        is wrong is wrong there too. Of columns with the same name, the second is called ``name_1``.
+        The answer to any valid statement about an empty archive is ``[]``, as Vidurai specifies, unless it names
+        ``memories`` and there is a hot store; a statement that is wrong is wrong there too. Of columns with the same
+        name, the second is called ``name_1``.
 
         Args:
             sql: one statement that reads. ``AVG(salience)`` averages the levels' numbers, CRITICAL 5 to NOISE 1.
@@ -130,14 +141,18 @@ class RepoAnalyst:
         Raises:
             QueryError: the statement is wrong, may not run here, or takes more time or memory than it may.
             ArchiveError: the archive, or a file in it, can't be read.
+            HotStoreError: the statement names ``memories``, and the hot store is busy, damaged, or none of memories.
+
+        Warns:
+            HotStoreWarning: there is no hot store, or a value in it can't be shown as it is.
         """
 
         def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             rows = connection.execute(text, parameters).fetchall()
             return [column[0] for column in connection.description or ()], rows
 
-        _, (names, rows) = self._ask(sql, parameters, fetch)
-        if not self._database.files:
+        query, (names, rows) = self._ask(sql, parameters, fetch)
+        if query.about_nothing:
             return []
         names = _unique(names)
         return [dict(zip(names, row, strict=True)) for row in rows]
@@ -155,6 +170,9 @@ class RepoAnalyst:
             QueryError: as for :meth:`query_archive`; also while the batches are read.
             ArchiveError: as for :meth:`query_archive`; also while the batches are read.
         """
+        return self._stream(sql, parameters)[1]
+
+    def _stream(self, sql: str, parameters: Parameters) -> tuple["_Query", pa.RecordBatchReader]:
         query, reader = self._ask(
             sql, parameters, lambda connection, text: connection.sql(text, params=parameters).to_arrow_reader(_BATCH)
         )
@@ -164,13 +182,32 @@ class RepoAnalyst:
             while (batch := self._next(query, reader)) is not None:
                 yield batch
 
-        return pa.RecordBatchReader.from_batches(reader.schema, batches())
+        return query, pa.RecordBatchReader.from_batches(reader.schema, batches())
 
     def _next(self, query: "_Query", reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
         try:
             return query.runner.run(lambda: next(reader, None))
         except (OSError, pa.ArrowException, duckdb.Error) as error:
             raise self._fault(str(error), query) from None
+
+    def query_rows(self, sql: str, parameters: Parameters = None) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+        """Run one statement and read its answer row by row, while it runs; of an empty archive there are no rows.
+
+        Args:
+            sql: as for :meth:`query_archive`.
+            parameters: as for :meth:`query_archive`.
+
+        Returns:
+            the columns' names, and the rows.
+
+        Raises:
+            QueryError: as for :meth:`query_archive`; also while the rows are read.
+            ArchiveError: as for :meth:`query_archive`; also while the rows are read.
+            HotStoreError: as for :meth:`query_archive`.
+        """
+        query, reader = self._stream(sql, parameters)
+        rows = (row for batch in reader for row in zip(*(c.to_pylist() for c in batch.columns), strict=True))
+        return reader.schema.names, iter(()) if query.about_nothing else rows
 
     def query_df(self, sql: str, parameters: Parameters = None) -> "pd.DataFrame":
         """Run one statement and give a DataFrame; an empty archive's views are empty tables here.
@@ -195,6 +232,7 @@ class RepoAnalyst:
         until: Moment | None = None,
         salience: str | Sequence[str] | None = None,
         outcome: int | None = None,
+        tier: Tier = "cold",
     ) -> list[dict[str, Any]]:
         """Find the memories in which all the words occur: in their text, gist, tags or path.
 
@@ -208,18 +246,34 @@ class RepoAnalyst:
             until: only memories created before this time.
             salience: only memories of this level, or one of these.
             outcome: only memories with this outcome.
+            tier: where to look: in the archive (``cold``), in the hot store (``hot``) or in both (``all``).
 
         Returns:
-            for each memory its columns, ``snippet`` (the text around the first hit, hits marked) and ``score``.
+            for each memory its columns, ``snippet`` (the text around the first hit, hits marked) and ``score``;
+            and its ``tier``, unless only the archive was searched.
 
         Raises:
             QueryError: there is no word, or a filter's value can't be.
             ArchiveError: the archive, or a file in it, can't be read.
+            HotStoreError: the hot store is busy, damaged, or none of memories.
+
+        Warns:
+            HotStoreWarning: as for :meth:`query_archive`; in ``all`` tiers, a store that does not exist is no news.
         """
+        archive_alone = tier == "all" and not self._hot.exists()
         sql, parameters = search_sql(
-            words, limit, project=project, since=since, until=until, salience=salience, outcome=outcome
+            words,
+            limit,
+            project=project,
+            since=since,
+            until=until,
+            salience=salience,
+            outcome=outcome,
+            tier="cold" if archive_alone else tier,
         )
         rows = self.query_archive(sql, parameters)
+        if archive_alone:
+            rows = [row | {"tier": "cold"} for row in rows]
         return [{"id": row["id"], "snippet": snippet(readable_texts(row), words)} | row for row in rows]
 
     def get_training_data(self, limit: int = 1000) -> list[dict[str, Any]]:
@@ -256,50 +310,78 @@ class RepoAnalyst:
     ) -> tuple["_Query", T]:
         """Run a statement; once more if files were withdrawn while it ran, or if it averages salience."""
         query: _Query | None = None
+        statement: guard.Statement | None = None
         withdrawn = averaged = False
         while True:
-            connection = self._database.cursor()
-            runner = Runner(connection, self._timeout)
             try:
-                statement = query.statement if query else guard.check(connection, sql)
-                query = _Query(statement, parameters, connection, runner)
-                return query, runner.run(partial(fetch, connection, statement.sql))
+                if query is None:
+                    query = self._prepare(statement or sql, parameters)
+                    statement = query.statement
+                return query, query.runner.run(partial(fetch, query.connection, query.statement.sql))
             except duckdb.Error as error:
                 message = str(error)
                 if query and not averaged and message.startswith("Binder Error"):
                     averaged = True
-                    if rewritten := guard.averaging_salience(connection, query.statement):
-                        query = replace(query, statement=rewritten)
+                    if rewritten := guard.averaging_salience(query.connection, query.statement):
+                        query.statement = statement = rewritten
                         continue
                 if not withdrawn and faults.names_a_file(message) and self._database.changed():
-                    withdrawn = True
+                    withdrawn, query = True, None
                     continue
                 if isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
                     self._database.forget()
                 raise self._fault(message, query) from None
+
+    def _prepare(self, statement: "guard.Statement | str", parameters: Parameters) -> "_Query":
+        connection = self._database.cursor()
+        if isinstance(statement, str):
+            statement = guard.check(connection, statement)
+        query = _Query(statement, parameters, connection, Runner(connection, self._timeout))
+        if not guard.names_table(statement, "memories"):
+            query.about_nothing = not self._database.files
+            return query
+        with self._hot.rows(self._database.scratch_folder()) as rows:
+            # Listed after the snapshot: what a purge moves in between is in both, and shown once.
+            query.connection = self._database.cursor()
+            query.runner = Runner(query.connection, self._timeout)
+            query.columns = query.runner.run(lambda: self._database.show_memories(query.connection, rows))
+        query.about_nothing = not self._database.files and rows.missing is not None
+        for note in filter(None, (rows.missing, self._hot.loss(rows))):
+            warnings.warn(note, HotStoreWarning, stacklevel=2)
+        return query
 
     def _fault(self, message: str, query: "_Query | None") -> PipelineError:
         if query is None:  # it is no SQL
             return self._database.explained(message, bound=False)
         if faults.may_be_damage(message) and (damage := self._database.damaged()):
             return ArchiveError(damage)
-        refusal = query.refusal(self._database.cursor()) if faults.about_the_statement(message) else None
+        # A view of the session's own is in no other session.
+        connection = query.connection if query.columns else self._database.cursor()
+        refusal = query.refusal(connection) if faults.about_the_statement(message) else None
         return self._database.explained(
             refusal or message,
+            query.columns,
             sql=query.statement.sql,
             bound=refusal is None,
             quotes_at_will=query.statement.quotes_at_will,
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Query:
-    """A statement that runs, where, and what stops it."""
+    """A statement that runs, where, and what stops it.
+
+    Attributes:
+        columns: those of the view ``memories``, if the statement names it.
+        about_nothing: whether there is nothing yet that it could read.
+    """
 
     statement: guard.Statement
     parameters: Parameters
     connection: duckdb.DuckDBPyConnection
     runner: Runner
+    columns: Sequence[str] = ()
+    about_nothing: bool = False
 
     def refusal(self, connection: duckdb.DuckDBPyConnection) -> str | None:
         """Say why DuckDB refuses the statement as such, or None if it would begin to read rows.

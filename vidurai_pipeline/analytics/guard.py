@@ -70,6 +70,14 @@ class Statement:
         return any(_function(node) == "error" for node in _nodes(self.tree))
 
 
+def names_table(statement: Statement, table: str) -> bool:
+    """Whether a statement reads a table or view of this name, or may do so."""
+    return any(
+        node.get("type") in {"BASE_TABLE", "SHOW_REF"} and _name(node, "table_name").strip('"').lower() == table
+        for node in _nodes(statement.tree)
+    )
+
+
 def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
     """Parse a statement and refuse it unless it only reads.
 

@@ -234,7 +234,8 @@ def _after(elements: Sequence[tuple[str, int, str | None]], position: int) -> in
     return position
 
 
-def _nested(type_: str) -> bool:
+def is_nested(type_: str) -> bool:
+    """Whether a type, as DuckDB spells it, is a list, a struct, a map or a union."""
     return type_.endswith("]") or type_.startswith(("STRUCT", "MAP", "UNION"))
 
 
@@ -247,7 +248,7 @@ def _check_base(columns: Columns, path: Path) -> None:
         )
     for name, expected in BASE_COLUMNS.items():
         type_ = types.get(name, '"NULL"')
-        fits = _NUMBERS.fullmatch(type_) if expected == "BIGINT" else not (_nested(type_) or type_ == "BLOB")
+        fits = _NUMBERS.fullmatch(type_) if expected == "BIGINT" else not (is_nested(type_) or type_ == "BLOB")
         if type_ != '"NULL"' and not fits:
             raise ArchiveError(
                 f"{path} is not an archive of memories: its column {name!r} holds {type_}, not {expected}; "
@@ -261,7 +262,7 @@ def _check_nested(samples: dict[Columns, ArchiveFile], merged: dict[str, str], b
     for columns, file in samples.items():
         for name, type_ in columns:
             common = types.get(name.lower(), '"NULL"')
-            if '"NULL"' not in (type_, common) and _nested(type_) != _nested(common):
+            if '"NULL"' not in (type_, common) and is_nested(type_) != is_nested(common):
                 raise ArchiveError(
                     f"{base / file.relative} disagrees with the other files: its column {name!r} holds {type_}, theirs "
                     f"{common}; move it out of the archive"

@@ -11,6 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
 
 from vidurai_pipeline.errors import QueryError
 
@@ -27,6 +28,7 @@ _TAGS = r"""CASE WHEN contains(tags, '\')
     THEN coalesce(array_to_string(try_cast(try_cast(tags AS JSON) AS VARCHAR[]), ' '), tags) ELSE tags END"""
 
 Moment = str | dt.date | dt.datetime
+Tier = Literal["hot", "cold", "all"]
 
 
 def search_sql(
@@ -38,6 +40,7 @@ def search_sql(
     until: Moment | None,
     salience: str | Sequence[str] | None,
     outcome: int | None,
+    tier: Tier,
 ) -> tuple[str, dict[str, object]]:
     """Make the query that finds the words, and its parameters.
 
@@ -49,6 +52,8 @@ def search_sql(
     terms = split_words(words)
     if limit < 0:
         raise QueryError(f"the limit can't be negative: {limit}")
+    if tier not in get_args(Tier):
+        raise QueryError(f"there is no tier {tier!r}: use {', '.join(get_args(Tier))}")
     parameters: dict[str, object] = {"most": limit}
     conditions: list[str] = []
     scores: list[str] = []
@@ -67,14 +72,15 @@ def search_sql(
         ("try_cast(created_at AS TIMESTAMP) < $until", "until", _moment("until", until)),
         ("list_contains($salience, upper(trim(salience)))", "salience", _saliences(salience)),
         ("outcome = $outcome", "outcome", outcome),
+        ("tier = $tier", "tier", "hot" if tier == "hot" else None),
     ):
         if value is not None:
             conditions.append(condition)
             parameters[name] = value
     sql = f"""
         SELECT id, verbatim AS content, gist, salience, outcome, project_id, file_path, event_type, tags,
-            created_at, archived_at, {" + ".join(scores)} AS score
-        FROM history
+            created_at, archived_at, {" + ".join(scores)} AS score{"" if tier == "cold" else ", tier"}
+        FROM {"history" if tier == "cold" else "memories"}
         WHERE {" AND ".join(conditions)}
         ORDER BY score DESC, created_at DESC NULLS LAST, id DESC
         LIMIT $most

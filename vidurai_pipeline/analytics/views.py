@@ -1,7 +1,7 @@
-"""The SQL of the views ``history`` and ``history_all``.
+"""The SQL of the views ``history``, ``history_all`` and ``memories``.
 
-Both read the files with an explicit schema, so that nothing but the planner's listing stands between a query and
-the files it needs: no footer is read to plan a query, and the partition columns prune files before they are opened.
+The first two read the files with an explicit schema, so that nothing but the planner's listing stands between a query
+and the files it needs: no footer is read to plan a query, and the partition columns prune files before they are opened.
 
 ``history`` leaves out copies of a memory that a newer copy supersedes. Their places are worked out once per listing
 (see :func:`superseded_table`); an archive without duplicates, which is what this pipeline writes, pays nothing.
@@ -9,9 +9,11 @@ the files it needs: no footer is read to plan a query, and the partition columns
 
 from collections.abc import Mapping, Sequence
 
-from vidurai_pipeline.analytics.listing import ArchiveFile, file_list, quote
+from vidurai_pipeline.analytics.listing import ArchiveFile, file_list, is_nested, quote
 
 SUPERSEDED = "_superseded"
+HOT = "_hot"
+"""The session's table of the hot store's memories."""
 
 SALIENCE_SCORE = """(x VARCHAR) AS CASE upper(trim(x))
     WHEN 'CRITICAL' THEN 5 WHEN 'HIGH' THEN 4 WHEN 'MEDIUM' THEN 3 WHEN 'LOW' THEN 2 WHEN 'NOISE' THEN 1 END,
@@ -111,6 +113,48 @@ class Views:
             for name, type_ in self._columns.items()
         )
         return f"read_parquet({file_list(self._root, files)}, schema = MAP {{{schema}}}, hive_partitioning = {hive})"
+
+
+def memories(cold: Mapping[str, str], hot: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Both tiers as one table, each memory once: what is still in the hot store is shown as it is there.
+
+    Args:
+        cold: the columns of ``history`` and their types.
+        hot: the columns of the table ``HOT`` and theirs.
+
+    Returns:
+        the view's SQL, and its columns.
+    """
+    own = {name: cold[name] for name in ("content", "year", "month")}
+    theirs = {name.lower(): (name, type_) for name, type_ in hot.items()}
+    columns = {name: type_ for name, type_ in cold.items() if name.lower() not in {*own, "tier"}}
+    known = {name.lower() for name in columns}
+    columns |= {name: type_ for name, type_ in hot.items() if name.lower() not in {*known, *own, "tier"}} | own
+    hot_side, cold_side = [], []
+    for column, type_ in columns.items():
+        name = identifier(column)
+        missing = f"CAST(NULL AS {type_}) AS {name}"
+        source, hot_type = ("verbatim", "VARCHAR") if column == "content" else theirs.get(column.lower(), (None, type_))
+        text = _only_text_suits(type_, hot_type)
+        if source is None:
+            hot_side.append(missing)
+        else:
+            hot_side.append(f"CAST({identifier(source)} AS {'VARCHAR' if text else hot_type}) AS {name}")
+        in_cold = column.lower() in known or column in own
+        cold_side.append((f"CAST({name} AS VARCHAR) AS {name}" if text else name) if in_cold else missing)
+    sql = f"""
+        SELECT {", ".join(hot_side)}, 'hot' AS tier FROM {HOT}
+        UNION ALL
+        SELECT {", ".join(cold_side)}, 'cold' AS tier FROM history ANTI JOIN (SELECT id FROM {HOT}) USING (id)
+    """
+    return sql, [*columns, "tier"]
+
+
+def _only_text_suits(one: str, other: str) -> bool:
+    """Whether values of both types fit into one column as text only; DuckDB itself unites numbers, and structs."""
+    if one == other or all(type_.startswith("STRUCT(") and type_.endswith(")[]") for type_ in (one, other)):
+        return False
+    return any(is_nested(type_) or type_ == "BLOB" for type_ in (one, other))
 
 
 def _branch(source: str, selection: Sequence[str], own: Mapping[str, str], without_superseded: bool) -> str:

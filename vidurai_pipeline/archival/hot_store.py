@@ -122,14 +122,18 @@ class HotStore:
         if con.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
             con.execute("PRAGMA synchronous = NORMAL")
 
-    def schema(self, con: sqlite3.Connection) -> StoreSchema:
+    def schema(self, con: sqlite3.Connection, *, to_purge: bool = True) -> StoreSchema:
         """Read the schema that is there.
 
+        Args:
+            con: a connection to the store.
+            to_purge: whether memories are to leave the store, or are only read, whatever their status.
+
         Raises:
-            SchemaError: memories can't be archived from this store.
+            SchemaError: memories can't be archived (or read) from this store.
         """
         with self.errors():
-            return read_schema(con, vectors=_load_vector_extension(con))
+            return read_schema(con, vectors=_load_vector_extension(con), to_purge=to_purge)
 
     def backlog(self, con: sqlite3.Connection) -> Backlog:
         """Count what waits, in one snapshot."""

@@ -1,6 +1,7 @@
-"""Read ARCHIVED memories from the hot store, as Arrow arrays in batches of bounded size.
+"""Read memories from the hot store, as Arrow arrays in batches of bounded size.
 
-What a Parquet column can't hold as it is stays behind: Arrow would convert it, or refuse the whole batch.
+For the archive, what a Parquet column can't hold as it is stays behind: Arrow would convert it, or refuse the whole
+batch. To those who only look, every memory is shown, such a value as well as its column can.
 """
 
 import contextlib
@@ -36,14 +37,17 @@ class Rejected:
 
 @dataclass
 class RowBatch:
-    """Rows of one read, as Arrow arrays by Parquet name, and the last id that was read, rejected or not."""
+    """Rows of one read, as Arrow arrays by Parquet name, and the last id that was read, rejected or not.
+
+    What :func:`read_all` can't show as it is, it names in ``rejected``, too.
+    """
 
     ids: list[int]
     last: Any
     arrays: dict[str, pa.Array]
     rejected: list[Rejected] = field(default_factory=list)
 
-    def record_batch(self, schema: StoreSchema, archived_at: str) -> pa.RecordBatch:
+    def record_batch(self, schema: StoreSchema, archived_at: str | None) -> pa.RecordBatch:
         """The rows in an archive file's schema: with their moment of archival, NULL for what the store lacks."""
         rows = len(self.ids)
         arrays = {**self.arrays, "archived_at": pa.array([archived_at] * rows, pa.string())}
@@ -73,11 +77,33 @@ def read_archived(
             yield batch
 
 
-class _Rows:
-    """ARCHIVED rows as tuples; text that is not UTF-8 comes as ``BrokenText`` and does not stop the rest."""
+def read_all(con: sqlite3.Connection, schema: StoreSchema) -> Iterator[RowBatch]:
+    """Read every memory in order of id, whatever its status, in batches of bounded size.
 
-    def __init__(self, con: sqlite3.Connection, schema: StoreSchema, after: int | str | None) -> None:
+    A value that its column can't hold is shown as well as it can be: text that is not UTF-8 with the replacement
+    character, everything else as NULL. It is named in ``RowBatch.rejected``, but its row is there.
+
+    Args:
+        con: a connection inside a snapshot.
+        schema: the store's schema.
+    """
+    with contextlib.closing(_Rows(con, schema, None, "TRUE")) as source:
+        while values := source.take(BATCH_ROWS):
+            yield _all_to_arrow(con, schema, values)
+
+
+class _Rows:
+    """Rows as tuples; text that is not UTF-8 comes as ``BrokenText`` and does not stop the rest."""
+
+    def __init__(
+        self,
+        con: sqlite3.Connection,
+        schema: StoreSchema,
+        after: int | str | None,
+        which: str = "status = 'ARCHIVED'",
+    ) -> None:
         self._con = con
+        self._which = which
         names = [quote(column.name) for column in schema.archived]
         # What the specification bounds to a few words can't fill the memory; texts of unknown kind can.
         sizes = [
@@ -93,7 +119,7 @@ class _Rows:
     def _select(self) -> sqlite3.Cursor:
         behind = "" if self._last is None else "AND id > ?"
         return self._con.execute(
-            f"SELECT {self._selected} FROM memories WHERE status = 'ARCHIVED' {behind} ORDER BY id",
+            f"SELECT {self._selected} FROM memories WHERE {self._which} {behind} ORDER BY id",
             () if self._last is None else (self._last,),
         )
 
@@ -145,12 +171,32 @@ def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -
     if faults:
         columns = [[value for n, value in enumerate(values) if n not in faults] for values in columns]
         ids = columns[0]
+    return RowBatch(ids, last, _arrays(schema, columns, ids, owned), [faults[n] for n in sorted(faults)])
+
+
+def _all_to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -> RowBatch:
+    *columns, _ = zip(*rows, strict=True)
+    ids = list(columns[0])
+    lost: list[Rejected] = []
+    columns = [
+        _shown(column, column.name, values, ids, lost) for column, values in zip(schema.archived, columns, strict=True)
+    ]
+    owned = {
+        satellite: _shown_rows(satellite, _read_satellite(con, satellite, ids, {}), lost)
+        for satellite in schema.satellites
+    }
+    return RowBatch(ids, ids[-1], _arrays(schema, columns, ids, owned), lost)
+
+
+def _arrays(
+    schema: StoreSchema, columns: Iterable[Sequence], ids: list, owned: dict[Satellite, list[tuple]]
+) -> dict[str, pa.Array]:
     arrays = {
         column.field: pa.array(values, column.type) for column, values in zip(schema.archived, columns, strict=True)
     }
     for satellite, theirs in owned.items():
         arrays[satellite.field] = _nested(satellite, ids, theirs)
-    return RowBatch(ids, last, arrays, [faults[n] for n in sorted(faults)])
+    return arrays
 
 
 def _check(columns: Iterable[tuple[Column, Sequence]], ids: list, faults: dict[int, Rejected]) -> None:
@@ -164,6 +210,50 @@ def _check(columns: Iterable[tuple[Column, Sequence]], ids: list, faults: dict[i
             if type(value) is not expected and not (value is None and optional):
                 id_ = ids[n] if isinstance(ids[n], int | str) else None
                 faults.setdefault(n, Rejected(id_, column.name, _reason(expected, value)))
+
+
+def _shown(column: Column, where: str, values: Sequence, ids: Sequence, lost: list[Rejected]) -> Sequence:
+    """The values as their column can show them; what is lost by that is added to ``lost``."""
+    expected = PYTHON_TYPES[column.type]
+    if set(map(type, values)) <= {expected, type(None)}:
+        return values
+    shown = []
+    for id_, value in zip(ids, values, strict=True):
+        if value is None or type(value) is expected:
+            shown.append(value)
+            continue
+        converted, faithful = _converted(expected, value)
+        shown.append(converted)
+        if not faithful:
+            lost.append(Rejected(id_ if isinstance(id_, int | str) else None, where, _reason(expected, value)))
+    return shown
+
+
+def _shown_rows(satellite: Satellite, rows: list[tuple], lost: list[Rejected]) -> list[tuple]:
+    if not rows:
+        return rows
+    keys, *columns = zip(*rows, strict=True)
+    shown = [
+        _shown(column, f"{satellite.table}.{column.name}", values, keys, lost)
+        for column, values in zip(satellite.columns, columns, strict=True)
+    ]
+    return list(zip(keys, *shown, strict=True))
+
+
+def _converted(expected: type, value: Any) -> tuple[Any, bool]:
+    """What a column of another type shows of a value, and whether nothing is lost; never anything made up."""
+    if expected is str and isinstance(value, bytes):
+        text = value.decode(errors="replace")
+        return text, text.encode() == value
+    if expected is str:
+        return str(value), True
+    if expected is bytes and isinstance(value, str | bytes):
+        return value.encode() if isinstance(value, str) else bytes(value), True
+    if expected is int and isinstance(value, float) and value.is_integer() and -(2.0**63) <= value < 2.0**63:
+        return int(value), True
+    if expected is float and isinstance(value, int) and float(value) == value:
+        return float(value), True
+    return None, False
 
 
 def _reason(expected: type, value: object) -> str:

@@ -141,15 +141,16 @@ class StoreSchema:
         return pa.schema(fields)
 
 
-def read_schema(con: sqlite3.Connection, *, vectors: bool) -> StoreSchema:
+def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True) -> StoreSchema:
     """Read the schema of the hot store behind a connection.
 
     Args:
         con: a connection to the hot store.
         vectors: whether the connection can read ``vec0`` tables.
+        to_purge: whether memories are to leave the store, or are only read, whatever their status.
 
     Raises:
-        SchemaError: this isn't a store whose memories can be archived; the message says what is missing.
+        SchemaError: this isn't a store whose memories can be archived (or read); the message says what is missing.
     """
     kind = con.execute("SELECT type FROM sqlite_master WHERE name = 'memories'").fetchone()
     if kind is None:
@@ -160,7 +161,7 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool) -> StoreSchema:
     names = [name.lower() for name, _, _ in info]
     if [name.lower() for name, _, pk in info if pk] != ["id"]:
         raise SchemaError("`memories.id` is not the primary key: rows can't be told apart, so none is archived")
-    if "status" not in names:
+    if to_purge and "status" not in names:
         raise SchemaError(
             f"`memories` has no column `status` (schema version {_version(con)}): what is missing is Vidurai's "
             "Guardian migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open "
@@ -170,7 +171,7 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool) -> StoreSchema:
     ordinary = {name for name, sql in tables.items() if not sql.upper().startswith("CREATE VIRTUAL")}
     owned, restricting = _sort_references(con, ordinary, _references(con, sorted(ordinary)))
     taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
-    columns = tuple(_columns(con, "memories", info, taken, "status = 'ARCHIVED'"))
+    columns = tuple(_columns(con, "memories", info, taken, "status = 'ARCHIVED'" if to_purge else "TRUE"))
     fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
     satellites = []
     for table, key in sorted(owned.items()):
@@ -197,7 +198,8 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool) -> StoreSchema:
     if search_index:
         names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
         search_index = "memory_id" in names
-    _refuse_greedy_triggers(con, ["memories", *owned])
+    if to_purge:
+        _refuse_greedy_triggers(con, ["memories", *owned])
     return StoreSchema(
         columns=columns,
         satellites=tuple(satellites),
