@@ -74,6 +74,16 @@ def ui(port: int) -> None:
 
 
 @main.command()
+def home() -> None:
+    """Make Dagster's home ready for services that start at once, and print where it is."""
+    from vidurai_pipeline.launch import dagster_home, workspace_file  # noqa: PLC0415
+
+    folder = dagster_home(load_settings())
+    workspace_file(folder)
+    click.echo(folder)
+
+
+@main.command()
 @click.option("--dry-run", is_flag=True, help="Read and check every row, but write and delete nothing.")
 @_format_option("table", "json")
 def flush(dry_run: bool, form: str) -> None:

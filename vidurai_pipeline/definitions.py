@@ -7,6 +7,7 @@ from vidurai_pipeline.automation import dead_run_sensor, dream_after_failure, dr
 from vidurai_pipeline.checks import archive_equals_hot_store
 from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.resources import build_resources
+from vidurai_pipeline.retention import prune_history, prune_schedule
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
@@ -14,8 +15,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     return dg.Definitions(
         assets=[archived_rows, parquet_archive, purged_rows, q_table],
         asset_checks=[archive_equals_hot_store],
-        jobs=[maintenance, dream_job],
-        schedules=[nightly_schedule(settings)],
+        jobs=[maintenance, dream_job, prune_history],
+        schedules=[nightly_schedule(settings), prune_schedule(settings)],
         sensors=[dream_after_failure, dead_run_sensor(settings)],
         resources=build_resources(settings),
         # "Materialize all" gets its executor from here; the steps are sequential, a process for each only costs time.

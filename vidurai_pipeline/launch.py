@@ -92,6 +92,16 @@ def dagster_home(settings: Settings) -> Path:
     return folder
 
 
+def workspace_file(home: Path) -> Path:
+    """Dagster's workspace in its home: this package, under the name by which ``run`` files its runs."""
+    workspace = home / "workspace.yaml"
+    workspace.write_text(
+        "load_from:\n  - python_module:\n      module_name: vidurai_pipeline.definitions\n"
+        "      location_name: vidurai_pipeline\n"
+    )
+    return workspace
+
+
 def open_ui(settings: Settings, port: int) -> NoReturn:
     """Become Dagster's UI and daemon, with the history that ``run`` writes."""
     home = dagster_home(settings)
@@ -105,14 +115,7 @@ def open_ui(settings: Settings, port: int) -> NoReturn:
         "VIDURAI_ARCHIVE": str(settings.archive_path),
         "VIDURAI_Q_TABLE": str(settings.q_table_path),
     }
-    command = ["dagster", "dev", "-m", "vidurai_pipeline.definitions", "--port", str(port)]
-    # The location's name must be the one under which `run` files its runs.
-    workspace = home / "workspace.yaml"
-    workspace.write_text(
-        "load_from:\n  - python_module:\n      module_name: vidurai_pipeline.definitions\n"
-        "      location_name: vidurai_pipeline\n"
-    )
-    command[2:4] = ["-w", str(workspace)]
+    command = ["dagster", "dev", "-w", str(workspace_file(home)), "--port", str(port)]
     os.chdir(home)
     os.execve(sys.executable, [sys.executable, "-m", *command], environment)  # noqa: S606
 

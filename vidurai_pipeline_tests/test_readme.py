@@ -44,6 +44,7 @@ def test_every_command_of_the_command_line(home: Path) -> None:
         "search",
         "doctor",
         "ui",
+        "home",
     }
     for command in listed:
         if command[1] == "ui":
