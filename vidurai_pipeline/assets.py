@@ -120,12 +120,17 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
     """Delete archived memories from the hot store, each only if it still equals its archived copy."""
     with readable_failures():
         columns = archiver.archiver.backlog().columns
+        before = archiver.archiver.size()
         result = archiver.archiver.purge()
+        after = archiver.archiver.size()
     context.add_output_metadata(
         {
             "dagster/row_count": result.purged,
             "dagster/column_schema": _hot_columns(columns),
             "kept": result.kept,
+            "hot store bytes before": before.bytes,
+            "hot store bytes": after.bytes,
+            "hot store bytes in use": after.used_bytes,
             "files": _table([{"file": str(path)} for path in result.files]),
             "longest lock (ms)": round(result.longest_hold * 1000, 1),
         }

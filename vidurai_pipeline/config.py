@@ -1,23 +1,42 @@
 """Paths and settings, read once from ``VIDURAI_*`` environment variables."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vidurai_pipeline.errors import ConfigError
 
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
-_MEMORY = r"(?i)^\d+(\.\d+)?\s*([KMGT]i?)?B$"
+_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?)?B", re.IGNORECASE)
+_SHARE = re.compile(r"(\d{1,2}(\.\d+)?|100)\s*%")
 
 
 def _known_timezone(name: str | None) -> str | None:
     if name is not None and name not in available_timezones():
         raise ValueError("not a time zone's name, such as Europe/Paris")
     return name
+
+
+def _memory(text: str) -> str:
+    if not (_SIZE.fullmatch(text) or _SHARE.fullmatch(text)):
+        raise ValueError("not an amount of memory, such as 1GB, 512MiB, or 50% of this machine's")
+    return text
+
+
+def _size(value: Any) -> Any:
+    # Pydantic alone would read "20%" as 20 bytes.
+    if isinstance(value, str) and value.strip() != "0" and not _SIZE.fullmatch(value.strip()):
+        raise ValueError("not a size, such as 500MB or 2GiB; 0 for none")
+    return value
+
+
+#: A number of bytes, as people write it.
+Size = Annotated[ByteSize, BeforeValidator(_size)]
 
 
 class Settings(BaseSettings):
@@ -44,12 +63,23 @@ class Settings(BaseSettings):
     rows_per_file: int = Field(default=50_000, gt=0, description="a larger batch is split into several files")
     busy_timeout: float = Field(default=60.0, ge=0, description="seconds to wait for a busy hot store")
     lock_timeout: float = Field(default=10.0, ge=0, description="seconds to wait for another run of the pipeline")
-    memory_limit: str = Field(default="1GB", pattern=_MEMORY, description="the most memory that DuckDB may use")
+    memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
+        default="1GB", description="the most memory that DuckDB may use, also as a share: `50%`"
+    )
     threads: int | None = Field(default=None, gt=0, description="DuckDB's threads; default one for each core")
     schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
     timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
         default=None, description="the schedule's time zone; default this machine's"
     )
+    early_run: bool = Field(default=True, description="whether a large backlog starts a run before the nightly one")
+    early_run_rows: int = Field(default=20_000, ge=0, description="so many waiting memories start one; 0: no number")
+    early_run_bytes: Size = Field(
+        default="256MB", validate_default=True, description="so much growth of the hot store starts one; 0: none"
+    )
+    early_run_free_disk: Size = Field(
+        default="1GB", validate_default=True, description="less free disk than this starts one; 0: no lack does"
+    )
+    early_run_quiet: float = Field(default=60.0, ge=0, description="seconds without a write for which one waits first")
 
     @model_validator(mode="before")
     @classmethod
@@ -93,6 +123,7 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         faults = [
-            f"VIDURAI_{str(fault['loc'][0]).upper()}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
+            f"VIDURAI_{str(fault['loc'][0]).upper()}={fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
         ]
         raise ConfigError("; ".join(faults)) from None

@@ -6,6 +6,7 @@ from vidurai_pipeline.assets import archived_rows, parquet_archive, purged_rows,
 from vidurai_pipeline.automation import dead_run_sensor, dream_after_failure, dream_job, maintenance, nightly_schedule
 from vidurai_pipeline.checks import archive_equals_hot_store
 from vidurai_pipeline.config import Settings, load_settings
+from vidurai_pipeline.early_run import early_run_sensor
 from vidurai_pipeline.resources import build_resources
 from vidurai_pipeline.retention import prune_history, prune_schedule
 
@@ -17,7 +18,11 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         asset_checks=[archive_equals_hot_store],
         jobs=[maintenance, dream_job, prune_history],
         schedules=[nightly_schedule(settings), prune_schedule(settings)],
-        sensors=[dream_after_failure, dead_run_sensor(settings)],
+        sensors=[
+            dream_after_failure,
+            dead_run_sensor(settings),
+            *([early_run_sensor(settings)] if settings.early_run else []),
+        ],
         resources=build_resources(settings),
         # "Materialize all" gets its executor from here; the steps are sequential, a process for each only costs time.
         executor=dg.in_process_executor,

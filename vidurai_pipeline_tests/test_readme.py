@@ -108,4 +108,5 @@ def test_settings_table_is_the_codes() -> None:
     for name, field in Settings.model_fields.items():
         if isinstance(field.default, str | int | float) and name != "home":
             default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+            default = default.lower() if isinstance(field.default, bool) else default
             assert rows[f"VIDURAI_{name.upper()}"].strip("` ") == default

@@ -22,7 +22,7 @@ from typing import Any
 
 from vidurai_pipeline.archival.archive import Archive, PublishedFile
 from vidurai_pipeline.archival.files import archive_errors
-from vidurai_pipeline.archival.hot_store import Backlog, HotStore, data_version, snapshot
+from vidurai_pipeline.archival.hot_store import Backlog, HotStore, StoreSize, data_version, snapshot
 from vidurai_pipeline.archival.pending import Pending
 from vidurai_pipeline.archival.reconciler import Reconciler
 from vidurai_pipeline.archival.results import Batch, FlushResult, Progress, Purge, Verification, unwatched
@@ -164,6 +164,15 @@ class MemoryArchiver:
         """
         with contextlib.closing(self.store.connect()) as con:
             return self.store.backlog(con)
+
+    def size(self) -> StoreSize:
+        """How large the hot store is.
+
+        Raises:
+            HotStoreError: it can't be read.
+        """
+        with contextlib.closing(self.store.connect()) as con:
+            return self.store.size(con)
 
     # Write
 

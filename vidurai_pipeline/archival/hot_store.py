@@ -33,6 +33,19 @@ class Backlog:
     bytes: int
 
 
+@dataclass(frozen=True)
+class StoreSize:
+    """How large the hot store is.
+
+    Attributes:
+        bytes: its file and its write-ahead log on the disk.
+        used_bytes: its pages that hold something; the others are free for what comes next.
+    """
+
+    bytes: int
+    used_bytes: int
+
+
 class HotStore:
     """A Vidurai SQLite store.
 
@@ -134,6 +147,15 @@ class HotStore:
         """
         with self.errors():
             return read_schema(con, vectors=_load_vector_extension(con), to_purge=to_purge)
+
+    def size(self, con: sqlite3.Connection) -> StoreSize:
+        """How large the store is, and how much of it is in use."""
+        log = Path(f"{self.path.resolve()}-wal")
+        with self.errors():
+            pages, free, size = (
+                con.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+            )
+        return StoreSize(self.path.stat().st_size + (log.stat().st_size if log.exists() else 0), (pages - free) * size)
 
     def backlog(self, con: sqlite3.Connection) -> Backlog:
         """Count what waits, in one snapshot."""
