@@ -14,6 +14,7 @@ case a mark from which the next run's ``publish`` goes on.
 
 import contextlib
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -34,6 +35,9 @@ from vidurai_pipeline.errors import ArchiveError, VerificationError
 
 #: A second process takes half a second to start.
 ROWS_WORTH_A_PROCESS = 20_000
+#: Bytes of the write-ahead log from which on the other process leaves the store alone until the log is done with:
+#: the longer it is, the longer takes each read, the daemon's too.
+LARGEST_LOG = 256 * 1024 * 1024
 
 
 class MemoryArchiver:
@@ -115,14 +119,16 @@ class MemoryArchiver:
     def _flush_in_parallel(self, process: StagingProcess, batch: Batch, purge: Purge) -> None:
         """Purge each file while another process stages the next."""
         with ThreadPoolExecutor(1) as worker:
-            jobs: list[Future[None]] = [worker.submit(self._reconciler.prepare)]
+            jobs: deque[Future[None]] = deque([worker.submit(self._reconciler.prepare)])
             try:
                 for mark in self._publish_files(batch, process):
                     jobs.append(worker.submit(self._reconciler.purge_file, mark, purge))
-                    while jobs and jobs[0].done():
-                        jobs.pop(0).result()
-                for job in jobs:
-                    job.result()
+                    # One file ahead is enough; and while the other process reads, the store's log can't begin anew.
+                    most = 1 if self._reconciler.log_bytes() < LARGEST_LOG else 0
+                    while len(jobs) > most:
+                        jobs.popleft().result()
+                while jobs:
+                    jobs.popleft().result()
             finally:
                 worker.shutdown(cancel_futures=True)
 

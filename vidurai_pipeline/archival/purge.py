@@ -50,6 +50,9 @@ class Purger:
     Args:
         con: a writing connection to the hot store, with foreign keys on.
         read_schema: reads the store's schema by a connection.
+
+    Attributes:
+        log_bytes: how much of the write-ahead log was in use at the last checkpoint.
     """
 
     def __init__(self, con: sqlite3.Connection, read_schema: Callable[[sqlite3.Connection], StoreSchema]) -> None:
@@ -60,6 +63,8 @@ class Purger:
         self._weight = _FIRST_WEIGHT
         self._pause = 0.0
         self._deletions = 0
+        self.log_bytes = 0
+        self._page_size = con.execute("PRAGMA page_size").fetchone()[0]
         self._logged = con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         if self._logged:
             con.execute("PRAGMA wal_autocheckpoint = 0")
@@ -117,7 +122,9 @@ class Purger:
         for portion in self._portions(copies):
             self._delete_portion(portion, version, count)
             time.sleep(self._pause)
-            self._checkpoint()
+            self._deletions += 1
+            if self._deletions % _TRANSACTIONS_PER_CHECKPOINT == 0:
+                self.checkpoint()
         return count
 
     def _equal(self, copies: pa.RecordBatch, count: PurgeCount) -> pa.RecordBatch:
@@ -214,14 +221,14 @@ class Purger:
             )
         return set()
 
-    def _checkpoint(self) -> None:
-        """Move the write-ahead log's pages into the store now and then, between transactions.
+    def checkpoint(self) -> None:
+        """Move the write-ahead log's pages into the store, between transactions, as far as its readers let us.
 
         SQLite would do it inside the COMMIT that fills the log; here nobody waits for it.
         """
-        self._deletions += 1
-        if self._logged and self._deletions % _TRANSACTIONS_PER_CHECKPOINT == 0:
-            self._con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if self._logged:
+            _, pages, _ = self._con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self.log_bytes = pages * self._page_size
 
     def _adapt(self, held: float, *, changed: bool) -> None:
         """Size the next transaction by how long this one took, and leave the lock alone while others want it."""

@@ -107,6 +107,7 @@ class Reconciler:
         if stale:
             self.archive.rewrite(path, mark, stale)
         self._sync_store()
+        purger.checkpoint()
         self.archive.pending.remove(mark)
         result.purged += count.purged
         result.kept += len(stale)
@@ -135,6 +136,10 @@ class Reconciler:
                     if row is not None and list(row) == born:
                         same.add(id_)
         return same
+
+    def log_bytes(self) -> int:
+        """How much of the store's write-ahead log was in use at the last checkpoint."""
+        return self._purger.log_bytes if self._purger else 0
 
     def _sync_store(self) -> None:
         """Wait until the deletions are on the disk: with a WAL, ``synchronous=NORMAL`` leaves that open."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from vidurai_pipeline.archival import archiver as archiver_module
+from vidurai_pipeline.archival import purge as purge_module
 from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.staging_process import StagingProcess
@@ -52,6 +53,28 @@ def test_does_what_one_process_does(sample_store: Store, monkeypatch: pytest.Mon
     archived = [step for step in seen if step[0] == "archiving"]
     assert archived == sorted(archived)
     assert archived[-1] == ("archiving", int(result), int(result) + 1)
+
+
+@pytest.mark.parametrize(("largest_log", "ahead"), [(archiver_module.LARGEST_LOG, 1), (0, 0)])
+def test_it_is_no_further_ahead_than_the_log_bears(
+    sample_store: Store, monkeypatch: pytest.MonkeyPatch, largest_log: int, ahead: int
+) -> None:
+    """While it reads, SQLite can't begin its log anew: without a pause, that would grow for the whole flush."""
+    db = sample_store("guardian")
+    monkeypatch.setattr(archiver_module, "LARGEST_LOG", largest_log)
+    monkeypatch.setattr(purge_module, "_FIRST_WEIGHT", 2.0)
+    monkeypatch.setattr(purge_module, "_MOST_WEIGHT", 2.0)
+    waiting: list[int] = []
+    original = StagingProcess.stage
+
+    def stage(process: StagingProcess, path: Path, after: object, progress: object) -> object:
+        waiting.append(len(list((db.parent / "archive" / ".pending").glob("*.json"))))
+        return original(process, path, after, progress)  # type: ignore[arg-type]
+
+    with mock.patch.object(StagingProcess, "stage", autospec=True, side_effect=stage):
+        result = MemoryArchiver(db, db.parent / "archive", rows_per_file=100).flush_archived_memories()
+    assert len(result.files) == 12
+    assert max(waiting) == ahead
 
 
 def test_a_killed_process_is_named_and_costs_nothing(sample_store: Store) -> None:
