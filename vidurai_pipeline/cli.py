@@ -1,15 +1,20 @@
 """The command line. Each command calls one thing and shows what came back."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from vidurai_pipeline import display
 from vidurai_pipeline.config import load_settings
-from vidurai_pipeline.errors import ConfigError, PipelineError, QueryError
+from vidurai_pipeline.errors import ConfigError, HotStoreWarning, PipelineError, QueryError
+
+if TYPE_CHECKING:
+    from vidurai_pipeline.analytics.engine import RepoAnalyst
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -21,7 +26,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except PipelineError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {display.one_line(str(error))}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError | QueryError) else 1)
         except OSError as error:
             if not isinstance(error, BrokenPipeError):
@@ -36,6 +41,34 @@ def _format_option(*forms: str) -> Callable[[Command], Command]:
     return click.option(
         "--format", "form", type=click.Choice(forms), default="table", show_default=True, help="How to print it."
     )
+
+
+_timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Stop after so many seconds; by default it may take any time.",
+)
+
+
+@contextlib.contextmanager
+def _analyst(timeout: float | None) -> "Iterator[RepoAnalyst]":
+    """An analyst whose warnings are lines on stderr, and so is that there is nothing to ask yet."""
+    from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415  (DuckDB and Arrow are slow to import)
+
+    with warnings.catch_warnings(record=True, action="always", category=HotStoreWarning) as caught:
+        try:
+            with RepoAnalyst(timeout=timeout) as analyst:
+                yield analyst
+                if analyst.is_empty():
+                    click.echo(
+                        f"no archive yet at {analyst.archive_base}; `vidurai-pipeline run` makes one, and VIDURAI_HOME "
+                        "or VIDURAI_ARCHIVE says where",
+                        err=True,
+                    )
+        finally:
+            for warning in caught:
+                click.echo(f"note: {warning.message}", err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -151,15 +184,17 @@ def stats(form: str) -> None:
 
 @main.command()
 @click.argument("sql")
+@_timeout_option
 @_format_option("table", "json", "csv")
-def query(sql: str, form: str) -> None:
-    """Run SQL over `history`, the archived memories."""
-    from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415
+def query(sql: str, timeout: float | None, form: str) -> None:
+    """Run SQL over the memories.
 
-    with RepoAnalyst() as analyst:
-        reader = analyst.query_arrow(sql)
-        rows = (row for batch in reader for row in zip(*(c.to_pylist() for c in batch.columns), strict=True))
-        display.print_rows(reader.schema.names, rows, form)
+    It reads three views: `history`, what is archived; `memories`, that and what is still in the hot store, with its
+    `tier`; and `history_all`, every stored copy. Numbers and dates are what DuckDB makes them; AVG(salience) counts
+    CRITICAL as 5 down to NOISE as 1.
+    """
+    with _analyst(timeout) as analyst:
+        display.print_rows(*analyst.query_rows(sql), form)
 
 
 @main.command()
@@ -170,21 +205,34 @@ def query(sql: str, form: str) -> None:
 @click.option("--until", help="Only memories created before this ISO date.")
 @click.option("--salience", help="Only memories of this salience, such as HIGH.")
 @click.option("--outcome", type=click.IntRange(-1, 1), help="Only memories with this outcome: -1, 0 or 1.")
+@click.option(
+    "--tier",
+    type=click.Choice(["all", "cold", "hot"]),
+    default="all",
+    show_default=True,
+    help="Where to look: in the archive (cold), in the hot store (hot), or in both: who looks for one seldom knows "
+    "where it is by now. The archive alone is faster.",
+)
+@_timeout_option
 @_format_option("table", "json", "csv")
-def search(words: tuple[str, ...], limit: int, form: str, **filters: Any) -> None:
-    """Find archived memories in which all the words occur."""
-    from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415
+def search(words: tuple[str, ...], limit: int, timeout: float | None, form: str, **filters: Any) -> None:
+    """Find the memories in which all the words occur, the most relevant first, then the newest.
 
-    with RepoAnalyst() as analyst:
+    The words are plain text, whatever their case: in a memory's text, its gist, its tags or its path.
+    """
+    from vidurai_pipeline.analytics.search import result_columns  # noqa: PLC0415
+
+    with _analyst(timeout) as analyst:
         found = analyst.search_archive(" ".join(words), limit, **filters)
     if form == "json":
         display.print_json(found)
-    elif found:
-        # A terminal has no room for more.
-        names = ["id", "created_at", "salience", "snippet"] if sys.stdout.isatty() else list(found[0])
+    elif found or form == "csv":
+        names = result_columns(filters["tier"])
+        if form == "table" and sys.stdout.isatty():  # which has no room for more
+            names = [name for name in ("id", "tier", "created_at", "salience", "snippet") if name in names]
         display.print_rows(names, ([row[name] for name in names] for row in found), form)
     else:
-        click.echo("no memory in the archive matches", err=True)
+        click.echo("no memory matches", err=True)
 
 
 @main.command()

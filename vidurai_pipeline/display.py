@@ -1,15 +1,19 @@
 """How the command line shows things: tables on a terminal, plain lines elsewhere, JSON and CSV on request."""
 
 import csv
+import itertools
 import json
+import math
 import os
+import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Self
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -17,6 +21,8 @@ from rich.table import Table
 
 _SLOW_SECONDS = 1.0
 _SHOWN = 20
+_ROWS_PER_TABLE = 1_000
+_PLACE = re.compile(r"\s*\nLINE (?P<line>\d+): (?P<excerpt>[^\n]*)\n(?P<indent> *)\^+")
 
 
 class ProgressLine:
@@ -59,8 +65,7 @@ class ProgressLine:
 
 def print_json(value: Any) -> None:
     """Print one JSON value, whatever types DuckDB put into it."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=_plain)
-    sys.stdout.write("\n")
+    sys.stdout.write(_json(value, indent=2) + "\n")
 
 
 def print_rows(names: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -> None:
@@ -72,31 +77,74 @@ def print_rows(names: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -
     elif form == "json":
         _print_json_rows(names, rows)
     elif sys.stdout.isatty():
-        table = Table(*(escape(name) for name in names), header_style="bold", row_styles=["", "dim"])
-        count = 0
-        for row in rows:
-            table.add_row(*(escape(_cell(value, null="·")) for value in row))
-            count += 1
         console = Console()
-        if count > console.height - 6:
-            with console.pager():
-                console.print(table)
+        parts = _tables(console, names, rows)
+        first = next(parts)
+        following = next(parts, None)
+        if following is None and first.count("\n") < console.height:
+            sys.stdout.write(first)
         else:
-            console.print(table)
-        console.print(f"[dim]{count:,} {'row' if count == 1 else 'rows'}")
+            click.echo_via_pager(itertools.chain([first], [following] if following else [], parts))
     else:
         sys.stdout.write("\t".join(names) + "\n")
         for row in rows:
             sys.stdout.write("\t".join(_flat(_cell(value)) for value in row) + "\n")
 
 
+def _tables(console: Console, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """The rows as tables of so many each, which come as the rows do; behind the last one their number."""
+    rows = iter(rows)
+    count = 0
+    while True:
+        part = list(itertools.islice(rows, _ROWS_PER_TABLE))
+        count += len(part)
+        table = Table(*(escape(name) for name in names), header_style="bold", row_styles=["", "dim"])
+        for row in part:
+            table.add_row(*(escape(_cell(value, null="·")) for value in row))
+        last = len(part) < _ROWS_PER_TABLE
+        with console.capture() as captured:
+            if part or count == 0:
+                console.print(table)
+            if last:
+                console.print(f"[dim]{count:,} {'row' if count == 1 else 'rows'}", highlight=False)
+        yield captured.get()
+        if last:
+            return
+
+
 def _print_json_rows(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     first = True
     for row in rows:
         sys.stdout.write("[\n  " if first else ",\n  ")
-        json.dump(dict(zip(names, row, strict=True)), sys.stdout, ensure_ascii=False, default=_plain)
+        sys.stdout.write(_json(dict(zip(names, row, strict=True))))
         first = False
     sys.stdout.write("[]\n" if first else "\n]\n")
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, default=_plain, allow_nan=False)
+    except (TypeError, ValueError):  # JSON knows neither NaN nor infinity, nor keys that are no text
+        return json.dumps(_valid(value), indent=indent, ensure_ascii=False, default=_plain, allow_nan=False)
+
+
+def _valid(value: Any) -> Any:
+    """The value with null for each number that JSON can't hold, and with text for keys."""
+    if isinstance(value, Mapping):
+        return {str(_plain(name)): _valid(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def one_line(message: str) -> str:
+    """A message of several lines as one; DuckDB's excerpt with a caret becomes the place and what stands there."""
+    place = _PLACE.search(message)
+    if place:
+        line, excerpt, indent = place.group("line", "excerpt", "indent")
+        at = excerpt[max(0, len(indent) - len(f"LINE {line}: ")) :].strip() or "the end"
+        message = f"{message[: place.start()].rstrip(' .!')}, in line {line}, at: {at}{message[place.end() :]}"
+    return re.sub(r"[.!]?\s*\n\s*", "; ", message.strip())
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
@@ -152,8 +200,8 @@ def _fact(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime | date):
         return value.isoformat()
-    if isinstance(value, Decimal):
-        return float(value)
+    if isinstance(value, Decimal):  # a sum of integers, mostly: it stays one
+        return float(value) if value.as_tuple().exponent else int(value)
     if isinstance(value, bytes):
         return value.hex()
     return str(value)
@@ -162,8 +210,8 @@ def _plain(value: Any) -> Any:
 def _cell(value: Any, null: str = "") -> str:
     if value is None:
         return null
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=_plain)
+    if isinstance(value, list | tuple | dict):
+        return _json(value)
     return str(_plain(value)) if isinstance(value, datetime | date | bytes) else str(value)
 
 

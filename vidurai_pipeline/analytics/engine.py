@@ -20,6 +20,7 @@ import pyarrow as pa
 from vidurai_pipeline.analytics import faults, guard
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.hot import HotTier
+from vidurai_pipeline.analytics.listing import list_files
 from vidurai_pipeline.analytics.runner import Runner
 from vidurai_pipeline.analytics.search import Moment, Tier, readable_texts, search_sql, snippet
 from vidurai_pipeline.config import load_settings, store_in
@@ -125,6 +126,14 @@ class RepoAnalyst:
         """Release the database and its temporary files; a later query opens them again."""
         self._database.close()
 
+    def is_empty(self) -> bool:
+        """Whether nothing has been archived yet.
+
+        Raises:
+            ArchiveError: the archive can't be read.
+        """
+        return not list_files(self.archive_base)
+
     # -- questions ----------------------------------------------------------------------------------------------
 
     def query_archive(self, sql: str, parameters: Parameters = None) -> list[dict[str, Any]]:
@@ -170,44 +179,48 @@ class RepoAnalyst:
             QueryError: as for :meth:`query_archive`; also while the batches are read.
             ArchiveError: as for :meth:`query_archive`; also while the batches are read.
         """
-        return self._stream(sql, parameters)[1]
-
-    def _stream(self, sql: str, parameters: Parameters) -> tuple["_Query", pa.RecordBatchReader]:
         query, reader = self._ask(
             sql, parameters, lambda connection, text: connection.sql(text, params=parameters).to_arrow_reader(_BATCH)
         )
 
         def batches() -> Iterator[pa.RecordBatch]:
             # The query holds the connection that the reader reads from.
-            while (batch := self._next(query, reader)) is not None:
+            while (batch := self._next(query, lambda: next(reader, None))) is not None:
                 yield batch
 
-        return query, pa.RecordBatchReader.from_batches(reader.schema, batches())
+        return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
-    def _next(self, query: "_Query", reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
+    def _next(self, query: "_Query", step: Callable[[], T]) -> T:
         try:
-            return query.runner.run(lambda: next(reader, None))
+            return query.runner.run(step)
         except (OSError, pa.ArrowException, duckdb.Error) as error:
             raise self._fault(str(error), query) from None
 
     def query_rows(self, sql: str, parameters: Parameters = None) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
-        """Run one statement and read its answer row by row, while it runs; of an empty archive there are no rows.
+        """Run one statement and read its answer row by row, while it runs.
+
+        The rows are those of :meth:`query_archive`, but never all in memory.
 
         Args:
             sql: as for :meth:`query_archive`.
             parameters: as for :meth:`query_archive`.
 
         Returns:
-            the columns' names, and the rows.
+            the columns' names, each once, and the rows.
 
         Raises:
             QueryError: as for :meth:`query_archive`; also while the rows are read.
             ArchiveError: as for :meth:`query_archive`; also while the rows are read.
             HotStoreError: as for :meth:`query_archive`.
         """
-        query, reader = self._stream(sql, parameters)
-        rows = (row for batch in reader for row in zip(*(c.to_pylist() for c in batch.columns), strict=True))
-        return reader.schema.names, iter(()) if query.about_nothing else rows
+        query, result = self._ask(sql, parameters, lambda connection, text: connection.execute(text, parameters))
+        names = _unique([column[0] for column in result.description or ()])
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            while batch := self._next(query, lambda: result.fetchmany(_BATCH)):
+                yield from batch
+
+        return names, iter(()) if query.about_nothing else rows()
 
     def query_df(self, sql: str, parameters: Parameters = None) -> "pd.DataFrame":
         """Run one statement and give a DataFrame; an empty archive's views are empty tables here.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from vidurai_pipeline.analytics.guard import VIEWS
 from vidurai_pipeline.errors import ArchiveError, PipelineError, QueryError
 
 # These come before the first row is read: all they can quote is the statement.
@@ -122,7 +123,7 @@ def _about_a_file(message: str, archive: Folder) -> ArchiveError | None:
 def _static(message: str, columns: Sequence[str]) -> str:
     text = _CANDIDATES.sub("\n", message)
     if "Table with name" in text:
-        text = text.replace("does not exist!", "does not exist: the views are history, history_all and memories.", 1)
+        text = text.replace("does not exist!", f"does not exist: the views are {VIEWS}.", 1)
     if unknown := _UNKNOWN_COLUMN.search(text):  # DuckDB names candidates only where no table is named
         candidates = get_close_matches(unknown.group(1).lower(), columns, cutoff=0.4) or columns
         text = text.replace(unknown.group(), f"{unknown.group()}\nCandidates: {', '.join(candidates)}", 1)

@@ -15,6 +15,7 @@ import duckdb
 
 from vidurai_pipeline.errors import QueryError
 
+VIEWS = "history, history_all and memories"
 READS = "SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE and EXPLAIN"
 
 _QUERY_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
@@ -178,11 +179,11 @@ def _check_node(node: dict[str, Any]) -> None:
         verb = kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " ")
         raise QueryError(f"{verb} is not allowed here, not within a query either: the archive can only be read")
     if kind == "TABLE_FUNCTION" and (name := _function(node["function"])) not in _TABLE_FUNCTIONS:
-        raise QueryError(f"the table function {name!r} is not allowed here: ask the views history and history_all")
+        raise QueryError(f"the table function {name!r} is not allowed here: ask the views {VIEWS}")
     if kind == "BASE_TABLE" and _FILE_LIKE.search(name := _name(node, "table_name")):
-        raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views history and history_all")
+        raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views {VIEWS}")
     if kind == "SHOW_REF" and _FILE_LIKE.search(name := _name(node, "table_name")):
-        raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views history and history_all")
+        raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views {VIEWS}")
     if _function(node) == "write_log":
         raise QueryError("the function 'write_log' is not allowed here: the archive can only be read")
 

@@ -31,6 +31,27 @@ Moment = str | dt.date | dt.datetime
 Tier = Literal["hot", "cold", "all"]
 
 
+_COLUMNS = (
+    "id",
+    "content",
+    "gist",
+    "salience",
+    "outcome",
+    "project_id",
+    "file_path",
+    "event_type",
+    "tags",
+    "created_at",
+    "archived_at",
+    "score",
+)
+
+
+def result_columns(tier: Tier) -> list[str]:
+    """The names of what a search gives for each memory."""
+    return [_COLUMNS[0], "snippet", *_COLUMNS[1:], *(["tier"] if tier != "cold" else [])]
+
+
 def search_sql(
     words: str,
     limit: int,
@@ -77,9 +98,10 @@ def search_sql(
         if value is not None:
             conditions.append(condition)
             parameters[name] = value
+    own = {"content": "verbatim AS content", "score": f"{' + '.join(scores)} AS score"}
+    columns = [own.get(name, name) for name in result_columns(tier) if name != "snippet"]
     sql = f"""
-        SELECT id, verbatim AS content, gist, salience, outcome, project_id, file_path, event_type, tags,
-            created_at, archived_at, {" + ".join(scores)} AS score{"" if tier == "cold" else ", tier"}
+        SELECT {", ".join(columns)}
         FROM {"history" if tier == "cold" else "memories"}
         WHERE {" AND ".join(conditions)}
         ORDER BY score DESC, created_at DESC NULLS LAST, id DESC

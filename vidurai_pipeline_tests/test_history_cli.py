@@ -1,0 +1,241 @@
+"""`query` and `search` as people run them: what is printed where."""
+
+import csv
+import io
+import json
+import os
+import pty
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline_tests.analytics.archives import memory, write
+
+Store = Callable[[str], Path]
+COMMAND = (sys.executable, "-m", "vidurai_pipeline.cli")
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VIDURAI_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def both(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
+    db = sample_store("guardian")
+    MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
+    monkeypatch.setenv("VIDURAI_HOME", str(db.parent))
+    return db.parent
+
+
+@pytest.mark.parametrize("command", [("query", "SELECT count(*) AS n FROM history"), ("search", "word")])
+def test_without_an_archive_a_line_says_so(home: Path, command: tuple[str, str]):
+    for form, expected in (("json", "[]\n"), ("table", ""), ("csv", "")):
+        done = cli(*command, "--format", form)
+        assert done.returncode == 0
+        if form == "json":
+            assert done.stdout == expected
+        else:
+            assert len(done.stdout.splitlines()) <= 1  # the header
+        assert f"no archive yet at {home}/archive; " in done.stderr
+
+
+def test_with_an_archive_nothing_is_said(home: Path):
+    write(home / "archive", [])
+    done = cli("query", "SELECT count(*) AS n FROM history", "--format", "json")
+    assert (json.loads(done.stdout), done.stderr) == ([{"n": 0}], "")
+
+
+def test_csv_of_no_hits_has_its_header(both: Path):
+    for tier in ("all", "cold", "hot"):
+        none, some = (cli("search", word, "--tier", tier, "--format", "csv") for word in ("nosuchword", "pytest"))
+        assert none.returncode == 0
+        assert none.stdout.splitlines() == some.stdout.splitlines()[:1]
+        assert "id,snippet,content" in none.stdout
+        assert list(csv.DictReader(io.StringIO(some.stdout)))
+
+
+def test_search_looks_in_both_tiers_unless_told(both: Path):
+    found = {
+        tier: json.loads(cli("search", "pytest", "--limit", "9999", "--format", "json", *option).stdout)
+        for tier, option in {"default": (), "cold": ("--tier", "cold"), "hot": ("--tier", "hot")}.items()
+    }
+    assert {row["tier"] for row in found["default"]} == {"hot", "cold"}
+    assert len(found["default"]) == len(found["cold"]) + len(found["hot"])
+
+
+def test_search_without_a_hot_store_says_nothing_of_it(home: Path):
+    write(home / "archive", [memory(1)])
+    done = cli("search", "memory", "--format", "json")
+    assert [row["id"] for row in json.loads(done.stdout)] == [1]
+    assert done.stderr == ""
+
+
+def test_odd_values_of_the_hot_store_are_noted_in_one_line(both: Path):
+    with sqlite3.connect(both / "vidurai.db") as con:
+        con.execute("UPDATE memories SET access_count = 'a secret' WHERE id = (SELECT min(id) FROM memories)")
+    done = cli("query", "SELECT count(*) AS n FROM memories", "--format", "json")
+    assert json.loads(done.stdout) == [{"n": 2_000}]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("note: the hot store ")
+    assert "access_count: text where the column holds integer" in line
+    assert "secret" not in line
+
+
+def test_json_is_json(home: Path):
+    write(home / "archive", [memory(1)])
+    sql = """
+        SELECT 'nan'::DOUBLE AS a, '-inf'::FLOAT AS b, [1.5, 'inf'::DOUBLE] AS c, {'x': {'y': 'nan'::DOUBLE}} AS d,
+            sum(id) AS e, 340282366920938463463374607431768211455::UHUGEINT AS f, MAP {DATE '2024-01-01': 1} AS g,
+            DATE '20000-01-01' AS h, INTERVAL '26 hours' AS i, '101'::BIT AS j, 1.50 AS k, TIMESTAMP 'infinity' AS l,
+            1 AS a
+        FROM history
+    """
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not JSON")
+
+    done = cli("query", sql, "--format", "json")
+    (row,) = json.loads(done.stdout, parse_constant=refuse)
+    assert row == {
+        "a": None,
+        "b": None,
+        "c": [1.5, None],
+        "d": {"x": {"y": None}},
+        "e": 1,
+        "f": 2**128 - 1,
+        "g": {"2024-01-01": 1},
+        "h": "20000-01-01",
+        "i": "1 day, 2:00:00",
+        "j": "101",
+        "k": 1.5,
+        "l": "9999-12-31T23:59:59.999999",
+        "a_1": 1,
+    }
+    assert isinstance(row["e"], int)
+    for form in ("csv", "table"):
+        assert cli("query", sql, "--format", form).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("SELECT\n  nope\nFROM history", ['"nope"', "Candidate", "in line 2, at: nope"]),
+        ("SELECT id FROM history\nWERE x", ["syntax error", "in line 2, at: "]),
+        ("SELECT lenght(gist) FROM history", ['Did you mean "length"', "in line 1, at: lenght(gist)"]),
+        ("SELECT * FROM nowhere", ["history, history_all and memories", "in line 1, at: nowhere"]),
+        ("SELECT gist + 1 FROM history", ["in line 1, at: + 1"]),
+        ("SELECT gist::INTEGER FROM history", ["Conversion Error", "in line 1, at: ::INTEGER"]),
+        ("SELECT * FROM history WHERE", ["syntax error"]),
+        ("FROM read_csv('/etc/passwd')", ["not allowed here"]),
+        ("SELECT 1; SELECT 2", ["one statement at a time"]),
+        ("SELECT h.gits FROM history h", ["Candidates: gist"]),
+        ("", ["no statement"]),
+    ],
+)
+def test_an_error_is_one_line_with_its_place(home: Path, sql: str, said: list[str]):
+    write(home / "archive", [memory(1)])
+    done = cli("query", sql)
+    assert (done.returncode, done.stdout) == (2, "" if done.stdout == "" else "CAST(gist AS INTEGER)\n")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for words in said:
+        assert words in line
+    assert "^" not in line
+
+
+def test_a_query_may_be_given_a_time(home: Path):
+    write(home / "archive", [memory(1)])
+    done = cli("query", "SELECT count(*) FROM range(1000000000000) a(i) WHERE hash(i) = 1", "--timeout", "0.3")
+    assert done.returncode == 2
+    assert "longer than 0.3 s" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "table"])
+def test_a_long_answer_is_written_while_it_comes(home: Path, form: str):
+    """What is printed is never all in memory: a million rows need no more than a thousand do."""
+    write(home / "archive", [memory(1)])
+
+    def peak(rows: int) -> int:
+        code = (
+            "import resource, sys; from vidurai_pipeline import cli\n"
+            "try: cli.main()\n"
+            "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        )
+        sql = f"SELECT i, repeat('x', 200) AS text FROM range({rows}) t(i)"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "query", sql, "--format", form],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return int(done.stderr.split()[-1])
+
+    assert peak(1_000_000) - peak(1_000) < 120_000  # of 200 MB of text
+
+
+def on_a_terminal(*arguments: str, height: int = 24, **environment: str) -> str:
+    leader, follower = pty.openpty()
+    size = {"LINES": str(height), "COLUMNS": "100", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env={**os.environ, **size, **environment},
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65_536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(leader)
+    assert process.wait() == 0, shown
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+
+
+def test_only_what_is_longer_than_the_screen_is_paged(home: Path, tmp_path: Path):
+    write(home / "archive", [memory(1)])
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\necho PAGED; cat\n")
+    pager.chmod(0o755)
+    short = on_a_terminal("query", "SELECT * FROM range(5)", PAGER=str(pager))
+    long = on_a_terminal("query", "SELECT i AS number FROM range(100) t(i)", PAGER=str(pager))
+    assert "PAGED" not in short
+    assert "5 rows" in short
+    assert "PAGED" in long
+    assert re.search(r"\b99\b", long)
+    assert "100 rows" in long
+    assert "PAGED" not in on_a_terminal("query", "FROM range(100)", "--format", "csv", PAGER=str(pager))
+
+
+def test_the_table_fits_the_terminal(home: Path):
+    write(home / "archive", [memory(1, verbatim="word " * 200)])
+    shown = on_a_terminal("query", "SELECT id, verbatim, gist FROM history")
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_a_pager_that_is_left_ends_the_query(home: Path, tmp_path: Path):
+    write(home / "archive", [memory(1)])
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\nhead -n 5\n")
+    pager.chmod(0o755)
+    shown = on_a_terminal("query", "FROM range(1000000000)", PAGER=str(pager))
+    assert len(shown.splitlines()) <= 10
