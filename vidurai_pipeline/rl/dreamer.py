@@ -14,12 +14,15 @@ What a dream promises:
   writes while we dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
 - **Damage.** A file that is no Q-table is moved aside and the dream fails, so that someone can restore an older one;
   if nobody does, the next dream learns the whole archive from an empty table.
+- **A gate.** A table that is not well-formed, or foretells held-out experiences worse than the one in use, does not
+  replace it (see ``gate``). It is kept beside it as a candidate, the dream fails, and the next one begins where this
+  one did. An explicit ``--rebuild`` replaces a table also with one that the comparison finds worse.
 - **Determinism.** From the same table and archive comes the same file, byte for byte. If there is nothing new, the
   table is not touched.
 """
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,45 +31,28 @@ import duckdb
 
 from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError
-from vidurai_pipeline.rl.experiences import Experiences, Watermark, decode_experience
-from vidurai_pipeline.rl.inference import infer_experience
+from vidurai_pipeline.rl.curve import extend
+from vidurai_pipeline.rl.experiences import Experiences
+from vidurai_pipeline.rl.gate import QTable, Verdict, compare, find_faults, value_bound
+from vidurai_pipeline.rl.lesson import Lesson, Teacher, add_visits
+from vidurai_pipeline.rl.plan import Plan, make_plan
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.rl.progress import Order, Parameters, Progress, Start, find_start
+from vidurai_pipeline.rl.progress import Order, Parameters, Progress
 from vidurai_pipeline.rl.states import Action, RewardProfile
-from vidurai_pipeline.rl.table_file import DamagedTableError, Snapshot, TableChangedError, TableContents, TableFile
+from vidurai_pipeline.rl.table_file import (
+    DamagedTableError,
+    Snapshot,
+    TableChangedError,
+    TableContents,
+    TableFile,
+    decode,
+)
 
 logger = logging.getLogger(__name__)
 # Who asked for the dream reads of its failure in the statistics; without a handler, Python would print it once more.
 logger.addHandler(logging.NullHandler())
 
 _ATTEMPTS = 5
-
-
-@dataclass(slots=True)
-class _Lesson:
-    """What one pass over experiences amounted to."""
-
-    positive: int = 0
-    negative: int = 0
-    reward: float = 0.0
-    last: Watermark | None = None
-
-    @property
-    def episodes(self) -> int:
-        return self.positive + self.negative
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What a dream is going to learn, and on top of what."""
-
-    start: Start
-    rebuild: bool
-    after: Watermark | None
-    behind: int
-    late: int = 0
-    missing: int = 0
-    notices: list[str] = field(default_factory=list)
 
 
 class DreamCycle:
@@ -135,7 +121,9 @@ class DreamCycle:
             further copies in the archive; ``already_learned``, ``late`` and ``missing``, experiences (see the
             module); ``rebuilt``; ``daemon`` and ``replaced``, what another program did (see ``progress.Start``);
             ``states``, ``table_episodes`` and ``epsilon`` of the table now; ``set_aside``, where a damaged table
-            was moved to; ``notice``, what the user should know though nothing failed.
+            was moved to; ``gate``, the verdict on the new table as in ``gate.Verdict``, None if there is no new one;
+            ``held_back``, experiences of a table that it refused; ``notice``, what the user should know though nothing
+            failed.
         """
         stats: dict[str, Any] = {
             "success": False,
@@ -158,11 +146,13 @@ class DreamCycle:
             "table_episodes": 0,
             "epsilon": None,
             "set_aside": None,
+            "gate": None,
+            "held_back": 0,
             "notice": None,
         }
         try:
             self._run(stats, rebuild, order)
-            stats["success"] = True
+            stats["success"] = stats["error"] is None
             logger.info("Learned %d experiences, reward %.2f", stats["episodes"], stats["total_reward"])
         except PipelineError as error:
             stats["error"] = str(error)
@@ -227,130 +217,117 @@ class DreamCycle:
         self, file: TableFile, live: Snapshot | None, experiences: Experiences, rebuild: bool, order: Order
     ) -> dict[str, Any]:
         """One attempt, from a table as it was read to the table that replaces it."""
-        plan = self._plan(live, file.remembered(), experiences, rebuild)
-        policy = QLearningPolicy(**self._hyperparameters)
-        policy.adopt(plan.start.contents)
-        lesson = self._learn(policy, experiences, plan.after, newest_first=order == "newest-first")
-        if lesson.episodes:
-            policy.end_episode()
-        progress = self._progress(plan, lesson, experiences, order)
-        if lesson.episodes or plan.start.daemon == "merged":
-            self._save(file, live, policy, progress)
-        elif live is not None and live.contents.progress is not None:
-            file.remember(live.raw)
-        return {
-            "episodes": lesson.episodes,
-            "positive_rewards": lesson.positive,
-            "negative_rewards": lesson.negative,
-            "total_reward": lesson.reward,
+        plan = make_plan(
+            live,
+            file.remembered(),
+            experiences,
+            self._parameters,
+            rebuild=rebuild,
+            limited=self.max_episodes is not None,
+        )
+        start = plan.start.contents
+        in_use = {} if live is None else _copy(live.contents.q_table)
+        begun_with = _copy(start.q_table)
+        teacher = Teacher(experiences, self.reward_profile)
+        policy = self._policy(start)
+        # What both tables are judged by must not have been taught to one of them alone. A rebuilt table and the one
+        # in use have both learned it.
+        shadow = None if plan.rebuild else self._policy(replace(start, q_table=_copy(begun_with)))
+        lesson = teacher.teach(
+            policy, shadow, after=plan.after, newest_first=order == "newest-first", limit=self.max_episodes
+        )
+        facts = {
             "skipped": experiences.skipped,
             "duplicates": experiences.duplicates,
             "already_learned": plan.behind,
             "late": plan.late,
             "missing": plan.missing,
+        }
+        verdict = None
+        if lesson.episodes:
+            policy.end_episode()
+        progress = self._progress(plan, lesson, experiences, order)
+        if lesson.episodes or plan.start.daemon == "merged":
+            faults, inherited = find_faults(policy.q_table, begun_with, value_bound(self.reward_profile, policy.gamma))
+            judged = policy if shadow is None or not lesson.episodes else shadow
+            verdict = replace(
+                self._compare(live, in_use, judged.q_table, teacher),
+                faults=faults,
+                inherited=inherited,
+                enforced=not rebuild,
+            )
+            if not verdict.passed:
+                in_use_still = self._policy(TableContents() if live is None else decode(live.raw))
+                return {
+                    "error": self._refuse(file, policy, progress, verdict),
+                    "held_back": lesson.episodes,
+                    **facts,
+                    **_table_facts(in_use_still),
+                    "gate": verdict.to_dict(),
+                }
+            self._save(file, live, policy, progress)
+        elif live is not None and live.contents.progress is not None:
+            file.remember(live.raw)
+        file.drop_candidate()
+        return {
+            "episodes": lesson.episodes,
+            "positive_rewards": lesson.positive,
+            "negative_rewards": lesson.negative,
+            "total_reward": lesson.reward,
+            **facts,
             "rebuilt": plan.rebuild and lesson.episodes > 0,
             "daemon": plan.start.daemon,
             "replaced": plan.start.replaced,
-            "states": len(policy.q_table),
-            "table_episodes": policy.episodes,
-            "epsilon": policy.get_epsilon(),
+            **_table_facts(policy),
+            "gate": verdict and verdict.to_dict(),
             "notice": "; ".join(plan.notices) or None,
         }
 
-    def _plan(
-        self, live: Snapshot | None, remembered: Snapshot | None, experiences: Experiences, rebuild: bool
-    ) -> _Plan:
-        """Decide what to learn, and on top of what."""
-        unknown = live.contents.unknown if live is not None else {}
-        if rebuild and experiences.total:
-            return _Plan(Start(TableContents(unknown=unknown), None), True, None, 0)
-        start = find_start(live, remembered)
-        progress = start.progress
-        if progress is None:
-            plan = _Plan(start, False, None, 0)
-        else:
-            self._check_parameters(progress)
-            present = experiences.count_up_to(progress.watermark)
-            plan = _Plan(
-                start,
-                rebuild=False,
-                after=progress.watermark,
-                behind=min(present, progress.accounted),
-                late=max(0, present - progress.accounted),
-                missing=max(0, progress.accounted - present),
-            )
-            if plan.late and progress.pure and progress.order == "chronological" and self.max_episodes is None:
-                # Episodes stay: they say how mature the policy is, and that is not undone.
-                empty = TableContents(episodes=start.contents.episodes, unknown=unknown)
-                return _Plan(
-                    Start(empty, None),
-                    rebuild=True,
-                    after=None,
-                    behind=0,
-                    late=plan.late,
-                    notices=[f"{plan.late} experiences came late: the whole archive was learned again, in order"],
-                )
-        if rebuild:
-            plan.notices.append("the archive has nothing to learn from: the table stays as it is")
-        if plan.late:
-            plan.notices.append(
-                f"{plan.late} experiences came late and are not learned: `vidurai-pipeline dream --rebuild` learns the "
-                "whole archive again, and forgets what else the table was taught"
-            )
-        if start.daemon == "merged":
-            plan.notices.append(
-                "another program had begun a new table: the learned values that it lacked were put back"
-                f" ({start.replaced} of its own took the place of ours)"
-            )
-        return plan
+    def _policy(self, contents: TableContents) -> QLearningPolicy:
+        policy = QLearningPolicy(**self._hyperparameters)
+        policy.adopt(contents)
+        return policy
 
-    def _check_parameters(self, progress: Progress) -> None:
-        if progress.parameters != self._parameters:
-            was, now = progress.parameters, self._parameters
-            raise ConfigError(
-                f"the Q-table was trained with profile {was.reward_profile}, alpha {was.alpha}, gamma {was.gamma}; "
-                f"to train it with profile {now.reward_profile}, alpha {now.alpha}, gamma {now.gamma} learn the "
-                "archive again with `vidurai-pipeline dream --rebuild`"
-            )
+    def _compare(self, live: Snapshot | None, in_use: QTable, new: QTable, teacher: Teacher) -> Verdict:
+        if live is None or not any(in_use.values()):
+            return Verdict(reason="not compared: it is the first table")
+        if live.contents.progress is not None:
+            try:
+                parameters = Progress.from_json(live.contents.progress).parameters
+            except QTableError:
+                parameters = None
+            if parameters != self._parameters:
+                return Verdict(reason="not compared: the table in use was trained with other parameters")
+        return compare(in_use, new, teacher.held_out(), self._parameters.alpha, self._parameters.gamma)
 
-    def _learn(
-        self, policy: QLearningPolicy, experiences: Experiences, after: Watermark | None, *, newest_first: bool
-    ) -> _Lesson:
-        """Learn all experiences after a watermark.
+    def _refuse(self, file: TableFile, policy: QLearningPolicy, progress: Progress | None, verdict: Verdict) -> str:
+        """Keep the new table beside the one in use, which stays as it is, and so does what it has learned."""
+        why = f"not well-formed ({verdict.faults[0]})" if verdict.faults else f"worse ({verdict.reason})"
+        contents = policy.contents()
+        if progress is not None:
+            note = replace(progress, table_digest=contents.digest()).to_json()
+            contents.progress = {**note, "gate": verdict.to_dict()}
+        file.write_candidate(contents)
+        return (
+            f"the newly learned table is {why}: it is kept as {file.candidate_path}, and {file.path} stays as it was. "
+            "Each dream tries again with what the archive holds by then; look for a bad night in it, or take what it "
+            "says with `vidurai-pipeline dream --rebuild`"
+        )
 
-        The same as ``policy.learn`` for each of them. But experiences of the same code are the same, so what is looked
-        up for one is kept: the two rows of the table, the action and the reward.
-        """
-        lesson = _Lesson()
-        known: dict[int, tuple[dict[Action, float], Action, float, dict[Action, float]]] = {}
-        update = policy.update
-        total = 0.0
-        for batch in experiences.stream(after=after, newest_first=newest_first, limit=self.max_episodes):
-            for code in batch.codes:
-                step = known.get(code)
-                if step is None:
-                    example = infer_experience(*decode_experience(code), self.reward_profile)
-                    # In this order: it is the one in which policy.learn makes new rows.
-                    values = policy.row(example.state.to_hash())
-                    future = policy.row(example.next_state.to_hash())
-                    step = known[code] = (values, example.action, example.reward, future)
-                update(*step)
-                total += step[2]
-            positive = sum(code & 1 for code in batch.codes)
-            lesson.positive += positive
-            lesson.negative += len(batch.codes) - positive
-            lesson.last = batch.last
-        lesson.reward = total
-        return lesson
-
-    def _progress(self, plan: _Plan, lesson: _Lesson, experiences: Experiences, order: Order) -> Progress | None:
+    def _progress(self, plan: Plan, lesson: Lesson, experiences: Experiences, order: Order) -> Progress | None:
         """The note for the table that comes out of a plan; None while nothing at all was learned."""
         before = plan.start.progress
         if lesson.last is None:
             return before
         if before is not None:
             # What came late and is not learned must not count as settled, or it would be forgotten.
-            return replace(before, watermark=lesson.last, accounted=before.accounted + lesson.episodes)
+            return replace(
+                before,
+                watermark=lesson.last,
+                accounted=before.accounted + lesson.episodes,
+                visits=add_visits(before.visits, lesson.visits),
+                curve=extend(before.curve, lesson.points),
+            )
         # Newest first with a limit leaves out the oldest on purpose.
         last = experiences.last() if order == "newest-first" else lesson.last
         assert last is not None  # noqa: S101 (something was learned)
@@ -362,6 +339,8 @@ class DreamCycle:
             pure=plan.start.daemon is None,
             parameters=self._parameters,
             table_digest="",
+            visits=lesson.visits,
+            curve=extend((), lesson.points),
         )
 
     def _save(self, file: TableFile, live: Snapshot | None, policy: QLearningPolicy, progress: Progress | None) -> None:
@@ -375,6 +354,14 @@ class DreamCycle:
             # The table is safe, and the next dream makes the copy again; only a daemon that writes before then
             # would be taken for one that nobody dreamt beside.
             logger.warning("%s", error)
+
+
+def _copy(table: QTable) -> dict[str, dict[Action, float]]:
+    return {state: dict(row) for state, row in table.items()}
+
+
+def _table_facts(policy: QLearningPolicy) -> dict[str, Any]:
+    return {"states": len(policy.q_table), "table_episodes": policy.episodes, "epsilon": policy.get_epsilon()}
 
 
 def _place(error: Exception) -> str:

@@ -16,9 +16,20 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from vidurai_pipeline.errors import ArchiveError, ConfigError
-from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, IMPORTANCES, MAX_TOKENS, SALIENCES
+from vidurai_pipeline.rl.inference import (
+    CHARACTERS_PER_TOKEN,
+    DEFAULT_LEVEL,
+    IMPORTANCES,
+    MAX_TOKENS,
+    SALIENCES,
+    Transition,
+    infer_transition,
+)
 
 _COLUMNS = ("id", "verbatim", "gist", "salience", "created_at", "outcome", "archived_at")
 _BATCH_ROWS = 65_536
@@ -26,6 +37,12 @@ _READ_ATTEMPTS = 3
 _PATTERN_CHARACTERS = frozenset("*?[\\")
 _NAME = "vidurai_experiences"
 _TABLE = f"temp.{_NAME}"
+
+#: The share of experiences that a table is judged by.
+HELD_OUT_SHARE = 0.2
+# Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4) of the id: it spreads consecutive ids evenly, and is
+# the same in every version of DuckDB, as its own hash need not be.
+_HELD_OUT = f"((id & 2147483647) * 2654435769) & 4294967295 < {int(HELD_OUT_SHARE * 2**32)}"
 
 # DuckDB's lower() makes ASCII of some other letters where Python's, which Vidurai uses, doesn't: hence ASCII only.
 _LEVEL = (
@@ -87,10 +104,30 @@ class Watermark(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some experiences in their order, each as the code that ``decode_experience`` takes apart."""
+    """Some experiences in their order.
 
-    codes: list[int]
-    last: Watermark
+    Attributes:
+        codes: each as the code that ``decode_experience`` takes apart.
+        held_out: whether it is one of those that tables are judged by.
+        archived_at: when it was archived.
+        ids: of its memory.
+    """
+
+    codes: npt.NDArray[np.int32]
+    held_out: npt.NDArray[np.bool_]
+    archived_at: pa.Array
+    ids: pa.Array
+
+    @property
+    def last(self) -> Watermark:
+        """The place of the last one."""
+        return Watermark(self.archived_at[-1].as_py(), self.ids[-1].as_py())
+
+    def slices(self, most: int) -> Iterator["Batch"]:
+        """The batch in parts of no more than so many experiences."""
+        for start in range(0, len(self.codes), most):
+            part = slice(start, start + most)
+            yield Batch(self.codes[part], self.held_out[part], self.archived_at[part], self.ids[part])
 
 
 class CodedExperience(NamedTuple):
@@ -179,6 +216,18 @@ class Experiences:
         ).fetchall()
         return count
 
+    def held_out(self) -> dict[int, int]:
+        """The codes of the experiences that tables are judged by, each with how many there are of it."""
+        return dict(
+            self._cursor.execute(
+                f"SELECT code, count(*) FROM {_TABLE} WHERE reason IS NULL AND {_HELD_OUT} GROUP BY code ORDER BY code"
+            ).fetchall()
+        )
+
+    def transition(self, code: int) -> Transition:
+        """What the experiences of a code teach."""
+        return infer_transition(*decode_experience(code))
+
     def stream(
         self, *, after: Watermark | None = None, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Batch]:
@@ -193,15 +242,15 @@ class Experiences:
         # The code comes last in the order for copies of an id that a watermark can't tell apart: any order would
         # do, if only it is always the same.
         query = (
-            f"SELECT archived_at, id, code FROM {_TABLE} WHERE reason IS NULL"
+            f"SELECT archived_at, id, code, {_HELD_OUT} AS held_out FROM {_TABLE} WHERE reason IS NULL"
             + ("" if after is None else " AND (archived_at, id) > (?, ?)")
             + f" ORDER BY archived_at {direction}, id {direction}, code {direction}"
             + ("" if limit is None else f" LIMIT {limit:d}")
         )
         for batch in self._cursor.sql(query, params=list(after or ())).to_arrow_reader(_BATCH_ROWS):
             if batch.num_rows:
-                last = Watermark(batch["archived_at"][-1].as_py(), batch["id"][-1].as_py())
-                yield Batch(batch["code"].to_pylist(), last)
+                held_out = batch["held_out"].to_numpy(zero_copy_only=False)
+                yield Batch(batch["code"].to_numpy(), held_out, batch["archived_at"], batch["id"])
 
 
 def archive_files(archive_base: Path) -> list[str]:

@@ -6,6 +6,8 @@ memory's; the action follows from salience and outcome. A table learned so says 
 not what would have happened under other actions.
 """
 
+from typing import NamedTuple
+
 from vidurai_pipeline.rl.states import Action, Experience, MemoryState, Outcome, RewardProfile
 
 # Position is the memory's level in an archived experience; a salience that isn't here counts as medium.
@@ -90,3 +92,26 @@ def infer_experience(importance: float, tokens: int, outcome: int, profile: Rewa
         reward=infer_outcome(action, outcome).calculate_reward(profile),
         next_state=infer_next_state(state, outcome),
     )
+
+
+class Transition(NamedTuple):
+    """What an experience teaches, but for the reward, which depends on the profile.
+
+    Attributes:
+        state: its hash.
+        action: what was done in it.
+        outcome: 1 or -1.
+        next_state: the hash of the state that followed.
+    """
+
+    state: str
+    action: Action
+    outcome: int
+    next_state: str
+
+
+def infer_transition(importance: float, tokens: int, outcome: int) -> Transition:
+    """The transition of ``infer_experience``."""
+    state = infer_state(importance, tokens)
+    next_state = infer_next_state(state, outcome)
+    return Transition(state.to_hash(), infer_action(importance, outcome), outcome, next_state.to_hash())

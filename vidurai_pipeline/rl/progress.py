@@ -13,10 +13,11 @@ that note and drops it when it saves a table of its own. Then the copy of the la
 A table that isn't there has learned nothing, whatever the copy says: who deletes it starts anew.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from vidurai_pipeline.errors import QTableError
+from vidurai_pipeline.rl.curve import Point
 from vidurai_pipeline.rl.experiences import Watermark
 from vidurai_pipeline.rl.table_file import DamagedTableError, Snapshot, TableContents
 
@@ -46,6 +47,8 @@ class Progress:
         table_digest: of what the table held when the note was written.
         foreign_episodes: episodes of the daemon's table that was merged in last.
         foreign_reward: its total reward, in points.
+        visits: how many archived experiences stand behind each value, by state and action.
+        curve: the learning curve since the table was begun.
     """
 
     watermark: Watermark
@@ -56,6 +59,8 @@ class Progress:
     table_digest: str
     foreign_episodes: int = 0
     foreign_reward: float = 0.0
+    visits: dict[str, dict[str, int]] = field(default_factory=dict)
+    curve: tuple[Point, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The note as it stands in the file."""
@@ -83,6 +88,7 @@ class Progress:
                     **fields,
                     "watermark": Watermark(**fields["watermark"]),
                     "parameters": Parameters(**fields["parameters"]),
+                    "curve": tuple(Point.from_json(point) for point in fields.get("curve", ())),
                 }
             )
         except (TypeError, ValueError, KeyError):
@@ -100,6 +106,8 @@ class Progress:
             and isinstance(self.foreign_reward, int | float)
             and isinstance(self.pure, bool)
             and self.order in ("chronological", "newest-first")
+            and isinstance(self.visits, dict)
+            and all(isinstance(row, dict) and all(map(_is_count, row.values())) for row in self.visits.values())
         )
 
 

@@ -4,6 +4,7 @@ The numbers are Vidurai's own (``vidurai.core.rl_agent_v2``, 2.2.0): tables lear
 every formula keeps Vidurai's order of operations, down to the last bit of a float.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -85,6 +86,14 @@ class MemoryState:
         importance = int(self.average_importance * 10)
         messages = min(self.messages_since_last_compression // 3, 5)
         return f"{working}|{episodic}|{tokens}|{entropy}|{importance}|{messages}"
+
+
+_STATE_HASH = re.compile(r"(?:[0-9]|10)\|(?:[0-9]|10)\|(?:1?[0-9]|20)\|(?:[0-9]|10)\|(?:[0-9]|10)\|[0-5]")
+
+
+def is_state_hash(text: str) -> bool:
+    """Whether a text is one that ``MemoryState.to_hash`` can give."""
+    return _STATE_HASH.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Beside it, with ``q_table.json`` as the example of a name:
 
 - ``q_table.json.1`` to ``.5``: the tables before this one, the newest first;
 - ``q_table.state.json``: a copy of the last table that a dream wrote, to tell later what another program changed;
+- ``q_table.candidate.json``: a table that a dream learned, but that may not replace the one in use;
 - ``q_table.json.damaged-<time>``: a file that could not be read as a table, kept for whoever wants to know why;
 - ``.q_table.json.*.tmp``: a table being written; one that is an hour old was left by a crash and is removed.
 
@@ -142,6 +143,11 @@ class TableFile:
         """Where the copy of the last table that a dream wrote is kept."""
         return self.path.with_name(f"{self.path.stem}.state.json")
 
+    @property
+    def candidate_path(self) -> Path:
+        """Where a table that may not replace the one in use is kept."""
+        return self.path.with_name(f"{self.path.stem}.candidate.json")
+
     def version_path(self, number: int) -> Path:
         """Where an older table is kept: 1 is the one before this, 5 the oldest."""
         return self.path.with_name(f"{self.path.name}.{number}")
@@ -212,6 +218,26 @@ class TableFile:
     def remembered(self) -> Snapshot | None:
         """The last table that a dream wrote; None if there is none, or it can't be used."""
         return _snapshot(self.remembered_path)
+
+    def write_candidate(self, contents: TableContents) -> None:
+        """Keep a table that may not replace the one in use; it takes the place of an earlier candidate.
+
+        Raises:
+            QTableError: it can't be written, or a value is not a finite number.
+        """
+        raw = encode(contents)
+        with _write_errors(self.candidate_path):
+            self._write_beside(raw).replace(self.candidate_path)
+            _sync_folder(self.path.parent)
+
+    def drop_candidate(self) -> None:
+        """Remove the candidate, if there is one: the table in use has learned what it had, or its cause is gone.
+
+        Raises:
+            QTableError: it can't be removed.
+        """
+        with _write_errors(self.candidate_path):
+            self.candidate_path.unlink(missing_ok=True)
 
     def set_aside(self) -> Path:
         """Move a damaged file out of the way, under a name that says when; returns that name.

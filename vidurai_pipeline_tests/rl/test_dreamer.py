@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vidurai_pipeline.rl import dreamer
+from vidurai_pipeline.rl import lesson
 from vidurai_pipeline.rl.agent import Action, Outcome, RewardProfile, VismritiRLAgent
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.inference import SALIENCES, infer_action, infer_next_state, infer_outcome, infer_state
@@ -265,7 +265,7 @@ def test_an_error_that_nobody_foresaw_quotes_nothing(
         raise RuntimeError(SECRET)
 
     write_file(archive, "1.parquet", [memory(1)])
-    monkeypatch.setattr(dreamer, "infer_experience", fail)
+    monkeypatch.setattr(lesson.Learner, "learn", fail)
     with caplog.at_level(logging.DEBUG):
         error = failed(archive, table)
     assert "RuntimeError" in error

@@ -1,0 +1,83 @@
+"""The learning curve: what came in and how well the table foretold it, over all dreams, in a bounded number of points.
+
+Offline, learning does not change what happened, so the mean reward only says what happened. What learning improves is
+the temporal-difference error before each experience is learned: the surprise.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+MAX_POINTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Some experiences that were learned one after the other.
+
+    Attributes:
+        archived_at: when the last of them in the order of learning was archived.
+        experiences: how many they are.
+        reward: their total reward, in points.
+        squared_error: the sum of the squared temporal-difference errors before each was learned, in points squared.
+        states: in the table after them.
+        episode: the dream that learned them, counted in episodes of the table.
+    """
+
+    archived_at: str
+    experiences: int
+    reward: float
+    squared_error: float
+    states: int
+    episode: int
+
+    @property
+    def mean_reward(self) -> float:
+        """Points for each experience."""
+        return self.reward / self.experiences
+
+    @property
+    def surprise(self) -> float:
+        """Root mean squared temporal-difference error, in points."""
+        return math.sqrt(self.squared_error / self.experiences)
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Self:
+        """Read one that ``dataclasses.asdict`` made.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        point = cls(**fields)
+        counts = (point.experiences, point.states, point.episode)
+        sums = (point.reward, point.squared_error)
+        if not (
+            isinstance(point.archived_at, str)
+            and all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+            and all(isinstance(value, int | float) and math.isfinite(value) for value in sums)
+            and point.experiences
+            and point.squared_error >= 0
+        ):
+            raise ValueError("not a point of a learning curve")
+        return point
+
+
+def extend(curve: Sequence[Point], points: Sequence[Point]) -> tuple[Point, ...]:
+    """A curve with more points; where they become too many, neighbours are put together, the older ones too."""
+    longer = [*curve, *points]
+    while len(longer) > MAX_POINTS:
+        longer = [_together(longer[n : n + 2]) for n in range(0, len(longer), 2)]
+    return tuple(longer)
+
+
+def _together(points: Sequence[Point]) -> Point:
+    last = points[-1]
+    return Point(
+        archived_at=last.archived_at,
+        experiences=sum(point.experiences for point in points),
+        reward=sum(point.reward for point in points),
+        squared_error=sum(point.squared_error for point in points),
+        states=last.states,
+        episode=last.episode,
+    )
