@@ -37,10 +37,9 @@ def postgres_server() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
         folder, port = Path(name), free_port()
         nobody = pwd.getpwnam("nobody")
-        become: dict[str, int] = {}
-        if os.geteuid() == 0:
+        as_root = os.geteuid() == 0
+        if as_root:
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-            become = {"user": nobody.pw_uid, "group": nobody.pw_gid}
 
         def call(program: str, *arguments: str) -> None:
             subprocess.run(
@@ -48,7 +47,8 @@ def postgres_server() -> Iterator[dict[str, str]]:
                 cwd=folder,
                 check=True,
                 stdout=subprocess.DEVNULL,
-                **become,
+                user=nobody.pw_uid if as_root else None,
+                group=nobody.pw_gid if as_root else None,
             )
 
         password = folder / "password"
