@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
         default=None, description="the schedule's time zone; default this machine's"
     )
+    health_schedule: str = Field(default="0 4 * * *", description="when all tiers are checked, as a cron line")
+    stale_hours: float = Field(
+        default=52.0, gt=0, description="hours without a run after which archive and Q-table count as stale"
+    )
     early_run: bool = Field(default=True, description="whether a large backlog starts a run before the nightly one")
     early_run_rows: int = Field(default=20_000, ge=0, description="so many waiting memories start one; 0: no number")
     early_run_bytes: Size = Field(
