@@ -37,6 +37,9 @@ health_job = dg.define_asset_job(
     description="Check all tiers; changes nothing, holds no lock, and keeps no run waiting.",
 )
 
+#: The names of all jobs of the pipeline.
+ALL_JOBS = (*LIFECYCLE_JOBS, dream_job.name, health_job.name)
+
 
 @dg.run_failure_sensor(
     # Runs that the command line started belong to no code location, and are meant as well.

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from vidurai_pipeline.alerts import alert_sensors
 from vidurai_pipeline.assets import archived_rows, parquet_archive, purged_rows, q_table
 from vidurai_pipeline.automation import (
     dead_run_sensor,
@@ -37,6 +38,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             dream_after_failure,
             dead_run_sensor(settings),
             *([early_run_sensor(settings)] if settings.early_run else []),
+            *alert_sensors(settings),
         ],
         resources=build_resources(settings),
         # "Materialize all" gets its executor from here; the steps are sequential, a process for each only costs time.

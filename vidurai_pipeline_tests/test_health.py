@@ -205,9 +205,7 @@ def test_freshness(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_policy = {name: spec.freshness_policy for name, spec in specs.items() if spec.freshness_policy}
     assert set(with_policy) == {"parquet_archive", "q_table"}
     for policy in with_policy.values():
-        assert policy == dg.FreshnessPolicy.time_window(
-            fail_window=timedelta(hours=10), warn_window=timedelta(hours=5)
-        )
+        assert policy == dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=10), warn_window=timedelta(hours=5))
 
 
 @pytest.mark.parametrize(
