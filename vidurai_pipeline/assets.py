@@ -14,6 +14,7 @@ import pyarrow as pa
 from dagster_duckdb import DuckDBResource
 
 from vidurai_pipeline.archival.schema import MEANINGS, Column
+from vidurai_pipeline.health import archive_readable
 from vidurai_pipeline.resources import ArchiverResource, DreamResource, readable_failures
 
 GROUP = "memory_lifecycle"
@@ -123,11 +124,14 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
         before = archiver.archiver.size()
         result = archiver.archiver.purge()
         after = archiver.archiver.size()
+        _, holds = archive_readable(archiver.archiver.archive, thorough=False)
     context.add_output_metadata(
         {
             "dagster/row_count": result.purged,
             "dagster/column_schema": _hot_columns(columns),
             "kept": result.kept,
+            "archive files": holds.files,
+            "archive rows": holds.rows,
             "hot store bytes before": before.bytes,
             "hot store bytes": after.bytes,
             "hot store bytes in use": after.used_bytes,

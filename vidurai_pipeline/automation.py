@@ -7,6 +7,7 @@ from tzlocal import get_localzone_name
 
 from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.assets import GROUP, q_table
+from vidurai_pipeline.checks import HEALTH_CHECKS
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import ConfigError, LockedError
 
@@ -17,7 +18,7 @@ _GRACE_SECONDS = 60.0
 
 maintenance = dg.define_asset_job(
     "maintenance",
-    selection=dg.AssetSelection.groups(GROUP),
+    selection=dg.AssetSelection.groups(GROUP) - dg.AssetSelection.checks(*HEALTH_CHECKS),
     executor_def=dg.in_process_executor,
     description="Archive, verify, purge, dream: the whole lifecycle, one step after the other, in one process.",
 )
@@ -28,6 +29,16 @@ dream_job = dg.define_asset_job(
     executor_def=dg.in_process_executor,
     description="Only learn from what the archive already holds.",
 )
+
+health_job = dg.define_asset_job(
+    "health",
+    selection=dg.AssetSelection.checks(*HEALTH_CHECKS),
+    executor_def=dg.in_process_executor,
+    description="Check all tiers; changes nothing, holds no lock, and keeps no run waiting.",
+)
+
+#: The names of all jobs of the pipeline.
+ALL_JOBS = (*LIFECYCLE_JOBS, dream_job.name, health_job.name)
 
 
 @dg.run_failure_sensor(
@@ -82,20 +93,32 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
     return end_dead_runs
 
 
-def nightly_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """The schedule of the maintenance job: on as soon as a Dagster daemon runs.
+def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
+    """The schedules of the maintenance and the health job: on as soon as a Dagster daemon runs.
 
     Raises:
-        ConfigError: the setting is not a cron line.
+        ConfigError: a setting is not a cron line.
     """
+    return [
+        _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the maintenance job, by default at 02:00."),
+        _schedule(
+            settings, "health_check", health_job.name, "health_schedule", "Checks all tiers, by default at 04:00."
+        ),
+    ]
+
+
+def _schedule(settings: Settings, name: str, job: str, setting: str, description: str) -> dg.ScheduleDefinition:
+    cron = getattr(settings, setting)
     try:
         return dg.ScheduleDefinition(
-            name="nightly",
-            job=maintenance,
-            cron_schedule=settings.schedule,
+            name=name,
+            job_name=job,
+            cron_schedule=cron,
             execution_timezone=settings.timezone or get_localzone_name(),
             default_status=dg.DefaultScheduleStatus.RUNNING,
-            description="Runs the maintenance job, by default at 02:00 local time.",
+            description=description,
         )
     except dg.DagsterInvalidDefinitionError:
-        raise ConfigError(f"VIDURAI_SCHEDULE={settings.schedule!r}: not a cron line, such as `0 2 * * *`") from None
+        raise ConfigError(
+            f"VIDURAI_{setting.upper()}={cron!r}: not a cron line of five fields, such as `0 2 * * *` (at 02:00)"
+        ) from None

@@ -1,11 +1,16 @@
-"""Asset checks."""
+"""Asset checks: the one that stands before the purge, and those of the tiers' health."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 
-from vidurai_pipeline.assets import POOL, parquet_archive
-from vidurai_pipeline.resources import ArchiverResource, readable_failures
+from vidurai_pipeline import health
+from vidurai_pipeline.assets import POOL, archived_rows, parquet_archive, purged_rows
+from vidurai_pipeline.resources import ArchiverResource, TiersResource, readable_failures
 
 _SHOWN = 20
+_RUNS_LOOKED_AT = 3
 
 
 @dg.asset_check(asset=parquet_archive, blocking=True, pool=POOL)
@@ -18,11 +23,13 @@ def archive_equals_hot_store(archiver: ArchiverResource) -> dg.AssetCheckResult:
     with readable_failures():
         found = archiver.archiver.verify()
     if found.passed:
-        description = f"{found.rows:,} rows in {found.files} files equal their rows in the hot store"
+        description = (
+            f"{health.plural(found.rows, 'row')} in {health.plural(found.files, 'file')} equal what the hot store holds"
+        )
         if found.changed:
             description += f", but for {found.changed:,} that the daemon has changed since; those stay hot"
     else:
-        description = f"Nothing is purged: {len(found.problems)} of {found.files} files are not what was written"
+        description = f"Nothing is purged: {len(found.problems)} of {health.plural(found.files, 'file')} not as written"
     return dg.AssetCheckResult(
         passed=found.passed,
         description=description,
@@ -35,3 +42,91 @@ def archive_equals_hot_store(archiver: ArchiverResource) -> dg.AssetCheckResult:
             ),
         },
     )
+
+
+# The checks below hold no lock and wait for no run: they never stand in the purge's way. The job `health` makes them.
+
+
+@dg.asset_check(asset=archived_rows)
+def hot_store_is_sound(tiers: TiersResource) -> dg.AssetCheckResult:
+    """SQLite's `quick_check` of the hot store. It reads the whole file, and holds no writer up."""
+    return _result(health.store_integrity(tiers.store))
+
+
+@dg.asset_check(asset=archived_rows)
+def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether the runs keep up: fewer memories wait than when the last one began, and it left none behind."""
+    waited, left = (
+        [figures[name] for figures in _figures(context.instance, key) if name in figures]
+        for key, name in ((archived_rows.key, "dagster/row_count"), (parquet_archive.key, "rejected"))
+    )
+    return _result(
+        health.backlog_shrinks(tiers.store, waited, left), {"left by the last run": left[0]} if left else None
+    )
+
+
+@dg.asset_check(asset=parquet_archive)
+def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether the footer of each file can be read, and whether the archive holds all it held after the last run.
+
+    `vidurai-pipeline doctor` reads the pages too.
+    """
+    known = next(iter(_figures(context.instance, purged_rows.key)), {})
+    before = (
+        health.ArchiveSize(known["archive files"], known["archive rows"])
+        if {"archive files", "archive rows"} <= known.keys()
+        else None
+    )
+    finding, size = health.archive_readable(tiers.cold, before, thorough=False)
+    return _result(finding, {"files": size.files, "rows": size.rows})
+
+
+@dg.asset_check(asset=parquet_archive)
+def no_version_twice(tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether the archive holds each version of a memory once."""
+    return _result(health.no_duplicates(tiers.cold))
+
+
+@dg.asset_check(asset=parquet_archive)
+def disk_has_room(tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether the disks have room for what the next run writes."""
+    return _result(health.disk_room(tiers.store, tiers.cold))
+
+
+@dg.asset_check(asset=purged_rows)
+def memories_are_in_one_tier(tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether no memory is both in the hot store and in the archive."""
+    return _result(health.one_tier(tiers.store, tiers.cold))
+
+
+HEALTH_CHECKS = [
+    hot_store_is_sound,
+    backlog_shrinks,
+    archive_is_readable,
+    no_version_twice,
+    disk_has_room,
+    memories_are_in_one_tier,
+]
+
+
+def _result(finding: health.Finding, metadata: Mapping[str, Any] | None = None) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=finding.status == "ok",
+        severity=dg.AssetCheckSeverity.ERROR if finding.status == "failed" else dg.AssetCheckSeverity.WARN,
+        description=finding.detail,
+        metadata=metadata,
+    )
+
+
+def _figures(instance: dg.DagsterInstance, key: dg.AssetKey) -> list[dict[str, int]]:
+    """The whole numbers that an asset's last materializations reported, newest first."""
+    records = instance.fetch_materializations(key, limit=_RUNS_LOOKED_AT).records
+    return [_integers(r.asset_materialization.metadata) for r in records if r.asset_materialization]
+
+
+def _integers(metadata: Mapping[str, dg.MetadataValue]) -> dict[str, int]:
+    return {
+        name: value.value
+        for name, value in metadata.items()
+        if isinstance(value, dg.IntMetadataValue) and value.value is not None
+    }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vidurai_pipeline.errors import ConfigError
@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
         default=None, description="the schedule's time zone; default this machine's"
     )
+    health_schedule: str = Field(default="0 4 * * *", description="when all tiers are checked, as a cron line")
+    stale_hours: float = Field(
+        default=52.0, gt=0, description="hours without a run after which archive and Q-table count as stale"
+    )
     early_run: bool = Field(default=True, description="whether a large backlog starts a run before the nightly one")
     early_run_rows: int = Field(default=20_000, ge=0, description="so many waiting memories start one; 0: no number")
     early_run_bytes: Size = Field(
@@ -80,6 +84,19 @@ class Settings(BaseSettings):
         default="1GB", validate_default=True, description="less free disk than this starts one; 0: no lack does"
     )
     early_run_quiet: float = Field(default=60.0, ge=0, description="seconds without a write for which one waits first")
+    alert_email_to: str | None = Field(default=None, description="who is told of failures; several parted by commas")
+    alert_email_from: str | None = Field(default=None, description="the sender; default the first recipient")
+    alert_smtp_host: str = Field(default="localhost", description="the mail server")
+    alert_smtp_port: int | None = Field(default=None, gt=0, lt=65_536, description="its port; default by its security")
+    alert_smtp_security: Literal["none", "starttls", "ssl"] = Field(
+        default="none", description="how the connection to it is secured"
+    )
+    alert_smtp_user: str | None = Field(default=None, description="default the sender")
+    alert_smtp_password: SecretStr | None = Field(default=None, description="without one, no login")
+    alert_slack_token: SecretStr | None = Field(default=None, description="a Slack bot's token")
+    alert_slack_channel: str | None = Field(default=None, description="where the bot posts")
+    alert_webhook: SecretStr | None = Field(default=None, description="an address that takes the alert as JSON")
+    alert_link: str | None = Field(default=None, description="the address of Dagster's UI, for links to runs")
 
     @model_validator(mode="before")
     @classmethod

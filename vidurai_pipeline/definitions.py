@@ -1,27 +1,45 @@
 """Dagster starts reading here."""
 
+from datetime import timedelta
+
 import dagster as dg
 
+from vidurai_pipeline.alerts import alert_sensors
 from vidurai_pipeline.assets import archived_rows, parquet_archive, purged_rows, q_table
-from vidurai_pipeline.automation import dead_run_sensor, dream_after_failure, dream_job, maintenance, nightly_schedule
-from vidurai_pipeline.checks import archive_equals_hot_store
+from vidurai_pipeline.automation import (
+    dead_run_sensor,
+    dream_after_failure,
+    dream_job,
+    health_job,
+    maintenance,
+    schedules,
+)
+from vidurai_pipeline.checks import HEALTH_CHECKS, archive_equals_hot_store
 from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.early_run import early_run_sensor
 from vidurai_pipeline.resources import build_resources
 from vidurai_pipeline.retention import prune_history, prune_schedule
 
 
+def _fresh(asset: dg.AssetsDefinition, policy: dg.FreshnessPolicy) -> dg.AssetsDefinition:
+    return asset.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, policy))
+
+
 def build_definitions(settings: Settings) -> dg.Definitions:
     """Everything that Dagster shows and runs, for one hot store and its archive."""
+    fresh = dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(hours=settings.stale_hours), warn_window=timedelta(hours=settings.stale_hours / 2)
+    )
     return dg.Definitions(
-        assets=[archived_rows, parquet_archive, purged_rows, q_table],
-        asset_checks=[archive_equals_hot_store],
-        jobs=[maintenance, dream_job, prune_history],
-        schedules=[nightly_schedule(settings), prune_schedule(settings)],
+        assets=[archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)],
+        asset_checks=[archive_equals_hot_store, *HEALTH_CHECKS],
+        jobs=[maintenance, dream_job, health_job, prune_history],
+        schedules=[*schedules(settings), prune_schedule(settings)],
         sensors=[
             dream_after_failure,
             dead_run_sensor(settings),
             *([early_run_sensor(settings)] if settings.early_run else []),
+            *alert_sensors(settings),
         ],
         resources=build_resources(settings),
         # "Materialize all" gets its executor from here; the steps are sequential, a process for each only costs time.

@@ -1,34 +1,19 @@
 """A self-test: are the settings right, the tiers readable, and do they agree?"""
 
 import os
-import shutil
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import pyarrow as pa
-
-from vidurai_pipeline.archival.archive import Archive, read_back
-from vidurai_pipeline.archival.hot_store import HotStore, json_ids
-from vidurai_pipeline.archival.pending import Pending
+from vidurai_pipeline.archival.archive import Archive
+from vidurai_pipeline.archival.hot_store import HotStore
 from vidurai_pipeline.archival.reconciler import Reconciler
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.health import Finding, archive_readable, disk_room, no_duplicates, one_tier, store_integrity
 from vidurai_pipeline.rl.policy import QLearningPolicy
 
 _NAMED = 5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found, and what to do about it where all is not well."""
-
-    check: str
-    status: Literal["ok", "warning", "failed"]
-    detail: str
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -38,9 +23,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _hot_store(store)
     yield from _archive_files(archive)
     yield from _leftovers(store, archive)
-    yield from _both_tiers(store, archive)
+    yield one_tier(store, archive)
+    yield no_duplicates(archive)
     yield _q_table(settings.q_table_path)
-    yield _disk(store, archive)
+    yield disk_room(store, archive)
 
 
 def _hot_store(store: HotStore) -> Iterator[Finding]:
@@ -48,20 +34,10 @@ def _hot_store(store: HotStore) -> Iterator[Finding]:
         with closing(store.connect()) as con:
             backlog = store.backlog(con)
             yield Finding("hot store", "ok", f"{store.path}: {backlog.total:,} memories, {backlog.waiting:,} ARCHIVED")
-            with store.errors():
-                faults = [row[0] for row in con.execute("PRAGMA quick_check(3)")]
     except PipelineError as error:
         yield Finding("hot store", "failed", str(error))
         return
-    if faults == ["ok"]:
-        yield Finding("hot store integrity", "ok", "quick_check found no fault")
-    else:
-        yield Finding(
-            "hot store integrity",
-            "failed",
-            f"{store.path} is damaged ({len(faults)} faults or more): stop Vidurai, keep a copy, recover it with "
-            "`sqlite3 STORE .recover` or from a backup",
-        )
+    yield store_integrity(store)
     if not os.access(store.path, os.W_OK):
         yield Finding("hot store permissions", "failed", f"{store.path} is not writable: nothing can be purged")
 
@@ -70,26 +46,8 @@ def _archive_files(archive: Archive) -> Iterator[Finding]:
     if os.path.lexists(archive.root) and not (archive.root.is_dir() and os.access(archive.root, os.W_OK | os.X_OK)):
         yield Finding("archive folder", "failed", f"{archive.root} is not a folder that this user may write")
         return
-    pending = {archive.root / mark.file for mark in _marks(archive)}
-    # What a pending file is worth, the next run finds out.
-    files = [path for path in archive.files() if path not in pending]
-    broken, rows = [], 0
-    for path in files:
-        try:
-            rows += sum(batch.num_rows for batch in read_back(path, ["id"]))
-        except (OSError, pa.ArrowException, KeyError):
-            broken.append(path)
-    if broken:
-        names = ", ".join(map(str, broken[:_NAMED]))
-        yield Finding(
-            "archive",
-            "failed",
-            f"{len(broken)} of {len(files)} files can't be read: {names}. Restore them from a backup, or move them "
-            "out of the archive",
-        )
-    else:
-        yield Finding("archive", "ok", f"{archive.root}: {len(files):,} files, {rows:,} rows, all readable")
-    loose = [path for path in files if path.stat().st_mode & 0o077]
+    yield archive_readable(archive, thorough=True)[0]
+    loose = [path for path in archive.files() if path.stat().st_mode & 0o077]
     if loose:
         yield Finding(
             "archive permissions",
@@ -145,50 +103,6 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
         )
 
 
-def _marks(archive: Archive) -> list[Pending]:
-    try:
-        return archive.pending.all()
-    except PipelineError:
-        return []
-
-
-def _both_tiers(store: HotStore, archive: Archive) -> Iterator[Finding]:
-    """Look for memories that both tiers hold: same id, same moment of creation."""
-    marked = set()
-    both: list[int] = []
-    try:
-        marked = {archive.root / mark.file for mark in archive.pending.all()}
-        with closing(store.connect()) as con, store.errors():
-            con.execute("SELECT created_at FROM memories LIMIT 0")
-            for path in archive.files():
-                if path not in marked:
-                    both += _shared(con, path)
-    except (PipelineError, sqlite3.Error, OSError, pa.ArrowException, KeyError):
-        yield Finding("one tier", "warning", "could not be checked: see the failures above")
-        return
-    if both:
-        yield Finding(
-            "one tier",
-            "warning",
-            f"{len(both):,} memories are in the hot store and in the archive (ids {', '.join(map(str, both[:_NAMED]))}"
-            f"{', …' if len(both) > _NAMED else ''}): an older tool's purge failed, or the store was restored from a "
-            "backup. The next run archives those that are ARCHIVED again; `history` shows each memory once",
-        )
-    else:
-        yield Finding("one tier", "ok", "no memory is in both tiers")
-
-
-def _shared(con: sqlite3.Connection, path: Path) -> list[int]:
-    shared = []
-    for batch in read_back(path, ["id", "created_at"]):
-        copies = dict(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-        rows = con.execute(
-            "SELECT id, created_at FROM memories WHERE id IN (SELECT value FROM json_each(?))", (json_ids(copies),)
-        )
-        shared += [id_ for id_, created_at in rows if copies[id_] == created_at]
-    return shared
-
-
 def _q_table(path: Path) -> Finding:
     if not path.exists():
         return Finding("Q-table", "ok", f"{path}: not there yet; the first dream makes it")
@@ -197,13 +111,3 @@ def _q_table(path: Path) -> Finding:
     except PipelineError as error:
         return Finding("Q-table", "failed", str(error))
     return Finding("Q-table", "ok", f"{path}: {len(policy.q_table):,} states, {policy.episodes:,} episodes")
-
-
-def _disk(store: HotStore, archive: Archive) -> Finding:
-    place = next(path for path in (archive.root, *archive.root.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    needed = store.path.stat().st_size if store.path.exists() else 0
-    detail = f"{free / 1e9:.1f} GB free at {place}"
-    if free < needed:
-        return Finding("disk", "warning", f"{detail}, less than the hot store's own size: free some")
-    return Finding("disk", "ok", detail)

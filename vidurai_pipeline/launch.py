@@ -205,7 +205,12 @@ def print_report(report: RunReport, settings: Settings) -> None:
     tool = "vidurai-pipeline" if shutil.which("vidurai-pipeline") else sys.argv[0]
     named = {name: value for name, value in os.environ.items() if name.startswith("VIDURAI_") and value}
     named.pop("VIDURAI_REFERENCE_PYTHON", None)
-    given = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(named.items()))
+    # Some of those for alerts are secrets.
+    given = "".join(
+        f"{name}={shlex.quote(value)} "
+        for name, value in sorted(named.items())
+        if not name.startswith("VIDURAI_ALERT_")
+    )
     if not report.success:
         click.echo(f"\nnothing is lost, and running again is safe; to see what is wrong:\n  {given}{tool} doctor")
         return

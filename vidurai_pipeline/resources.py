@@ -10,7 +10,9 @@ import duckdb
 from dagster_duckdb import DuckDBResource
 from pydantic import Field, PrivateAttr
 
+from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.hot_store import HotStore
 from vidurai_pipeline.archival.results import Progress, unwatched
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import PipelineError
@@ -84,6 +86,24 @@ class DreamResource(dg.ConfigurableResource):
         return DreamCycle(Path(self.archive), Path(self.q_table), connection=connection)
 
 
+class TiersResource(dg.ConfigurableResource):
+    """The hot store and the archive, for those who only look: no lock is held."""
+
+    hot_store: str = Field(description="Vidurai's SQLite store")
+    archive: str = Field(description="the folder of the Parquet archive")
+    busy_timeout: float = Field(60.0, description="seconds to wait for a busy hot store")
+
+    @property
+    def store(self) -> HotStore:
+        """The hot store."""
+        return HotStore(Path(self.hot_store), self.busy_timeout)
+
+    @property
+    def cold(self) -> Archive:
+        """The archive."""
+        return Archive(Path(self.archive))
+
+
 def build_resources(settings: Settings) -> dict[str, object]:
     """The resources of all assets, as the settings have them."""
     config: dict[str, str | int] = {"memory_limit": settings.memory_limit}
@@ -97,6 +117,9 @@ def build_resources(settings: Settings) -> dict[str, object]:
             rows_per_file=settings.rows_per_file,
             busy_timeout=settings.busy_timeout,
             lock_timeout=settings.lock_timeout,
+        ),
+        "tiers": TiersResource(
+            hot_store=str(settings.db_path), archive=str(settings.archive_path), busy_timeout=settings.busy_timeout
         ),
         "dream": DreamResource(archive=str(settings.archive_path), q_table=str(settings.q_table_path)),
         "duckdb": DuckDBResource(database=":memory:", connection_config=config),

@@ -1,0 +1,254 @@
+"""What can be checked of the tiers, each check with what to do where it fails.
+
+``doctor`` makes all of them at once, Dagster's checks each alone. None holds a lock or changes anything.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.archival import backlog
+from vidurai_pipeline.archival.archive import Archive, read_back
+from vidurai_pipeline.archival.hot_store import HotStore, json_ids
+from vidurai_pipeline.archival.pending import Pending
+from vidurai_pipeline.errors import ArchiveError, PipelineError
+
+#: What is left free on a disk beside what the next run needs.
+SPARE_BYTES = 100_000_000
+_NAMED = 5
+_UNREADABLE = (OSError, pa.ArrowException, KeyError)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found, and what to do about it where all is not well."""
+
+    check: str
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+
+
+@dataclass(frozen=True)
+class ArchiveSize:
+    """How much the archive holds.
+
+    Attributes:
+        files: its files.
+        rows: their rows.
+    """
+
+    files: int
+    rows: int
+
+
+def plural(number: int, noun: str) -> str:
+    """A number and its noun: ``1 file``, ``2,000 files``."""
+    if number != 1:
+        noun = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun}"
+
+
+def store_integrity(store: HotStore) -> Finding:
+    """SQLite's own ``quick_check``: it reads the whole store, and holds no writer up."""
+    try:
+        with closing(store.connect()) as con, store.errors():
+            faults = [row[0] for row in con.execute("PRAGMA quick_check(3)")]
+    except PipelineError as error:
+        return Finding("hot store integrity", "failed", str(error))
+    if faults == ["ok"]:
+        return Finding("hot store integrity", "ok", "quick_check found no fault")
+    return Finding(
+        "hot store integrity",
+        "failed",
+        f"{store.path} is damaged ({len(faults)} faults or more): stop Vidurai, keep a copy, recover it with "
+        "`sqlite3 STORE .recover` or from a backup",
+    )
+
+
+def archive_readable(
+    archive: Archive, before: ArchiveSize | None = None, *, thorough: bool
+) -> tuple[Finding, ArchiveSize]:
+    """Whether each file can be read, and whether none is gone.
+
+    Args:
+        archive: the archive.
+        before: what it held after the last run; it does not shrink by itself.
+        thorough: read the pages of a column too, not the footers alone.
+
+    Returns:
+        The finding, and what the archive holds now.
+    """
+    pending = {archive.root / mark.file for mark in _marks(archive)}
+    # What a pending file is worth, the next run finds out.
+    files = [path for path in archive.files() if path not in pending]
+    broken, rows = [], 0
+    for path in files:
+        try:
+            if thorough:
+                rows += sum(batch.num_rows for batch in read_back(path, ["id"]))
+            else:
+                with pq.ParquetFile(path) as file:
+                    file.schema_arrow.field("id")
+                    rows += file.metadata.num_rows
+        except _UNREADABLE:
+            if path.exists():
+                broken.append(path)
+    size = ArchiveSize(len(files), rows)
+    if broken:
+        names = ", ".join(map(str, broken[:_NAMED]))
+        detail = (
+            f"{len(broken)} of {plural(len(files), 'file')} can't be read: {names}. Restore them from a backup, or "
+            "move them out of the archive"
+        )
+        return Finding("archive", "failed", detail), size
+    if before is not None and rows < before.rows:
+        detail = (
+            f"{archive.root} holds {plural(before.rows - rows, 'memory')} fewer than after the last run "
+            f"({plural(before.files, 'file')} then, {len(files):,} now). Restore the files that are gone from a "
+            "backup; if they were removed on purpose, there is nothing to do"
+        )
+        return Finding("archive", "failed", detail), size
+    return Finding(
+        "archive", "ok", f"{archive.root}: {plural(len(files), 'file')}, {plural(rows, 'row')}, all readable"
+    ), size
+
+
+def one_tier(store: HotStore, archive: Archive) -> Finding:
+    """Look for memories that both tiers hold: same id, same moment of creation.
+
+    Reads the ids of the hot store and of those files that may hold one of them.
+    """
+    both: list[int] = []
+    try:
+        # In this order: a file that was there before the marks were read and has none has been purged.
+        files = archive.files()
+        marked = {archive.root / mark.file for mark in archive.pending.all()}
+        with closing(store.connect()) as con, store.errors():
+            con.execute("SELECT created_at FROM memories LIMIT 0")
+            hot = pa.array([id_ for (id_,) in con.execute("SELECT id FROM memories")], pa.int64())
+            for path in files:
+                if path not in marked:
+                    both += _shared(con, path, hot)
+    except (PipelineError, sqlite3.Error, *_UNREADABLE):
+        return Finding("one tier", "warning", "could not be checked: `vidurai-pipeline doctor` says what can't be read")
+    if both:
+        return Finding(
+            "one tier",
+            "warning",
+            f"{plural(len(both), 'memory')} both in the hot store and in the archive (ids "
+            f"{', '.join(map(str, both[:_NAMED]))}{', …' if len(both) > _NAMED else ''}): an older tool's purge "
+            "failed, or the store was restored from a backup. The next run archives those that are ARCHIVED again; "
+            "`history` shows each memory once",
+        )
+    return Finding("one tier", "ok", "no memory is in both tiers")
+
+
+def _shared(con: sqlite3.Connection, path: Path, hot: pa.Array) -> list[int]:
+    try:
+        with pq.ParquetFile(path) as file:
+            ids = file.read(["id"], use_threads=False).column("id")
+    except FileNotFoundError:
+        return []
+    known = pc.call_function("is_in", [ids], pc.SetLookupOptions(hot))
+    candidates = set(ids.filter(known).to_pylist())
+    if not candidates:
+        return []
+    shared = []
+    for batch in read_back(path, ["id", "created_at"]):
+        copies = dict(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        rows = con.execute(
+            "SELECT id, created_at FROM memories WHERE id IN (SELECT value FROM json_each(?))",
+            (json_ids(candidates & copies.keys()),),
+        )
+        shared += [id_ for id_, created_at in rows if copies[id_] == created_at]
+    return shared
+
+
+def no_duplicates(archive: Archive) -> Finding:
+    """Look for versions of a memory that the archive holds twice.
+
+    A memory that was archived, taken back and archived again is there in two versions: that is no duplicate.
+    """
+    repeated = "SELECT id FROM history_all GROUP BY id HAVING count(*) > 1"
+    try:
+        with RepoAnalyst(archive.root) as analyst:
+            suspects = analyst.query_archive(f"SELECT count(*) AS n FROM ({repeated})")
+            if not suspects or not suspects[0]["n"]:
+                return Finding("duplicates", "ok", "the archive holds no version of a memory twice")
+            found = analyst.query_archive(
+                "SELECT count(*) AS n, count(DISTINCT id) AS ids FROM (SELECT any_value(id) AS id FROM (SELECT "
+                f"* EXCLUDE (archived_at, filename, year, month) FROM history_all WHERE id IN ({repeated})) "
+                "AS copy GROUP BY copy HAVING count(*) > 1)"
+            )[0]
+    except ArchiveError:
+        return Finding("duplicates", "warning", "could not be checked: `vidurai-pipeline doctor` says which file")
+    if found["n"]:
+        return Finding(
+            "duplicates",
+            "warning",
+            f"the archive holds {plural(found['n'], 'version')} of {plural(found['ids'], 'memory')} more than once: "
+            "written by an older tool, or restored from a backup beside the original. `history` shows each memory "
+            "once and learning takes each once, so nothing needs to be done; to save the space, move the restored "
+            "files out of the archive",
+        )
+    return Finding("duplicates", "ok", f"{plural(suspects[0]['n'], 'memory')} in several versions, none of them twice")
+
+
+def disk_room(store: HotStore, archive: Archive) -> Finding:
+    """Whether the disks have room for what the next run writes."""
+    try:
+        needed = backlog.bytes_needed(backlog.count(store))
+    except PipelineError as error:
+        return Finding("disk", "failed", f"what the next run needs can't be told: {error}")
+    places = {archive.root: needed + SPARE_BYTES, store.path.parent: SPARE_BYTES}
+    free = {place: backlog.free_bytes(place) for place in places}
+    detail = ", ".join(f"{size / 1e9:.1f} GB free at {place}" for place, size in free.items())
+    if short := [place for place in places if free[place] < places[place]]:
+        wanted = " and ".join(f"{places[place] / 1e9:.1f} GB at {place}" for place in short)
+        return Finding("disk", "warning", f"{detail}: the next run may need {wanted}. Free some, or move the archive")
+    return Finding("disk", "ok", f"{detail}; the next run needs {needed / 1e9:.1f} GB at most")
+
+
+def backlog_shrinks(store: HotStore, waited: Sequence[int], left: Sequence[int]) -> Finding:
+    """Whether the runs keep up with what is archived.
+
+    Args:
+        store: the hot store.
+        waited: how many memories waited when each of the last runs began, newest first.
+        left: how many of them each of the last runs could not move, newest first.
+    """
+    try:
+        waiting = backlog.count(store).waiting
+    except PipelineError as error:
+        return Finding("backlog", "failed", str(error))
+    before = f"; {waited[0]:,} when the last run began" if waited else ""
+    if waited and waiting >= max(waited[0], backlog.WORTH_A_RUN):
+        return Finding(
+            "backlog",
+            "warning",
+            f"{waiting:,} memories wait{before}: it does not shrink. See under Runs whether the last ones failed, "
+            "and under Automation whether the schedule is on and Dagster's daemon runs; then run the job maintenance",
+        )
+    if len(left) > 2 and left[0] > left[1] > left[2]:
+        return Finding(
+            "backlog",
+            "warning",
+            f"each of the last runs left more memories behind ({left[2]:,}, {left[1]:,}, {left[0]:,}): see the "
+            "rejected ones and the reasons under parquet_archive, and correct them in SQLite",
+        )
+    return Finding("backlog", "ok", f"{waiting:,} memories wait{before}")
+
+
+def _marks(archive: Archive) -> list[Pending]:
+    try:
+        return archive.pending.all()
+    except PipelineError:
+        return []
