@@ -74,7 +74,7 @@ class Statement:
 def names_table(statement: Statement, table: str) -> bool:
     """Whether a statement reads a table or view of this name, or may do so."""
     return any(
-        node.get("type") in {"BASE_TABLE", "SHOW_REF"} and _name(node, "table_name").strip('"').lower() == table
+        node.get("type") in ("BASE_TABLE", "SHOW_REF") and _name(node, "table_name").strip('"').lower() == table
         for node in _nodes(statement.tree)
     )
 
