@@ -22,6 +22,8 @@ OWNERS = ["team:memory"]
 #: Runs that hold this pool wait for each other in Dagster's queue.
 POOL = "vidurai_archive"
 NEEDS_NOBODY = "no_file_needs_a_person"
+#: The entry of the Q-table's metadata that holds the gate's verdict.
+GATE = "gate"
 Q_TABLE_COLUMNS = dg.TableSchema(
     [
         dg.TableColumn("state", "string", "buckets: working, episodic, tokens, entropy, importance, messages"),
@@ -166,10 +168,16 @@ def q_table(
 
     Each archived memory with an outcome (-1 or 1) trains it once, in order of archival. The file is
     in Vidurai's own format.
+
+    A table that is damaged, or foretells held-out experiences worse than the one in use, does not replace it: it is
+    kept beside it as a candidate, and the checks say why.
     """
     with readable_failures(), duckdb.get_connection() as connection:
         stats = dream.dream_cycle(connection).run()
-    if not stats["success"]:
+    refused = stats["gate"] is not None and not stats["gate"]["passed"]
+    if refused:
+        context.log.error(stats["error"])
+    elif not stats["success"]:
         raise dg.Failure(description=stats["error"], allow_retries=False)
     if stats["skipped"]:
         context.log.warning(f"memories that could not be learned from, by reason: {stats['skipped']}")
@@ -183,8 +191,11 @@ def q_table(
             "negative": stats["negative_rewards"],
             "total reward": stats["total_reward"],
             "states": stats["states"],
+            "episodes": stats["table_episodes"],
             "epsilon": stats["epsilon"],
             "skipped": sum(stats["skipped"].values()),
+            "held back": stats["held_back"],
+            GATE: dg.MetadataValue.json(stats["gate"] or {}),
         }
     )
 

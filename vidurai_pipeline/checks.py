@@ -1,4 +1,4 @@
-"""Asset checks: the one that stands before the purge, and those of the tiers' health."""
+"""Asset checks: the one that stands before the purge, the Q-table's gate, and those of the tiers' health."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 
 from vidurai_pipeline import health
-from vidurai_pipeline.assets import POOL, archived_rows, parquet_archive, purged_rows
-from vidurai_pipeline.resources import ArchiverResource, TiersResource, readable_failures
+from vidurai_pipeline.assets import GATE, POOL, archived_rows, parquet_archive, purged_rows, q_table
+from vidurai_pipeline.resources import ArchiverResource, DreamResource, TiersResource, readable_failures
 
 _SHOWN = 20
 _RUNS_LOOKED_AT = 3
@@ -42,6 +42,62 @@ def archive_equals_hot_store(archiver: ArchiverResource) -> dg.AssetCheckResult:
             ),
         },
     )
+
+
+@dg.asset_check(asset=q_table, pool=POOL)
+def q_table_is_well_formed(context: dg.AssetCheckExecutionContext, dream: DreamResource) -> dg.AssetCheckResult:
+    """Values are finite and within the bound that rewards and discount allow, actions known, states readable.
+
+    It looks at the table in use, and at the one that the last dream learned. If that one is not well-formed, it stands
+    beside the table in use as a candidate, and the table in use was not changed.
+    """
+    with readable_failures():
+        found = dream.insight()
+    values = sum(len(one.values) for one in found.states)
+    faults = found.faults or list(_last_verdict(context).get("faults", ()))
+    return dg.AssetCheckResult(
+        passed=not faults,
+        description=faults[0] if faults else f"{values:,} values in {len(found.states):,} states are well-formed",
+        metadata={
+            "states": len(found.states),
+            "values": values,
+            "bound (points)": found.bound,
+            "taught by another program only": found.inherited,
+            "what is wrong": dg.MetadataValue.md("\n".join(f"- {line}" for line in faults) or "nothing"),
+        },
+    )
+
+
+@dg.asset_check(asset=q_table, pool=POOL)
+def q_table_is_not_worse(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """The new table foretells held-out experiences no worse than the one in use, within what chance explains.
+
+    While it fails, the new table is a candidate beside the one in use, and nothing of what it learned counts as
+    learned. See docs/learning.md for the method and its limits.
+    """
+    verdict = _last_verdict(context)
+    if not verdict:
+        return dg.AssetCheckResult(passed=True, description="no new table: there was nothing to learn")
+    numbers = {
+        "held-out experiences": verdict["held_out"],
+        "error of the table in use (points)": verdict["old_error"],
+        "error of the new table (points)": verdict["new_error"],
+        "margin (points squared)": verdict["margin"],
+    }
+    return dg.AssetCheckResult(
+        passed=verdict["not_worse"] is not False,
+        severity=dg.AssetCheckSeverity.ERROR if verdict["enforced"] else dg.AssetCheckSeverity.WARN,
+        description=verdict["reason"],
+        metadata={name: value for name, value in numbers.items() if value is not None},
+    )
+
+
+def _last_verdict(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
+    """What the gate said in the last dream that Dagster ran; nothing if it had no new table."""
+    event = context.instance.get_latest_materialization_event(q_table.key)
+    made = event.asset_materialization if event is not None else None
+    found = made.metadata.get(GATE) if made is not None else None
+    return found.value if isinstance(found, dg.JsonMetadataValue) and isinstance(found.value, dict) else {}
 
 
 # The checks below hold no lock and wait for no run: they never stand in the purge's way. The job `health` makes them.

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.rl.states import RewardProfile
 
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
@@ -67,6 +68,15 @@ class Settings(BaseSettings):
         default="1GB", description="the most memory that DuckDB may use, also as a share: `50%`"
     )
     threads: int | None = Field(default=None, gt=0, description="DuckDB's threads; default one for each core")
+    reward_profile: RewardProfile = Field(
+        default=RewardProfile.BALANCED,
+        description="what learning rewards most: `balanced`, `cost_focused` (few tokens) or `quality_focused`",
+    )
+    alpha: float = Field(default=0.1, gt=0, le=1, description="learning rate")
+    gamma: float = Field(default=0.9, ge=0, le=1, description="discount of later rewards")
+    epsilon_max: float = Field(default=0.3, ge=0, le=1, description="share of random decisions at the beginning")
+    epsilon_min: float = Field(default=0.05, ge=0, le=1, description="share of random decisions that remains")
+    epsilon_decay: float = Field(default=0.003, ge=0, description="how fast it falls, for each episode")
     schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
     timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
         default=None, description="the schedule's time zone; default this machine's"

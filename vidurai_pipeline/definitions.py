@@ -14,7 +14,12 @@ from vidurai_pipeline.automation import (
     maintenance,
     schedules,
 )
-from vidurai_pipeline.checks import HEALTH_CHECKS, archive_equals_hot_store
+from vidurai_pipeline.checks import (
+    HEALTH_CHECKS,
+    archive_equals_hot_store,
+    q_table_is_not_worse,
+    q_table_is_well_formed,
+)
 from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.early_run import early_run_sensor
 from vidurai_pipeline.resources import build_resources
@@ -32,7 +37,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=[archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)],
-        asset_checks=[archive_equals_hot_store, *HEALTH_CHECKS],
+        asset_checks=[archive_equals_hot_store, q_table_is_well_formed, q_table_is_not_worse, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, health_job, prune_history],
         schedules=[*schedules(settings), prune_schedule(settings)],
         sensors=[

@@ -48,7 +48,12 @@ def _archive(settings: Settings) -> dict[str, Any]:
 
 
 def _q_table(settings: Settings) -> dict[str, Any]:
-    policy = QLearningPolicy.load(settings.q_table_path)
+    policy = QLearningPolicy.load(
+        settings.q_table_path,
+        epsilon_max=settings.epsilon_max,
+        epsilon_min=settings.epsilon_min,
+        epsilon_decay=settings.epsilon_decay,
+    )
     return {"path": str(settings.q_table_path), **policy.get_statistics()}
 
 

@@ -17,6 +17,9 @@ from vidurai_pipeline.archival.results import Progress, unwatched
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.rl.dreamer import DreamCycle
+from vidurai_pipeline.rl.insight import Insight, read_insight
+from vidurai_pipeline.rl.progress import Parameters
+from vidurai_pipeline.rl.states import RewardProfile
 
 
 @contextlib.contextmanager
@@ -80,10 +83,34 @@ class DreamResource(dg.ConfigurableResource):
 
     archive: str = Field(description="the folder of the Parquet archive")
     q_table: str = Field(description="the Q-table's file")
+    reward_profile: str = Field("balanced", description="what learning rewards most")
+    alpha: float = Field(0.1, description="learning rate")
+    gamma: float = Field(0.9, description="discount of later rewards")
+    epsilon_max: float = Field(0.3, description="share of random decisions at the beginning")
+    epsilon_min: float = Field(0.05, description="share of random decisions that remains")
+    epsilon_decay: float = Field(0.003, description="how fast it falls, for each episode")
 
     def dream_cycle(self, connection: duckdb.DuckDBPyConnection) -> DreamCycle:
         """A dream cycle that reads the archive through a DuckDB connection."""
-        return DreamCycle(Path(self.archive), Path(self.q_table), connection=connection)
+        return DreamCycle(
+            Path(self.archive),
+            Path(self.q_table),
+            reward_profile=RewardProfile(self.reward_profile),
+            alpha=self.alpha,
+            gamma=self.gamma,
+            epsilon_max=self.epsilon_max,
+            epsilon_min=self.epsilon_min,
+            epsilon_decay=self.epsilon_decay,
+            connection=connection,
+        )
+
+    def insight(self) -> Insight:
+        """What the table in use has learned."""
+        profile = RewardProfile(self.reward_profile)
+        return read_insight(
+            Path(self.q_table),
+            Parameters(profile, self.alpha, self.gamma, self.epsilon_max, self.epsilon_min, self.epsilon_decay),
+        )
 
 
 class TiersResource(dg.ConfigurableResource):
@@ -121,6 +148,15 @@ def build_resources(settings: Settings) -> dict[str, object]:
         "tiers": TiersResource(
             hot_store=str(settings.db_path), archive=str(settings.archive_path), busy_timeout=settings.busy_timeout
         ),
-        "dream": DreamResource(archive=str(settings.archive_path), q_table=str(settings.q_table_path)),
+        "dream": DreamResource(
+            archive=str(settings.archive_path),
+            q_table=str(settings.q_table_path),
+            reward_profile=settings.reward_profile.value,
+            alpha=settings.alpha,
+            gamma=settings.gamma,
+            epsilon_max=settings.epsilon_max,
+            epsilon_min=settings.epsilon_min,
+            epsilon_decay=settings.epsilon_decay,
+        ),
         "duckdb": DuckDBResource(database=":memory:", connection_config=config),
     }

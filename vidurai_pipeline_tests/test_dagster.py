@@ -27,6 +27,7 @@ from vidurai_pipeline.automation import dream_after_failure
 from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.rl.archives import memory, write_file
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ["archived_rows", "parquet_archive", "purged_rows", "q_table"]
@@ -84,11 +85,15 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
         "q_table": {"purged_rows"},
     }
     checks = {
-        check.name
+        (check.asset_key.to_user_string(), check.name)
         for check in definitions.resolve_job_def("maintenance").asset_layer.asset_graph.asset_check_keys
-        if check.asset_key == dg.AssetKey("parquet_archive")
     }
-    assert checks >= {"archive_equals_hot_store", "no_file_needs_a_person"}
+    assert checks >= {
+        ("parquet_archive", "archive_equals_hot_store"),
+        ("parquet_archive", "no_file_needs_a_person"),
+        ("q_table", "q_table_is_well_formed"),
+        ("q_table", "q_table_is_not_worse"),
+    }
 
 
 def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instance: dg.DagsterInstance) -> None:
@@ -239,6 +244,58 @@ def test_steps_can_be_run_one_by_one(settings: Settings, instance: dg.DagsterIns
     for name in ASSETS:
         assert job.execute_in_process(instance=instance, asset_selection=[dg.AssetKey(name)]).success
     assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
+def q_table_checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+    return {check.check_name: check for check in result.get_asset_check_evaluations() if "q_table" in check.check_name}
+
+
+def write_night(settings: Settings, name: str, first: int, count: int, outcome: int) -> Path:
+    rows = [memory(n, outcome, archived_at=f"2030-01-01T02:00:00.{n:06d}") for n in range(first, first + count)]
+    return write_file(settings.archive_path, name, rows, month="2030/01")
+
+
+def test_a_table_that_is_worse_stays_a_candidate(settings: Settings, instance: dg.DagsterInstance) -> None:
+    write_night(settings, "1.parquet", 0, 1000, outcome=1)
+    result = execute(settings, instance, "dream_job")
+    checks = q_table_checks(result)
+    assert {name: check.passed for name, check in checks.items()} == {
+        "q_table_is_well_formed": True,
+        "q_table_is_not_worse": True,
+    }
+    assert "first table" in (checks["q_table_is_not_worse"].description or "")
+    before = settings.q_table_path.read_bytes()
+    bad = write_night(settings, "2.parquet", 1000, 50, outcome=-1)
+    result = execute(settings, instance, "dream_job")
+    assert result.success, "a check fails, not the step: the table in use is still good"
+    checks = q_table_checks(result)
+    assert {name: check.passed for name, check in checks.items()} == {
+        "q_table_is_well_formed": True,
+        "q_table_is_not_worse": False,
+    }
+    assert "worse by more than chance explains" in (checks["q_table_is_not_worse"].description or "")
+    assert checks["q_table_is_not_worse"].severity == dg.AssetCheckSeverity.ERROR
+    made = materialized(result)["q_table"]
+    assert (made["experiences learned"], made["held back"]) == (0, 50)
+    assert settings.q_table_path.read_bytes() == before
+    assert settings.q_table_path.with_name("q_table.candidate.json").exists()
+    bad.unlink()
+    checks = q_table_checks(execute(settings, instance, "dream_job"))
+    assert all(check.passed for check in checks.values())
+    assert not settings.q_table_path.with_name("q_table.candidate.json").exists()
+
+
+def test_a_table_that_was_spoilt_is_seen(settings: Settings, instance: dg.DagsterInstance) -> None:
+    write_night(settings, "1.parquet", 0, 100, outcome=1)
+    assert execute(settings, instance, "dream_job").success
+    document = json.loads(settings.q_table_path.read_text())
+    document["q_table"]["no state"] = {"compress_now": 1.0}
+    settings.q_table_path.write_text(json.dumps(document))
+    write_night(settings, "2.parquet", 100, 10, outcome=1)
+    result = execute(settings, instance, "dream_job")
+    check = q_table_checks(result)["q_table_is_well_formed"]
+    assert check.passed, "another program may know more"
+    assert check.metadata["taught by another program only"].value == 1
 
 
 def test_a_failure_before_the_dream_starts_a_dream(settings: Settings, instance: dg.DagsterInstance) -> None:

@@ -22,7 +22,6 @@ What a dream promises:
 """
 
 import logging
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,22 +30,11 @@ import duckdb
 
 from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError
-from vidurai_pipeline.rl.curve import extend
+from vidurai_pipeline.rl.attempt import Attempt
 from vidurai_pipeline.rl.experiences import Experiences
-from vidurai_pipeline.rl.gate import QTable, Verdict, compare, find_faults, value_bound
-from vidurai_pipeline.rl.lesson import Lesson, Teacher, add_visits
-from vidurai_pipeline.rl.plan import Plan, make_plan
-from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.progress import Order, Parameters, Progress
-from vidurai_pipeline.rl.states import Action, RewardProfile
-from vidurai_pipeline.rl.table_file import (
-    DamagedTableError,
-    Snapshot,
-    TableChangedError,
-    TableContents,
-    TableFile,
-    decode,
-)
+from vidurai_pipeline.rl.states import RewardProfile
+from vidurai_pipeline.rl.table_file import DamagedTableError, Snapshot, TableChangedError, TableFile
 
 logger = logging.getLogger(__name__)
 # Who asked for the dream reads of its failure in the statistics; without a handler, Python would print it once more.
@@ -69,13 +57,13 @@ class DreamCycle:
         archive_base: Path | None = None,
         q_table_path: Path | None = None,
         *,
-        reward_profile: RewardProfile = RewardProfile.BALANCED,
+        reward_profile: RewardProfile | None = None,
         max_episodes: int | None = None,
-        alpha: float = 0.1,
-        gamma: float = 0.9,
-        epsilon_max: float = 0.3,
-        epsilon_min: float = 0.05,
-        epsilon_decay: float = 0.003,
+        alpha: float | None = None,
+        gamma: float | None = None,
+        epsilon_max: float | None = None,
+        epsilon_min: float | None = None,
+        epsilon_decay: float | None = None,
         connection: duckdb.DuckDBPyConnection | None = None,
     ) -> None:
         """Set up a dream; nothing is read yet.
@@ -83,9 +71,9 @@ class DreamCycle:
         Args:
             archive_base: the cold archive's folder; default the settings'.
             q_table_path: the table's file; default the settings'.
-            reward_profile: what the user wants most.
+            reward_profile: what the user wants most; this and the next five default to the settings'.
             max_episodes: learn no more than this many experiences in a run; the next run goes on from there.
-            alpha: learning rate, 0 to 1.
+            alpha: learning rate, above 0 up to 1.
             gamma: discount of later rewards, 0 to 1.
             epsilon_max: share of random decisions at the beginning, 0 to 1.
             epsilon_min: share of random decisions that remains, 0 to 1.
@@ -94,17 +82,16 @@ class DreamCycle:
         """
         self.archive_base = archive_base
         self.q_table_path = q_table_path
-        self.reward_profile = reward_profile
         self.max_episodes = max_episodes
         self.connection = connection
-        self._hyperparameters: dict[str, Any] = {
+        self._given = {
+            "reward_profile": reward_profile,
             "alpha": alpha,
             "gamma": gamma,
             "epsilon_max": epsilon_max,
             "epsilon_min": epsilon_min,
             "epsilon_decay": epsilon_decay,
         }
-        self._parameters = Parameters(reward_profile.value, alpha, gamma)
 
     def run(self, *, rebuild: bool = False, order: Order = "chronological") -> dict[str, Any]:
         """Dream once. Whatever goes wrong, this returns and says so in ``error``.
@@ -176,6 +163,8 @@ class DreamCycle:
         if self.max_episodes is not None and self.max_episodes < 1:
             raise ConfigError("max_episodes must be at least 1")
         settings = load_settings()
+        given = {name: value for name, value in self._given.items() if value is not None}
+        parameters = Parameters(**{**{name: getattr(settings, name) for name in self._given}, **given})
         file = TableFile(self.q_table_path or settings.q_table_path)
         archive_base = self.archive_base or settings.archive_path
         # The table first: a damaged one should be known before minutes go into the archive.
@@ -183,9 +172,10 @@ class DreamCycle:
         with Experiences.open(
             archive_base, self.connection, memory_limit=settings.memory_limit, threads=settings.threads
         ) as experiences:
+            attempt = Attempt(file, experiences, parameters, rebuild=rebuild, order=order, limit=self.max_episodes)
             for _ in range(_ATTEMPTS):
                 try:
-                    stats.update(self._dream(file, live, experiences, rebuild, order))
+                    stats.update(attempt.dream(live))
                     return
                 except TableChangedError:
                     live = self._read_table(file, stats, rebuild)
@@ -212,156 +202,6 @@ class DreamCycle:
             Progress.from_json(live.contents.progress)
         except DamagedTableError as error:
             raise file.damaged(str(error)) from None
-
-    def _dream(
-        self, file: TableFile, live: Snapshot | None, experiences: Experiences, rebuild: bool, order: Order
-    ) -> dict[str, Any]:
-        """One attempt, from a table as it was read to the table that replaces it."""
-        plan = make_plan(
-            live,
-            file.remembered(),
-            experiences,
-            self._parameters,
-            rebuild=rebuild,
-            limited=self.max_episodes is not None,
-        )
-        start = plan.start.contents
-        in_use = {} if live is None else _copy(live.contents.q_table)
-        begun_with = _copy(start.q_table)
-        teacher = Teacher(experiences, self.reward_profile)
-        policy = self._policy(start)
-        # What both tables are judged by must not have been taught to one of them alone. A rebuilt table and the one
-        # in use have both learned it.
-        shadow = None if plan.rebuild else self._policy(replace(start, q_table=_copy(begun_with)))
-        lesson = teacher.teach(
-            policy, shadow, after=plan.after, newest_first=order == "newest-first", limit=self.max_episodes
-        )
-        facts = {
-            "skipped": experiences.skipped,
-            "duplicates": experiences.duplicates,
-            "already_learned": plan.behind,
-            "late": plan.late,
-            "missing": plan.missing,
-        }
-        verdict = None
-        if lesson.episodes:
-            policy.end_episode()
-        progress = self._progress(plan, lesson, experiences, order)
-        if lesson.episodes or plan.start.daemon == "merged":
-            faults, inherited = find_faults(policy.q_table, begun_with, value_bound(self.reward_profile, policy.gamma))
-            judged = policy if shadow is None or not lesson.episodes else shadow
-            verdict = replace(
-                self._compare(live, in_use, judged.q_table, teacher),
-                faults=faults,
-                inherited=inherited,
-                enforced=not rebuild,
-            )
-            if not verdict.passed:
-                in_use_still = self._policy(TableContents() if live is None else decode(live.raw))
-                return {
-                    "error": self._refuse(file, policy, progress, verdict),
-                    "held_back": lesson.episodes,
-                    **facts,
-                    **_table_facts(in_use_still),
-                    "gate": verdict.to_dict(),
-                }
-            self._save(file, live, policy, progress)
-        elif live is not None and live.contents.progress is not None:
-            file.remember(live.raw)
-        file.drop_candidate()
-        return {
-            "episodes": lesson.episodes,
-            "positive_rewards": lesson.positive,
-            "negative_rewards": lesson.negative,
-            "total_reward": lesson.reward,
-            **facts,
-            "rebuilt": plan.rebuild and lesson.episodes > 0,
-            "daemon": plan.start.daemon,
-            "replaced": plan.start.replaced,
-            **_table_facts(policy),
-            "gate": verdict and verdict.to_dict(),
-            "notice": "; ".join(plan.notices) or None,
-        }
-
-    def _policy(self, contents: TableContents) -> QLearningPolicy:
-        policy = QLearningPolicy(**self._hyperparameters)
-        policy.adopt(contents)
-        return policy
-
-    def _compare(self, live: Snapshot | None, in_use: QTable, new: QTable, teacher: Teacher) -> Verdict:
-        if live is None or not any(in_use.values()):
-            return Verdict(reason="not compared: it is the first table")
-        if live.contents.progress is not None:
-            try:
-                parameters = Progress.from_json(live.contents.progress).parameters
-            except QTableError:
-                parameters = None
-            if parameters != self._parameters:
-                return Verdict(reason="not compared: the table in use was trained with other parameters")
-        return compare(in_use, new, teacher.held_out(), self._parameters.alpha, self._parameters.gamma)
-
-    def _refuse(self, file: TableFile, policy: QLearningPolicy, progress: Progress | None, verdict: Verdict) -> str:
-        """Keep the new table beside the one in use, which stays as it is, and so does what it has learned."""
-        why = f"not well-formed ({verdict.faults[0]})" if verdict.faults else f"worse ({verdict.reason})"
-        contents = policy.contents()
-        if progress is not None:
-            note = replace(progress, table_digest=contents.digest()).to_json()
-            contents.progress = {**note, "gate": verdict.to_dict()}
-        file.write_candidate(contents)
-        return (
-            f"the newly learned table is {why}: it is kept as {file.candidate_path}, and {file.path} stays as it was. "
-            "Each dream tries again with what the archive holds by then; look for a bad night in it, or take what it "
-            "says with `vidurai-pipeline dream --rebuild`"
-        )
-
-    def _progress(self, plan: Plan, lesson: Lesson, experiences: Experiences, order: Order) -> Progress | None:
-        """The note for the table that comes out of a plan; None while nothing at all was learned."""
-        before = plan.start.progress
-        if lesson.last is None:
-            return before
-        if before is not None:
-            # What came late and is not learned must not count as settled, or it would be forgotten.
-            return replace(
-                before,
-                watermark=lesson.last,
-                accounted=before.accounted + lesson.episodes,
-                visits=add_visits(before.visits, lesson.visits),
-                curve=extend(before.curve, lesson.points),
-            )
-        # Newest first with a limit leaves out the oldest on purpose.
-        last = experiences.last() if order == "newest-first" else lesson.last
-        assert last is not None  # noqa: S101 (something was learned)
-        accounted = experiences.total if order == "newest-first" else lesson.episodes
-        return Progress(
-            watermark=last,
-            accounted=accounted,
-            order=order,
-            pure=plan.start.daemon is None,
-            parameters=self._parameters,
-            table_digest="",
-            visits=lesson.visits,
-            curve=extend((), lesson.points),
-        )
-
-    def _save(self, file: TableFile, live: Snapshot | None, policy: QLearningPolicy, progress: Progress | None) -> None:
-        contents = policy.contents()
-        if progress is not None:
-            contents.progress = replace(progress, table_digest=contents.digest()).to_json()
-        written = file.write(contents, expected=live)
-        try:
-            file.remember(written.raw)
-        except QTableError as error:
-            # The table is safe, and the next dream makes the copy again; only a daemon that writes before then
-            # would be taken for one that nobody dreamt beside.
-            logger.warning("%s", error)
-
-
-def _copy(table: QTable) -> dict[str, dict[Action, float]]:
-    return {state: dict(row) for state, row in table.items()}
-
-
-def _table_facts(policy: QLearningPolicy) -> dict[str, Any]:
-    return {"states": len(policy.q_table), "table_episodes": policy.episodes, "epsilon": policy.get_epsilon()}
 
 
 def _place(error: Exception) -> str:

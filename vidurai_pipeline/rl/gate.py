@@ -19,7 +19,7 @@ See ``docs/learning.md`` for what this shows, and what it can't.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ class Verdict:
 
     Attributes:
         faults: why the new table is not well-formed; empty if it is.
-        inherited: values and states in it that another program taught and a dream could not have.
+        inherited: states and values in it that only another program can have taught.
         not_worse: whether the new table passed the comparison; None if there was nothing to compare, or too little.
         reason: the outcome of the comparison, one line.
         held_out: experiences that both tables were judged by.
@@ -99,39 +99,34 @@ def find_faults(table: QTable, begun_with: QTable, bound: float) -> tuple[list[s
 
     Args:
         table: the new table.
-        begun_with: what learning began with; what stands in it unchanged is inherited.
+        begun_with: what learning began with; another program may have taught it.
         bound: the largest absolute value that learning can give, in points.
 
     Returns:
-        What is wrong with what was learned, and how many inherited values are wrong likewise.
+        What is wrong, and how many states and values can't have been learned from the archive, but follow from what
+        learning began with.
     """
-    bound = max(bound, max((abs(value) for row in begun_with.values() for value in row.values()), default=0.0))
-    bound += _ROUNDING * bound
+    reachable = max(bound, max((abs(value) for row in begun_with.values() for value in row.values()), default=0.0))
     faults: list[str] = []
     inherited = 0
-    for state, old, new, fault in _wrong(table, begun_with, bound):
-        if old is not None and old == new:
-            inherited += 1
-        else:
-            faults.append(f"{state}: {fault}")
-    return faults[:_SHOWN] + ([f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []), inherited
-
-
-def _wrong(table: QTable, begun_with: QTable, bound: float) -> Iterator[tuple[str, Any, Any, str]]:
     for state, row in table.items():
         old = begun_with.get(state)
         if not is_state_hash(state):
-            # The name may be anything, so it is not repeated.
-            yield "a state", state if old is not None else None, state, "its name is not six buckets"
+            if old is None:
+                # The name may be anything, so it is not repeated.
+                faults.append("a state: its name is not six buckets")
+            inherited += old is not None
             continue
         for action, value in row.items():
-            before = None if old is None else old.get(action)
             if not isinstance(action, Action):
-                yield state, before, value, "unknown action"
+                faults.append(f"{state}: unknown action")
             elif not math.isfinite(value):
-                yield state, before, value, f"{action.value} is not a finite number"
-            elif abs(value) > bound:
-                yield state, before, value, f"{action.value} is beyond {bound:,.0f} points"
+                faults.append(f"{state}: {action.value} is not a finite number")
+            elif abs(value) > reachable * (1 + _ROUNDING):
+                faults.append(f"{state}: {action.value} is beyond {reachable:,.0f} points")
+            else:
+                inherited += abs(value) > bound * (1 + _ROUNDING)
+    return faults[:_SHOWN] + ([f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []), inherited
 
 
 def compare(old: QTable, new: QTable, held_out: list[HeldOut], alpha: float, gamma: float) -> Verdict:

@@ -99,9 +99,9 @@ def make_plan(
 
 
 def _check_parameters(was: Parameters, now: Parameters) -> None:
-    if was != now:
+    if not was.value_alike(now):
         raise ConfigError(
-            f"the Q-table was trained with profile {was.reward_profile}, alpha {was.alpha}, gamma {was.gamma}; "
-            f"to train it with profile {now.reward_profile}, alpha {now.alpha}, gamma {now.gamma} learn the "
+            f"the Q-table was trained with profile {was.reward_profile.value}, alpha {was.alpha}, gamma {was.gamma}; "
+            f"to train it with profile {now.reward_profile.value}, alpha {now.alpha}, gamma {now.gamma} learn the "
             "archive again with `vidurai-pipeline dream --rebuild`"
         )

@@ -19,6 +19,8 @@ from typing import Any, Literal, Self
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl.curve import Point
 from vidurai_pipeline.rl.experiences import Watermark
+from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.states import RewardProfile
 from vidurai_pipeline.rl.table_file import DamagedTableError, Snapshot, TableContents
 
 FORMAT = 1
@@ -27,11 +29,44 @@ Order = Literal["chronological", "newest-first"]
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a table was trained with; values learned with others can't be mixed with it."""
+    """What a table is trained with.
 
-    reward_profile: str
+    Attributes:
+        reward_profile: it sets the rewards.
+        alpha: learning rate.
+        gamma: discount.
+        epsilon_max: share of random decisions at the beginning.
+        epsilon_min: share of random decisions that remains.
+        epsilon_decay: of that share, per episode.
+    """
+
+    reward_profile: RewardProfile
     alpha: float
     gamma: float
+    epsilon_max: float = 0.3
+    epsilon_min: float = 0.05
+    epsilon_decay: float = 0.003
+
+    def value_alike(self, other: "Parameters") -> bool:
+        """Whether values learned with these and with others can stand in one table; epsilon has no part in them."""
+        return (self.reward_profile, self.alpha, self.gamma) == (other.reward_profile, other.alpha, other.gamma)
+
+    def policy(self) -> QLearningPolicy:
+        """A policy that knows nothing yet."""
+        return QLearningPolicy(self.epsilon_max, self.epsilon_min, self.epsilon_decay, self.alpha, self.gamma)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Read the parameters of a note.
+
+        Raises:
+            TypeError, ValueError: they are none.
+        """
+        profile, numbers = RewardProfile(fields["reward_profile"]), {**fields}
+        del numbers["reward_profile"]
+        if not all(isinstance(value, int | float) for value in numbers.values()):
+            raise TypeError
+        return cls(profile, **numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +101,7 @@ class Progress:
         """The note as it stands in the file."""
         note = asdict(self)
         note["watermark"] = self.watermark._asdict()
+        note["parameters"]["reward_profile"] = self.parameters.reward_profile.value
         return {"format": FORMAT, **note}
 
     @classmethod
@@ -87,7 +123,7 @@ class Progress:
                 **{
                     **fields,
                     "watermark": Watermark(**fields["watermark"]),
-                    "parameters": Parameters(**fields["parameters"]),
+                    "parameters": Parameters.from_json(fields["parameters"]),
                     "curve": tuple(Point.from_json(point) for point in fields.get("curve", ())),
                 }
             )

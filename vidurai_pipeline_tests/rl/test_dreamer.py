@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,63 @@ def test_other_parameters_ask_for_a_rebuild(archive: Path, table: Path) -> None:
     assert "alpha 0.5" in failed(archive, table, alpha=0.5)
     assert table.read_bytes() == before
     dream(archive, table, reward_profile=RewardProfile.COST_FOCUSED, rebuild=True)
+
+
+def test_parameters_come_from_the_settings_and_stay_with_the_table(
+    archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_file(archive, "1.parquet", [memory(1)])
+    monkeypatch.setenv("VIDURAI_REWARD_PROFILE", "cost_focused")
+    monkeypatch.setenv("VIDURAI_ALPHA", "0.5")
+    monkeypatch.setenv("VIDURAI_EPSILON_MIN", "0.01")
+    stats = dream(archive, table)
+    assert learned(table)["2|1|0|5|5|1"] == {"compress_now": 0.5 * 55.0}
+    assert json.loads(table.read_text())["vidurai_pipeline"]["parameters"] == {
+        "reward_profile": "cost_focused",
+        "alpha": 0.5,
+        "gamma": 0.9,
+        "epsilon_max": 0.3,
+        "epsilon_min": 0.01,
+        "epsilon_decay": 0.003,
+    }
+    assert stats["epsilon"] == QLearningPolicy(epsilon_min=0.01).epsilon_min + 0.29 * math.exp(-0.003)
+    for name, value in (("REWARD_PROFILE", "balanced"), ("ALPHA", "0.2"), ("GAMMA", "0.5")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"VIDURAI_{name}", value)
+            error = failed(archive, table)
+        assert "profile cost_focused, alpha 0.5, gamma 0.9; to train it with" in error
+        assert f"{name.lower()} {value}".removeprefix("reward_") in error
+        assert "--rebuild" in error
+        assert "\n" not in error
+    assert "VIDURAI_ALPHA='0'" in failed_with(archive, table, monkeypatch, "VIDURAI_ALPHA", "0")
+
+
+def failed_with(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> str:
+    with monkeypatch.context() as patch:
+        patch.setenv(name, value)
+        return failed(archive, table)
+
+
+def test_epsilon_is_no_part_of_what_was_learned(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(archive, "1.parquet", [memory(1)])
+    dream(archive, table)
+    monkeypatch.setenv("VIDURAI_EPSILON_DECAY", "1")
+    write_file(archive, "2.parquet", [memory(2)])
+    stats = dream(archive, table)
+    assert stats["episodes"] == 1
+    assert stats["epsilon"] == json.loads(table.read_text())["epsilon"] == 0.05 + (0.3 - 0.05) * math.exp(-2)
+
+
+def test_a_note_from_before_epsilon_was_kept(archive: Path, table: Path) -> None:
+    write_file(archive, "1.parquet", [memory(1)])
+    dream(archive, table)
+    document = json.loads(table.read_text())
+    note = document["vidurai_pipeline"]
+    del note["visits"], note["curve"]
+    note["parameters"] = {"reward_profile": "balanced", "alpha": 0.1, "gamma": 0.9}
+    table.write_text(json.dumps(document))
+    write_file(archive, "2.parquet", [memory(2)])
+    assert dream(archive, table)["episodes"] == 1
 
 
 def test_late_files_are_learned_in_their_place(archive: Path, table: Path, tmp_path: Path) -> None:
