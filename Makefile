@@ -11,7 +11,7 @@ ifeq ($(strip $(VIDURAI_HOME)$(VIDURAI_DB)),)
 export VIDURAI_HOME := $(CURDIR)/sample
 SAMPLE := sample/vidurai.db
 endif
-.PHONY: run dev test test-fast lint format bench clean
+.PHONY: run dev test test-fast lint format docs bench clean
 
 run: $(VENV)/installed $(SAMPLE)  ## run the maintenance job on your store, or on a sample
 	@$(BIN)/vidurai-pipeline run
@@ -31,6 +31,10 @@ lint: $(VENV)/installed  ## ruff, pyright, import-linter
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed  ## write docs/configuration.md anew from the settings
+	$(BIN)/python -m vidurai_pipeline.configuration > docs/configuration.md.part
+	mv docs/configuration.md.part docs/configuration.md
 
 bench: $(VENV)/installed $(REFERENCE)/installed  ## compare with the reference implementation
 	$(BIN)/python -m benchmarks.archive

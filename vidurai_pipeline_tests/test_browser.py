@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.expected_conditions import element_to_be_clickable, visibility_of_element_located
+from selenium.webdriver.support.expected_conditions import element_to_be_clickable, text_to_be_present_in_element
 from selenium.webdriver.support.wait import WebDriverWait
 
 from vidurai_pipeline_tests.deployment.processes import answer, free_port, running
 
 PATIENCE = 120
+_CALM = 2.0
 
 
 class Page:
@@ -38,14 +40,19 @@ class Page:
 
     def see(self, text: str) -> None:
         """Wait for a text."""
-        place = (By.XPATH, f"//*[contains(normalize-space(text()), {text!r})]")
-        self._wait(visibility_of_element_located(place), f"{text!r} is not to be seen")
+        self._wait(text_to_be_present_in_element((By.TAG_NAME, "body"), text), f"{text!r} is not to be seen")
 
     def click(self, text: str) -> None:
         place = (By.XPATH, f"//*[self::a or self::button][normalize-space()={text!r}]")
         self._wait(element_to_be_clickable(place), f"{text!r} can't be clicked").click()
 
     def shoot(self, name: str) -> None:
+        """Save a picture of the page, once it has stopped loading."""
+        text, calm_since = "", time.monotonic()
+        while time.monotonic() - calm_since < _CALM:
+            time.sleep(0.2)
+            if (now := self.browser.find_element(By.TAG_NAME, "body").text) != text:
+                text, calm_since = now, time.monotonic()
         self.browser.save_screenshot(str(self._screenshots / f"{name}.png"))
 
     def _wait(self, condition: Any, otherwise: str) -> Any:
@@ -113,15 +120,20 @@ def test_a_stranger_materializes_all_and_sees_the_green_check(page: Page, tmp_pa
         assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
 
     page.open("/asset-groups")
-    for count in ("Materialized",):
-        page.see(count)
+    page.see("2 / 2 Passed")
     page.shoot("4-lineage-after")
+    page.browser.set_window_size(1600, 2600)
     for name in ("archived_rows", "parquet_archive", "purged_rows", "q_table"):
         page.open(f"/assets/{name}?view=overview")
         page.see("Row count")
         page.shoot(f"5-{name}")
+    page.browser.set_window_size(1600, 1100)
     page.open("/automation")
     page.see("nightly")
+    page.see("weekly_prune")
     page.shoot("6-automation")
+    page.open("/jobs")
+    page.see("maintenance")
+    page.shoot("7-jobs")
     errors = [entry for entry in page.browser.get_log("browser") if "favicon" not in entry["message"]]  # type: ignore[no-untyped-call]
     assert errors == []
