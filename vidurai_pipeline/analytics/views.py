@@ -4,7 +4,7 @@ The first two read the files with an explicit schema, so that nothing but the pl
 and the files it needs: no footer is read to plan a query, and the partition columns prune files before they are opened.
 
 ``history`` leaves out copies of a memory that a newer copy supersedes. Their places are worked out once per listing
-(see :func:`superseded_table`); an archive without duplicates, which is what this pipeline writes, pays nothing.
+(see :meth:`Views.superseded_places`); an archive without duplicates, which is what this pipeline writes, pays nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ class Views:
         """
         return self._union([*self._names(), "year", "month"], without_superseded=duplicates)
 
-    def superseded_table(self) -> str:
+    def superseded_places(self) -> str:
         """Find the copies that a newer copy of the same memory supersedes.
 
         Only memories that are there twice are looked at closely: the first step reads nothing but ids.
