@@ -241,15 +241,22 @@ class ArchiveDatabase:
         views = Views(root, str(self.base), files, columns)
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
-        connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
+        fill_in = [f"CREATE OR REPLACE {kind} MACRO {macro}" for macro in views.file_macros(first_only=False)]
         if superseded is None:
+            for statement in fill_in:
+                connection.execute(statement)
             superseded = [row[0] for row in connection.execute(views.superseded_places()).fetchall()]
             self._cache.save(self._footers.known, superseded)
         if superseded:
             places = "SELECT unnest($places::BIGINT[]) AS place"
             connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {places}", {"places": superseded})
+        for macro in views.file_macros(first_only=True):
+            connection.execute(f"CREATE OR REPLACE {kind} MACRO {macro}")
         history = views.history(duplicates=bool(superseded))
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {history}")
+        connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
+        for statement in fill_in:
+            connection.execute(statement)
 
 
 def _described(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
