@@ -22,6 +22,7 @@ from vidurai_pipeline.analytics.listing import (
     list_files,
     quote,
 )
+from vidurai_pipeline.analytics.listing_cache import ListingCache
 from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, memories
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
 
@@ -53,6 +54,7 @@ class ArchiveDatabase:
         self._threads = threads
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._footers = Footers()
+        self._cache = ListingCache(base)
         self._columns: Sequence[str] = ()
         self._lock = threading.RLock()
         self._scratch: Path | None = None
@@ -90,6 +92,7 @@ class ArchiveDatabase:
                 self._connection = None
                 try:
                     self._connection, self.files = self._open(files), files
+                    break
                 except duckdb.Error as error:
                     if last or list_files(self.base) == files:  # else a file was withdrawn meanwhile
                         raise self.explained(str(error), bound=False) from None
@@ -231,17 +234,29 @@ class ArchiveDatabase:
         return connection
 
     def _make_views(self, connection: duckdb.DuckDBPyConnection, root: str, files: Sequence[ArchiveFile]) -> None:
+        known, superseded = self._cache.load(files)
+        self._footers.known = known | self._footers.known
         columns = self._footers.merged(connection, root, self.base, files)
         self._columns = [*columns, "content", "year", "month"]
         views = Views(root, str(self.base), files, columns)
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
+        fill_in = [f"CREATE OR REPLACE {kind} MACRO {macro}" for macro in views.file_macros(first_only=False)]
+        if superseded is None:
+            for statement in fill_in:
+                connection.execute(statement)
+            superseded = [row[0] for row in connection.execute(views.superseded_places()).fetchall()]
+            self._cache.save(self._footers.known, superseded)
+        if superseded:
+            places = "SELECT unnest($places::BIGINT[]) AS place"
+            connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {places}", {"places": superseded})
+        for macro in views.file_macros(first_only=True):
+            connection.execute(f"CREATE OR REPLACE {kind} MACRO {macro}")
+        history = views.history(duplicates=bool(superseded))
+        connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {history}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
-        connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {views.superseded_table()}")
-        duplicates = bool(connection.execute(f"SELECT count(*) FROM {SUPERSEDED}").fetchall()[0][0])
-        connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {views.history(duplicates=duplicates)}")
-        if not duplicates:
-            connection.execute(f"DROP TABLE {SUPERSEDED}")
+        for statement in fill_in:
+            connection.execute(statement)
 
 
 def _described(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:

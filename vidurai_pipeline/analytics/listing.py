@@ -1,8 +1,8 @@
 """Which files the cold archive holds, and which columns they have.
 
 The listing is cheap (two milliseconds for a thousand files) and is made again for every query, so that a long-lived
-analyst sees what last night added. Footers are read once per file and process: a listing's entry carries the file's
-size, time and inode, and an entry that didn't change is the same file.
+analyst sees what last night added. Footers are read once per file: a listing's entry carries the file's size, times and
+inode, and an entry that didn't change is the same file.
 """
 
 import os
@@ -47,12 +47,23 @@ Columns = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFile:
-    """One Parquet file as the folder shows it; equal entries are the same file with the same content."""
+    """One Parquet file as the folder shows it; equal entries are the same file with the same content.
+
+    Attributes:
+        relative: its path within the archive.
+        size: in bytes.
+        modified: when its content changed, in nanoseconds since the epoch.
+        changed: when anything about it changed, which no one can set back.
+        inode: which file it is on its file system.
+        linked: whether the name is that of a symbolic link.
+    """
 
     relative: str
     size: int
     modified: int
+    changed: int
     inode: int
+    linked: bool = False
 
     @property
     def partitioned(self) -> bool:
@@ -102,7 +113,9 @@ def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterat
                         raise
                     continue
                 relative = entry.path[len(str(base)) :].lstrip("/")
-                yield ArchiveFile(relative, found.st_size, found.st_mtime_ns, found.st_ino)
+                yield ArchiveFile(
+                    relative, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, entry.is_symlink()
+                )
 
 
 def linked_targets(base: Path, files: Sequence[ArchiveFile]) -> tuple[list[str], list[str]]:
@@ -112,8 +125,8 @@ def linked_targets(base: Path, files: Sequence[ArchiveFile]) -> tuple[list[str],
         folders that are read through a link, and files that are.
     """
     real_base = os.path.realpath(base)
-    folders = {os.path.realpath(folder) for folder in {(base / file.relative).parent for file in files}}
-    paths = [os.path.realpath(path) for file in files if (path := base / file.relative).is_symlink()]
+    folders = {os.path.realpath(base / folder) for folder in {file.relative.rpartition("/")[0] for file in files}}
+    paths = [os.path.realpath(base / file.relative) for file in files if file.linked]
     outside = [folder for folder in sorted(folders) if os.path.commonpath([folder, real_base]) != real_base]
     return outside, paths
 
@@ -124,15 +137,23 @@ def quote(text: str) -> str:
 
 
 def file_list(root: str, files: Sequence[ArchiveFile]) -> str:
-    """Make the SQL list of the files' full paths."""
-    return "[" + ", ".join(quote(f"{root}/{file.relative}") for file in files) + "]"
+    """Make the SQL list of the files' full paths.
+
+    One text to split is parsed and bound in half the time that thousands of texts take; no name has a line break.
+    """
+    names = f"string_split({quote(chr(10).join(file.relative for file in files))}, chr(10))"
+    return f"list_transform({names}, lambda name: {quote(f'{root}/')} || name)"
 
 
 class Footers:
-    """The columns of each file, remembered between listings."""
+    """The columns of each file, remembered between listings.
+
+    Attributes:
+        known: the columns of the files of the last listing.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[ArchiveFile, Columns] = {}
+        self.known: dict[ArchiveFile, Columns] = {}
 
     def merged(
         self, connection: duckdb.DuckDBPyConnection, root: str, base: Path, files: Sequence[ArchiveFile]
@@ -148,10 +169,10 @@ class Footers:
         Raises:
             ArchiveError: a file is damaged, is not of memories, or disagrees with the others; it is named.
         """
-        known = {file: columns for file in files if (columns := self._known.get(file)) is not None}
+        known = {file: columns for file in files if (columns := self.known.get(file)) is not None}
         if new := [file for file in files if file not in known]:
             known.update(_read_footers(connection, root, base, new))
-        self._known = known
+        self.known = known
         samples: dict[Columns, ArchiveFile] = {}
         for file in files:
             samples.setdefault(known[file], file)

@@ -4,7 +4,7 @@ The first two read the files with an explicit schema, so that nothing but the pl
 and the files it needs: no footer is read to plan a query, and the partition columns prune files before they are opened.
 
 ``history`` leaves out copies of a memory that a newer copy supersedes. Their places are worked out once per listing
-(see :func:`superseded_table`); an archive without duplicates, which is what this pipeline writes, pays nothing.
+(see :meth:`Views.superseded_places`); an archive without duplicates, which is what this pipeline writes, pays nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from vidurai_pipeline.analytics.listing import ArchiveFile, file_list, is_nested, quote
 
 SUPERSEDED = "_superseded"
+_PARTITIONED, _LOOSE = "_partitioned_files", "_loose_files"
 HOT = "_hot"
 """The session's table of the hot store's memories."""
 
@@ -51,6 +52,22 @@ class Views:
         self._loose = [file for file in files if not (hive and file.partitioned)]
         self._columns = dict(columns)
 
+    def file_macros(self, *, first_only: bool) -> list[str]:
+        """The macros that the views read their lists of files from, each as ``name() AS list``.
+
+        To make a view, DuckDB binds it, which takes its time with thousands of files. A macro is bound only where it
+        is used: so the views are made over the first file of each list, and the lists are filled in afterwards.
+
+        Args:
+            first_only: whether each list is to hold its first file alone.
+        """
+        lists = {_PARTITIONED: self._partitioned, _LOOSE: self._loose}
+        return [
+            f"{macro}() AS {file_list(self._root, files[:1] if first_only else files)}"
+            for macro, files in lists.items()
+            if files
+        ]
+
     def history_all(self) -> str:
         """Every stored copy, with the file it is stored in."""
         filename = "filename"
@@ -66,7 +83,7 @@ class Views:
         """
         return self._union([*self._names(), "year", "month"], without_superseded=duplicates)
 
-    def superseded_table(self) -> str:
+    def superseded_places(self) -> str:
         """Find the copies that a newer copy of the same memory supersedes.
 
         Only memories that are there twice are looked at closely: the first step reads nothing but ids.
@@ -92,7 +109,7 @@ class Views:
     def _union(self, selection: Sequence[str], *, without_superseded: bool = False) -> str:
         branches = []
         if self._partitioned:
-            source = self._source(self._partitioned, "true, hive_types = {'year': INTEGER, 'month': INTEGER}")
+            source = self._source(_PARTITIONED, "true, hive_types = {'year': INTEGER, 'month': INTEGER}")
             branches.append(_branch(source, selection, {"place": _PLACE}, without_superseded))
         if self._loose:
             partition = {
@@ -100,19 +117,19 @@ class Views:
                 for key in ("year", "month")
             }
             own = {**partition, "place": f"(-1 - {_PLACE})"}
-            branches.append(_branch(self._source(self._loose, "false"), selection, own, without_superseded))
+            branches.append(_branch(self._source(_LOOSE, "false"), selection, own, without_superseded))
         if not branches:
             typed = [f"CAST(NULL AS {type_}) AS {identifier(name)}" for name, type_ in self._columns.items()]
             typed += [f"CAST(NULL AS {type_}) AS {name}" for name, type_ in _OWN_COLUMNS.items()]
             branches.append(f"SELECT {', '.join(selection)} FROM (SELECT {', '.join(typed)}) WHERE false")
         return " UNION ALL ".join(branches)
 
-    def _source(self, files: Sequence[ArchiveFile], hive: str) -> str:
+    def _source(self, macro: str, hive: str) -> str:
         schema = ", ".join(
             f"{quote(name)}: {{name: {quote(name)}, type: {quote(type_)}, default_value: NULL}}"
             for name, type_ in self._columns.items()
         )
-        return f"read_parquet({file_list(self._root, files)}, schema = MAP {{{schema}}}, hive_partitioning = {hive})"
+        return f"read_parquet({macro}(), schema = MAP {{{schema}}}, hive_partitioning = {hive})"
 
 
 def memories(cold: Mapping[str, str], hot: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -1,0 +1,171 @@
+"""The cache of what opening found out: always right, never needed."""
+
+import json
+import os
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pytest
+
+from vidurai_pipeline.analytics import listing, listing_cache
+from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline_tests.analytics.archives import BASE, OWN, memory, write
+
+FILES = 40
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(listing_cache, "SETTLED_SECONDS", 0.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    base = tmp_path / "archive"
+    for n in range(FILES):
+        write(base, [memory(n, verbatim=f"the secret {n}")], "2024-11", f"memories_{n:04d}.parquet")
+    write(base, [memory(1, gist="newer", archived_at="2025-02-01")], "2025-02")
+    return base
+
+
+def ask(base: Path) -> list[dict]:
+    with RepoAnalyst(base) as analyst:
+        return analyst.query_archive("SELECT * FROM history ORDER BY id")
+
+
+def files_read(base: Path) -> int:
+    """How many files' footers an analyst that is opened now reads."""
+    read, schemas = [], listing._schemas
+
+    def count(connection, root, files):
+        read.extend(files)
+        return schemas(connection, root, files)
+
+    with mock.patch.object(listing, "_schemas", count):
+        ask(base)
+    return len(read)
+
+
+def cached(cache: Path) -> list[Path]:
+    return [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_what_did_not_change_is_not_read_again(archive: Path, cache: Path):
+    assert files_read(archive) == FILES + 1
+    assert files_read(archive) == 0
+    rows = ask(archive)
+    assert [row["id"] for row in rows] == list(range(FILES))
+    assert rows[1]["gist"] == "newer"
+    (path,) = cached(cache)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "secret" not in path.read_text()
+
+
+def test_only_new_files_are_read(archive: Path):
+    ask(archive)
+    write(archive, [memory(900)], "2025-03", schema=OWN.append(pa.field("mood", pa.string())))
+    assert files_read(archive) == 1
+    assert ask(archive)[-1]["id"] == 900
+    assert "mood" in ask(archive)[0]
+
+
+def test_a_copy_that_comes_later_is_superseded_too(archive: Path):
+    ask(archive)
+    write(archive, [memory(5, gist="later", archived_at="2025-03-01")], "2025-03")
+    for _ in range(2):
+        rows = ask(archive)
+        assert len(rows) == FILES
+        assert rows[5]["gist"] == "later"
+    (archive / "year=2025" / "month=02" / "memories_20241215_020000.parquet").unlink()
+    assert ask(archive)[1]["gist"] == "gist 1"
+
+
+def test_a_file_changed_in_place_with_its_times_set_back_is_read_again(archive: Path):
+    path = write(archive, [memory(7_000)], "2024-10", schema=BASE)
+    assert ask(archive)[-1]["id"] == 7_000
+    before = path.stat()
+    content = path.read_bytes()
+    write(archive, [memory(7_001)], "2024-10", schema=BASE)
+    other = path.read_bytes()
+    path.write_bytes(other if len(other) == len(content) else content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert files_read(archive) == 1
+    assert ask(archive)[-1]["id"] == 7_001
+
+
+def test_a_file_broken_in_place_is_named(archive: Path):
+    ask(archive)
+    path = next(iter(sorted(archive.rglob("*.parquet"))))
+    with path.open("r+b") as file:
+        file.seek(-20, os.SEEK_END)
+        file.write(b"\xff" * 20)
+    with pytest.raises(ArchiveError, match=str(path)):
+        ask(archive)
+
+
+def test_young_files_are_not_trusted(archive: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listing_cache, "SETTLED_SECONDS", 1_000.0)
+    ask(archive)
+    assert files_read(archive) == FILES + 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"format": "0"}',
+        b"[" * 100_000,
+        "no files",
+        "wrong schema",
+        "one file less",
+        "places of text",
+        "other types",
+    ],
+)
+def test_a_damaged_cache_is_passed_over(archive: Path, cache: Path, content: bytes | str):
+    expected = ask(archive)
+    (path,) = cached(cache)
+    if isinstance(content, str):
+        found = json.loads(path.read_bytes())
+        if content == "no files":
+            del found["files"]
+        elif content == "wrong schema":
+            found["files"][3][-1] = 99
+        elif content == "one file less":
+            found["files"].pop()
+        elif content == "places of text":
+            found["superseded"] = ["x"]
+        else:
+            found["schemas"] = 7
+        content = json.dumps(found).encode()
+    path.write_bytes(content)
+    assert ask(archive) == expected
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(archive: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    cache.write_text("a file where the folder should be")
+    assert len(ask(archive)) == FILES
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert len(ask(archive)) == FILES
+
+
+def test_a_small_archive_leaves_no_trace(tmp_path: Path, cache: Path):
+    write(tmp_path / "small", [memory(1)])
+    ask(tmp_path / "small")
+    assert not cache.exists()
+
+
+def test_nothing_is_written_into_the_archive(archive: Path):
+    before = sorted(archive.rglob("*"))
+    ask(archive)
+    assert sorted(archive.rglob("*")) == before
