@@ -9,6 +9,7 @@ limit) and hands them over in batches, so a large archive takes little memory. N
 """
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -124,9 +125,10 @@ class Batch(NamedTuple):
         return Watermark(self.archived_at[-1].as_py(), self.ids[-1].as_py())
 
     def slices(self, most: int) -> Iterator["Batch"]:
-        """The batch in parts of no more than so many experiences."""
-        for start in range(0, len(self.codes), most):
-            part = slice(start, start + most)
+        """The batch in parts of like size, of no more than so many experiences."""
+        size = math.ceil(len(self.codes) / math.ceil(len(self.codes) / most))
+        for start in range(0, len(self.codes), size):
+            part = slice(start, start + size)
             yield Batch(self.codes[part], self.held_out[part], self.archived_at[part], self.ids[part])
 
 
