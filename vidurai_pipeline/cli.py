@@ -108,8 +108,8 @@ def flush(dry_run: bool, form: str) -> None:
 def dream(rebuild: bool, order: Any, form: str) -> None:
     """Train the Q-table on archived memories with an outcome that it has not learned yet."""
     from vidurai_pipeline.archival.archive import Archive  # noqa: PLC0415
+    from vidurai_pipeline.rl.archive_reader import archive_files  # noqa: PLC0415
     from vidurai_pipeline.rl.dreamer import DreamCycle  # noqa: PLC0415
-    from vidurai_pipeline.rl.experiences import archive_files  # noqa: PLC0415
 
     if order == "newest-first" and not rebuild:
         raise ConfigError("--order newest-first needs --rebuild: it can't be added to a table learned in another order")
