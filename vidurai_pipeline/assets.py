@@ -6,6 +6,7 @@ They hand each other nothing but order: what a step leaves for the next one stan
 run again alone, after a crash too.
 """
 
+import base64
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from dagster_duckdb import DuckDBResource
 from vidurai_pipeline.archival.schema import MEANINGS, Column
 from vidurai_pipeline.health import archive_readable
 from vidurai_pipeline.resources import ArchiverResource, DreamResource, readable_failures
+from vidurai_pipeline.rl.pictures import draw_curve, draw_heat_map
 
 GROUP = "memory_lifecycle"
 OWNERS = ["team:memory"]
@@ -179,6 +181,8 @@ def q_table(
         context.log.error(stats["error"])
     elif not stats["success"]:
         raise dg.Failure(description=stats["error"], allow_retries=False)
+    with readable_failures():
+        insight = dream.insight()
     if stats["skipped"]:
         context.log.warning(f"memories that could not be learned from, by reason: {stats['skipped']}")
     return dg.MaterializeResult(
@@ -194,14 +198,32 @@ def q_table(
             "episodes": stats["table_episodes"],
             "epsilon": stats["epsilon"],
             "skipped": sum(stats["skipped"].values()),
+            "actions logged, not inferred (share)": stats["logged_share"],
             "held back": stats["held_back"],
             GATE: dg.MetadataValue.json(stats["gate"] or {}),
+            "policy": _table(
+                [
+                    {
+                        "state": one.words,
+                        "best action": one.best_action.value,
+                        "value (points)": round(one.value, 1),
+                        "experiences": one.experiences,
+                    }
+                    for one in insight.states[:_SHOWN]
+                ]
+            ),
+            "heat map": _picture("the best action's value by tokens and importance", draw_heat_map(insight)),
+            "learning curve": _picture("error and reward over the experiences learned", draw_curve(insight)),
         }
     )
 
 
 def _counts(name: str, counts: dict[str, int]) -> dg.MetadataValue:
     return _table([{name: key, "memories": count} for key, count in counts.items()])
+
+
+def _picture(title: str, png: bytes) -> dg.MetadataValue:
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> dg.MetadataValue:

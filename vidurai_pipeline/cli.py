@@ -151,20 +151,46 @@ def flush(dry_run: bool, form: str) -> None:
 def dream(rebuild: bool, order: Any, form: str) -> None:
     """Train the Q-table on archived memories with an outcome that it has not learned yet."""
     from vidurai_pipeline.archival.archive import Archive  # noqa: PLC0415
+    from vidurai_pipeline.rl.archive_reader import archive_files  # noqa: PLC0415
     from vidurai_pipeline.rl.dreamer import DreamCycle  # noqa: PLC0415
 
     if order == "newest-first" and not rebuild:
         raise ConfigError("--order newest-first needs --rebuild: it can't be added to a table learned in another order")
     settings = load_settings()
+    empty = not archive_files(settings.archive_path)
     with Archive(settings.archive_path).lock("dream", settings.lock_timeout):
         stats = DreamCycle(settings.archive_path, settings.q_table_path).run(rebuild=rebuild, order=order)
     if form == "json":
         display.print_json(stats)
     elif stats["success"]:
-        display.print_facts("Dream", {**stats, "table": settings.q_table_path})
+        from vidurai_pipeline.policy_report import print_dream  # noqa: PLC0415
+
+        print_dream(stats, settings.q_table_path)
+    if stats["success"] and empty:
+        click.echo(f"note: no archive in {settings.archive_path} yet: `vidurai-pipeline flush` makes it", err=True)
     if not stats["success"]:
         click.echo(f"error: {stats['error']}", err=True)
         raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The most states to list.")
+@click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Also write PNG files there.")
+@_format_option("table", "json")
+def policy(limit: int, pictures: Path | None, form: str) -> None:
+    """Show what was learned: the best action in each state, a heat map, and the learning curve."""
+    from vidurai_pipeline.policy_report import print_policy, save_pictures  # noqa: PLC0415
+    from vidurai_pipeline.rl.insight import read_insight  # noqa: PLC0415
+    from vidurai_pipeline.rl.progress import Parameters  # noqa: PLC0415
+
+    settings = load_settings()
+    insight = read_insight(settings.q_table_path, Parameters.of(settings))
+    if form == "json":
+        display.print_json(insight.to_dict())
+    else:
+        print_policy(insight, limit)
+    for path in save_pictures(insight, pictures) if pictures is not None else []:
+        click.echo(f"wrote {path}", err=True)
 
 
 @main.command()

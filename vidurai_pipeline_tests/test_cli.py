@@ -123,6 +123,46 @@ def test_dream(home: Path) -> None:
     assert (wrong.returncode, "needs --rebuild" in wrong.stderr) == (2, True)
 
 
+def test_dream_without_an_archive_says_so(tmp_path: Path) -> None:
+    for form in ("table", "json"):
+        done = cli("dream", "--format", form, VIDURAI_HOME=str(tmp_path))
+        assert done.returncode == 0
+        assert done.stderr == f"note: no archive in {tmp_path}/archive yet: `vidurai-pipeline flush` makes it\n"
+    assert json.loads(done.stdout)["episodes"] == 0
+
+
+def test_a_dream_s_report(home: Path) -> None:
+    cli("flush")
+    done = cli("dream")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "learned: 439 experiences (194 good, 245 bad)" in done.stdout
+    assert "not compared: it is the first table" in done.stdout
+    assert "None" not in done.stdout
+    assert "{" not in done.stdout
+
+
+def test_policy(home: Path, tmp_path: Path) -> None:
+    empty = cli("policy")
+    assert (empty.returncode, "nothing learned yet" in empty.stderr) == (0, True)
+    cli("flush")
+    cli("dream")
+    shown = loads(cli("policy", "--format", "json"))
+    assert sum(state["experiences"] for state in shown["states"]) <= 439
+    assert shown["states"][0]["words"] == "tokens 0-499, importance 0.3-0.4"
+    assert sum(point["experiences"] for point in shown["curve"]) == 439
+    done = cli("policy", "--limit", "3", "--pictures", str(tmp_path / "pictures"))
+    assert done.returncode == 0
+    assert "tokens 0-499, importance 0.3-0.4\tcompress_now\t" in done.stdout
+    assert "more states: --limit" in done.stdout
+    assert "Learning curve" in done.stdout
+    for name in ("policy.png", "learning_curve.png"):
+        assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+    (home / "q_table.json").write_text("{")
+    damaged = cli("policy")
+    assert (damaged.returncode, damaged.stdout) == (1, "")
+    assert "is damaged" in damaged.stderr
+
+
 def test_query_in_every_format(home: Path) -> None:
     cli("flush")
     sql = "SELECT id, verbatim, tags, audience_gists FROM history ORDER BY id LIMIT 20"

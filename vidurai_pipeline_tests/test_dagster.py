@@ -1,5 +1,6 @@
 """The lifecycle under Dagster, by every way in which people start it."""
 
+import base64
 import itertools
 import json
 import os
@@ -105,6 +106,12 @@ def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instan
     assert [made[name]["dagster/row_count"] for name in ASSETS[:3]] == [1_148] * 3
     assert made["q_table"]["experiences learned"] == 439
     assert made["q_table"]["dagster/row_count"] == made["q_table"]["states"] > 0
+    for picture in ("heat map", "learning curve"):
+        data = made["q_table"][picture].partition("base64,")[2].removesuffix(")")
+        assert base64.b64decode(data).startswith(b"\x89PNG")
+    assert len(made["q_table"]["policy"].records) == 10
+    for number in ("episodes", "total reward", "states", "epsilon"):
+        assert isinstance(made["q_table"][number], int | float)
     assert [column.name for column in made["q_table"]["dagster/column_schema"].columns] == ["state", "action", "value"]
     for name in ("archived_rows", "parquet_archive", "purged_rows"):
         columns = [column.name for column in made[name]["dagster/column_schema"].columns]

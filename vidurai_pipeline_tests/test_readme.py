@@ -39,6 +39,7 @@ def test_every_command_of_the_command_line(home: Path) -> None:
         "run",
         "flush",
         "dream",
+        "policy",
         "stats",
         "query",
         "search",

@@ -65,10 +65,15 @@ class Point:
 
 def extend(curve: Sequence[Point], points: Sequence[Point]) -> tuple[Point, ...]:
     """A curve with more points; where they become too many, neighbours are put together, the older ones too."""
-    longer = [*curve, *points]
-    while len(longer) > MAX_POINTS:
-        longer = [_together(longer[n : n + 2]) for n in range(0, len(longer), 2)]
-    return tuple(longer)
+    return thin([*curve, *points], MAX_POINTS)
+
+
+def thin(curve: Sequence[Point], most: int) -> tuple[Point, ...]:
+    """A curve of no more than so many points, from neighbours put together."""
+    points = tuple(curve)
+    while len(points) > most:
+        points = tuple(_together(points[n : n + 2]) for n in range(0, len(points), 2))
+    return points
 
 
 def _together(points: Sequence[Point]) -> Point:

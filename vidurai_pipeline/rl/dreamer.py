@@ -108,9 +108,10 @@ class DreamCycle:
             further copies in the archive; ``already_learned``, ``late`` and ``missing``, experiences (see the
             module); ``rebuilt``; ``daemon`` and ``replaced``, what another program did (see ``progress.Start``);
             ``states``, ``table_episodes`` and ``epsilon`` of the table now; ``set_aside``, where a damaged table
-            was moved to; ``gate``, the verdict on the new table as in ``gate.Verdict``, None if there is no new one;
-            ``held_back``, experiences of a table that it refused; ``notice``, what the user should know though nothing
-            failed.
+            was moved to; ``logged_actions`` and ``logged_states``, experiences whose action or state the archive told
+            (see ``logged``), and ``logged_share``, of those with an action, 0 to 1; ``gate``, the verdict on the new
+            table as in ``gate.Verdict``, None if there is no new one; ``held_back``, experiences of a table that it
+            refused; ``notice``, what the user should know though nothing failed.
         """
         stats: dict[str, Any] = {
             "success": False,
@@ -133,6 +134,9 @@ class DreamCycle:
             "table_episodes": 0,
             "epsilon": None,
             "set_aside": None,
+            "logged_actions": 0,
+            "logged_states": 0,
+            "logged_share": 0.0,
             "gate": None,
             "held_back": 0,
             "notice": None,

@@ -13,7 +13,7 @@ that note and drops it when it saves a table of its own. Then the copy of the la
 A table that isn't there has learned nothing, whatever the copy says: who deletes it starts anew.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from vidurai_pipeline.errors import QTableError
@@ -56,13 +56,18 @@ class Parameters:
         return QLearningPolicy(self.epsilon_max, self.epsilon_min, self.epsilon_decay, self.alpha, self.gamma)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def of(cls, source: Any) -> Self:
+        """Those of something that has the same attributes: the settings, say."""
+        return cls(**{one.name: getattr(source, one.name) for one in fields(cls)})
+
+    @classmethod
+    def from_json(cls, noted: dict[str, Any]) -> Self:
         """Read the parameters of a note.
 
         Raises:
             TypeError, ValueError: they are none.
         """
-        profile, numbers = RewardProfile(fields["reward_profile"]), {**fields}
+        profile, numbers = RewardProfile(noted["reward_profile"]), {**noted}
         del numbers["reward_profile"]
         if not all(isinstance(value, int | float) for value in numbers.values()):
             raise TypeError
@@ -113,18 +118,18 @@ class Progress:
             QTableError: it is from another version of this program.
         """
         try:
-            fields = dict(note)
-            if fields.pop("format") != FORMAT:
+            noted = dict(note)
+            if noted.pop("format") != FORMAT:
                 raise QTableError(
                     "the Q-table was written by another version of vidurai-pipeline: use that one, or learn the "
                     "archive again with `vidurai-pipeline dream --rebuild`"
                 )
             progress = cls(
                 **{
-                    **fields,
-                    "watermark": Watermark(**fields["watermark"]),
-                    "parameters": Parameters.from_json(fields["parameters"]),
-                    "curve": tuple(Point.from_json(point) for point in fields.get("curve", ())),
+                    **noted,
+                    "watermark": Watermark(**noted["watermark"]),
+                    "parameters": Parameters.from_json(noted["parameters"]),
+                    "curve": tuple(Point.from_json(point) for point in noted.get("curve", ())),
                 }
             )
         except (TypeError, ValueError, KeyError):

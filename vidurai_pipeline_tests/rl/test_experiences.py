@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vidurai_pipeline.errors import ArchiveError, ConfigError
-from vidurai_pipeline.rl.experiences import CodedExperience, Experiences, Watermark, archive_files, decode_experience
+from vidurai_pipeline.rl.archive_reader import CodedExperience, archive_files, decode_experience
+from vidurai_pipeline.rl.experiences import Experiences, Watermark
 from vidurai_pipeline.rl.inference import MAX_TOKENS, SALIENCES, infer_experience
 from vidurai_pipeline.rl.states import RewardProfile
 from vidurai_pipeline_tests.rl.archives import SCHEMA, memory, write_file
@@ -18,7 +19,7 @@ SECRET = "the user's password"
 
 def all_of(archive: Path, **how: Any) -> list[CodedExperience]:
     with Experiences.open(archive) as experiences:
-        return [decode_experience(code) for batch in experiences.stream(**how) for code in batch.codes]
+        return [decode_experience(int(code)) for batch in experiences.stream(**how) for code in batch.codes]
 
 
 @given(
