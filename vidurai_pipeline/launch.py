@@ -13,7 +13,10 @@ from typing import Any, NoReturn
 
 import click
 import dagster as dg
+from alembic.util import CommandError
 from filelock import FileLock
+from sqlalchemy.exc import DatabaseError, OperationalError
+from yaml import YAMLError
 
 from vidurai_pipeline import display
 from vidurai_pipeline.config import Settings
@@ -89,6 +92,16 @@ def dagster_home(settings: Settings) -> Path:
         name = "DAGSTER_HOME" if home else "VIDURAI_HOME"
         reason = os.strerror(error.errno or 0)
         raise ConfigError(f"{folder}: {reason}: set {name} to a folder that you may write") from None
+    except (dg.DagsterInvalidConfigError, YAMLError) as error:
+        faults = error.errors if isinstance(error, dg.DagsterInvalidConfigError) else ()
+        reason = "; ".join(fault.message.split(" Expected:")[0] for fault in faults) or "not YAML"
+        raise ConfigError(f"{folder / 'dagster.yaml'}: {reason}") from None
+    except (CommandError, DatabaseError) as error:
+        reason = str(error).splitlines()[0]
+        advice = "move the folder away: it holds Dagster's history of runs only, and the next start makes a new one"
+        if isinstance(error, OperationalError):
+            advice = f"if it is no passing trouble, {advice}"
+        raise ConfigError(f"{folder}: Dagster's database can't be used ({reason}); {advice}") from None
     return folder
 
 

@@ -1,0 +1,92 @@
+"""The pages under docs/: their shell is shell, their links lead somewhere, their installation installs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_blocks_are_shell(page: Path) -> None:
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for page in PAGES[1:]:
+        assert f"]({page.relative_to(ROOT)})" in readme, page
+
+
+def test_installing_and_upgrading_the_services(tmp_path: Path) -> None:
+    """What the page types, but for pip: the package is the one under test."""
+    home, programs = tmp_path / "home", tmp_path / "bin"
+    programs.mkdir()
+    home.mkdir()
+    for name in ("systemctl", "loginctl", "python3"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/told\n')
+        (programs / name).chmod(0o755)
+    text = (ROOT / "docs/deployment.md").read_text().split("## Containers")[0]
+    install, upgrade = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "safe.directory",
+        "GIT_CONFIG_VALUE_0": "*",
+    }
+
+    def sh(script: str, cwd: Path) -> None:
+        lines = [line for line in script.replace("REPOSITORY", str(ROOT)).splitlines() if "/bin/pip " not in line]
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+            env=environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    installed = home / ".local/share/vidurai-pipeline"
+    installed.parent.mkdir(parents=True)
+    installed.symlink_to(sys.prefix)
+    sh(install, tmp_path)
+    told = (tmp_path / "told").read_text()
+    assert f"python3 -m venv {installed}" in told
+    assert "systemctl --user enable --now vidurai-pipeline-daemon vidurai-pipeline-webserver" in told
+    units = home / ".config/systemd/user"
+    assert {unit.name for unit in units.iterdir()} == {
+        unit.name for unit in (ROOT / "deploy/systemd").glob("*.service")
+    }
+
+    settings = home / ".config/vidurai-pipeline/environment"
+    settings.write_text("VIDURAI_SCHEDULE=0 3 * * *\n")
+    sh(f"{installed}/bin/vidurai-pipeline home", tmp_path)
+    sh(upgrade, tmp_path / "vidurai-pipeline")
+    assert settings.read_text() == "VIDURAI_SCHEDULE=0 3 * * *\n"
+    assert (home / ".vidurai/dagster.before/history/runs.db").exists()
+    sh(f"{installed}/bin/vidurai-pipeline home", tmp_path)
