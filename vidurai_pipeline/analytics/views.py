@@ -93,9 +93,9 @@ class Views:
                 SELECT id FROM ({self._union(["id"])}) GROUP BY id HAVING count(*) > 1
             )
             SELECT place
-            FROM ({self._union(["id", "archived_at", "filename", "place"])}) SEMI JOIN repeated USING (id)
+            FROM ({self._union(["id", "created_at", "archived_at", "filename", "place"])}) SEMI JOIN repeated USING (id)
             QUALIFY row_number() OVER (
-                PARTITION BY id ORDER BY archived_at DESC NULLS LAST, filename DESC, place DESC
+                PARTITION BY id, created_at ORDER BY archived_at DESC NULLS LAST, filename DESC, place DESC
             ) > 1
         """
 
@@ -162,7 +162,8 @@ def memories(cold: Mapping[str, str], hot: Mapping[str, str]) -> tuple[str, list
     sql = f"""
         SELECT {", ".join(hot_side)}, 'hot' AS tier FROM {HOT}
         UNION ALL
-        SELECT {", ".join(cold_side)}, 'cold' AS tier FROM history ANTI JOIN (SELECT id FROM {HOT}) USING (id)
+        SELECT {", ".join(cold_side)}, 'cold' AS tier FROM history
+        ANTI JOIN {HOT} AS hot ON hot.id = history.id AND hot.created_at IS NOT DISTINCT FROM history.created_at
     """
     return sql, [*columns, "tier"]
 

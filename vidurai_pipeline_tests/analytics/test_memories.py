@@ -1,6 +1,7 @@
 """The view over both tiers: each memory once, nothing missing, nothing made up, and the daemon is never in the way."""
 
 import contextlib
+import shutil
 import sqlite3
 import threading
 import time
@@ -117,14 +118,43 @@ def test_the_hot_store_is_not_touched_unless_it_is_named(both: RepoAnalyst):
 
 
 def test_a_memory_in_both_tiers_is_shown_as_it_is_hot(tmp_path: Path):
-    small_store(tmp_path / "vidurai.db", {"id": 1, "verbatim": "as it is now"}, {"id": 2, "verbatim": "only hot"})
-    write(tmp_path / "archive", [memory(1, verbatim="as it was"), memory(3, verbatim="only cold")])
+    born = memory(1)["created_at"]
+    small_store(
+        tmp_path / "vidurai.db",
+        {"id": 1, "verbatim": "as it is now", "created_at": born},
+        {"id": 2, "verbatim": "only hot", "created_at": born},
+        {"id": 4, "verbatim": "without a date"},
+    )
+    write(
+        tmp_path / "archive",
+        [memory(1, verbatim="as it was"), memory(3, verbatim="only cold"), memory(4, verbatim="old", created_at=None)],
+    )
     rows = RepoAnalyst(tmp_path / "archive").query_archive("SELECT id, content, tier FROM memories ORDER BY id")
     assert [tuple(row.values()) for row in rows] == [
         (1, "as it is now", "hot"),
         (2, "only hot", "hot"),
         (3, "only cold", "cold"),
+        (4, "without a date", "hot"),
     ]
+
+
+def test_another_memory_of_the_same_id_is_not_hidden(tmp_path: Path):
+    """A store without AUTOINCREMENT gives a purged memory's id anew."""
+    small_store(tmp_path / "vidurai.db", {"id": 1, "verbatim": "new", "created_at": "2025-06-01T08:00:00"})
+    write(tmp_path / "archive", [memory(1, verbatim="old")])
+    rows = RepoAnalyst(tmp_path / "archive").query_archive("SELECT content, tier FROM memories ORDER BY created_at")
+    assert [tuple(row.values()) for row in rows] == [("old", "cold"), ("new", "hot")]
+
+
+def test_two_stores_in_one_archive_hide_nothing_of_each_other(sample_store: Store):
+    """They number their memories alike."""
+    db = sample_store("guardian")
+    other = Path(shutil.copy(db, db.with_name("other.db")))
+    with changing(other) as con:
+        con.execute("UPDATE memories SET created_at = datetime(created_at, '+1 second')")
+    for store in (db, other):
+        MemoryArchiver(store, db.parent / "archive").flush_archived_memories()
+    assert RepoAnalyst(db.parent / "archive").query_archive("SELECT count(*) AS n FROM history") == [{"n": 2 * 1_148}]
 
 
 def test_while_a_purge_is_pending(sample_store: Store):
