@@ -216,6 +216,7 @@ class ArchiveDatabase:
             "autoload_known_extensions": False,
             "allow_community_extensions": False,
             "allow_persistent_secrets": False,
+            "secret_directory": str(self.scratch_folder()),  # its default would tell where the user's home is
             "allowed_directories": [root, *folders],
             "allowed_paths": paths,
             "enable_external_access": False,

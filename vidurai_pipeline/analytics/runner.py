@@ -1,11 +1,13 @@
 """Runs DuckDB's work in a thread of its own, so that Ctrl-C and the time limit stop it at once.
 
-DuckDB's Python client looks for signals only between its tasks, which may be ten seconds apart.
+DuckDB's Python client looks for signals only between its tasks, which may be ten seconds apart. And DuckDB heeds an
+interrupt only between its own steps: one that makes a text of gigabytes can't be stopped, only be left behind.
 """
 
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 import duckdb
@@ -13,6 +15,9 @@ import duckdb
 from vidurai_pipeline.errors import QueryError
 
 T = TypeVar("T")
+
+_GRACE = 5.0
+"""Seconds that an interrupted query is waited for."""
 
 
 class Runner:
@@ -35,26 +40,35 @@ class Runner:
         Raises:
             QueryError: the time is up; the query was stopped.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="history") as pool:
-            future = pool.submit(step)
-            started = time.monotonic()
+        future: Future[T] = Future()
+
+        def work() -> None:
             try:
-                done, _ = wait([future], self._left)
-            except BaseException:  # Ctrl-C, mostly
-                self._stop(future)
-                raise
-            if not done:
-                self._stop(future)
-                raise QueryError(
-                    f"the query took longer than {self._timeout:g} s and was stopped: ask for less, such as one month "
-                    "(WHERE year = 2024 AND month = 12), or allow more time"
-                )
+                future.set_result(step())
+            except BaseException as error:
+                future.set_exception(error)
+
+        started = time.monotonic()
+        # Of the pool's threads, Python waits for each before it ends.
+        threading.Thread(target=work, name="history", daemon=True).start()
+        try:
+            done, _ = wait([future], self._left)
+        except BaseException:  # Ctrl-C, mostly
+            self._stop(future)
+            raise
+        if not done:
+            self._stop(future)
+            raise QueryError(
+                f"the query took longer than {self._timeout:g} s and was stopped: ask for less, such as one month "
+                "(WHERE year = 2024 AND month = 12), or allow more time"
+            )
         if self._left is not None:
             self._left = max(0.0, self._left - (time.monotonic() - started))
         return future.result()
 
     def _stop(self, future: "Future[T]") -> None:
         # An interrupt that comes before the query has really started is lost, so one may not be enough.
-        while not future.done():
+        deadline = time.monotonic() + _GRACE
+        while not future.done() and time.monotonic() < deadline:
             self._connection.interrupt()
             wait([future], 0.02)

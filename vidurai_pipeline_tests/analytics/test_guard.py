@@ -81,6 +81,36 @@ READS = [
     "EXPLAIN ANALYZE FROM read_text('{out}/outside.csv')",
     "UNPIVOT '{out}/outside.csv' ON a",
     "PIVOT '{archive}/notes.csv' ON a IN (1) USING first(b)",
+    "SELECT json_serialize_plan('FROM read_csv(''{archive}/notes.csv'')')",
+    'SELECT "JSON_SERIALIZE_PLAN"(\'FROM "/etc/passwd"\')',
+    "SELECT * FROM history POSITIONAL JOIN '{out}/outside.csv'",
+    "SELECT list_transform([1], lambda x: (SELECT max(b) FROM '{out}/outside.csv'))",
+    "SELECT 1 LIMIT (SELECT count(*) FROM '{archive}/notes.csv')",
+    "SELECT sum(id) FILTER (WHERE (SELECT true FROM '{archive}/notes.csv')) FROM history",
+    "SELECT row_number() OVER (ORDER BY (SELECT b FROM '{archive}/notes.csv')) FROM history",
+    "SELECT count(*) OVER w FROM history WINDOW w AS (ORDER BY (SELECT b FROM '{archive}/notes.csv'))",
+    "SELECT id FROM history QUALIFY (SELECT true FROM '{archive}/notes.csv')",
+    "SELECT * REPLACE ((SELECT b FROM '{archive}/notes.csv') AS id) FROM history",
+    "VALUES ((SELECT b FROM '{archive}/notes.csv'))",
+    "FROM unnest((SELECT list(b) FROM '{archive}/notes.csv'))",
+    "FROM range((SELECT count(*) FROM '{archive}/notes.csv'))",
+    "WITH RECURSIVE r AS (SELECT '1' AS a UNION ALL SELECT b FROM '{archive}/notes.csv') FROM r",
+    "WITH x AS MATERIALIZED (FROM '{archive}/notes.csv') SELECT 1",
+    "SELECT id FROM history UNION ALL BY NAME FROM read_text('{out}/outside.csv')",
+    "FROM (SUMMARIZE '{archive}/notes.csv')",
+    "FROM system.main.read_text('{out}/outside.csv')",
+    "FROM parquet_full_metadata('{archive}/**/*.parquet')",
+    "FROM parquet_bloom_probe('{archive}/**/*.parquet', 'id', 1)",
+    "FROM duckdb_databases()",
+    "FROM duckdb_logs()",
+    "FROM duckdb_temporary_files()",
+    "FROM pragma_storage_info('history')",
+    "FROM sql_auto_complete('SEL')",
+    "FROM seq_scan('history')",
+    "FROM pandas_scan(1)",
+    "SELECT \"getenv\"('HOME') FROM history",
+    "SELECT system.main.getenv('HOME') FROM history",
+    'FROM "/etc/passwd"',
 ]
 
 
@@ -98,6 +128,18 @@ def test_nothing_but_the_archive_can_be_read(archive: Path, sql: str):
 
 
 WRITES = [
+    "COPY history FROM '{archive}/notes.csv'",
+    "COPY FROM DATABASE memory TO other",
+    "FORCE INSTALL httpfs FROM community",
+    "CREATE PERSISTENT SECRET s (TYPE s3)",
+    "CREATE FUNCTION f() AS TABLE FROM read_text('/etc/passwd')",
+    "CREATE OR REPLACE MACRO _partitioned_files() AS ['/etc/passwd']",
+    "DROP MACRO salience_score",
+    "PRAGMA add_parquet_key('key', '0123456789112345')",
+    "MERGE INTO memories USING history ON true WHEN MATCHED THEN DELETE",
+    "EXPLAIN ANALYZE EXECUTE p",
+    "CALL query('x')",
+    "RESET ALL",
     "COPY history TO '{archive}/out.parquet'",
     "COPY (SELECT 1) TO '{file}'",
     "COPY (SELECT 1) TO '{out}/out.csv'",
@@ -234,6 +276,10 @@ READING = [
     "SELECT a.id FROM history a ASOF JOIN history b ON a.id >= b.id",
     "SELECT 'read_text(''/etc/passwd'')'",
     "SELECT event_type, count(*) FROM history GROUP BY CUBE (event_type, year)",
+    "SELECT count(*) FROM history TABLESAMPLE 10%",
+    "SELECT count(*) FROM history USING SAMPLE reservoir(1 ROWS) REPEATABLE (7)",
+    "; SELECT 1;;",
+    "SELECT $$; COPY (SELECT 1) TO 'x'$$",
 ]
 
 
@@ -374,3 +420,9 @@ def test_the_analyst_opens_no_file_but_the_archives(archive: Path, monkeypatch: 
     monkeypatch.chdir(elsewhere)
     RepoAnalyst(archive).query_archive("SELECT count(*) FROM history ORDER BY 1")
     assert not list(elsewhere.iterdir())
+
+
+def test_no_setting_tells_where_the_user_is_at_home(archive: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = RepoAnalyst(archive).query_archive("SELECT value FROM duckdb_settings()")
+    home = str(Path.home())
+    assert not [row for row in rows if row["value"] and home in row["value"]]
