@@ -11,7 +11,7 @@ ifeq ($(strip $(VIDURAI_HOME)$(VIDURAI_DB)),)
 export VIDURAI_HOME := $(CURDIR)/sample
 SAMPLE := sample/vidurai.db
 endif
-.PHONY: run dev test test-fast lint format bench clean
+.PHONY: run dev test test-fast lint format bench bench-dream clean
 
 run: $(VENV)/installed $(SAMPLE)  ## run the maintenance job on your store, or on a sample
 	@$(BIN)/vidurai-pipeline run
@@ -34,6 +34,9 @@ format: $(VENV)/installed
 
 bench: $(VENV)/installed $(REFERENCE)/installed  ## compare with the reference implementation
 	$(BIN)/python -m benchmarks.archive
+
+bench-dream: $(VENV)/installed $(REFERENCE)/installed  ## compare the learning with the reference implementation
+	$(BIN)/python -m benchmarks.dream
 
 clean:  ## remove the sample store and the virtual environments
 	rm -rf sample $(VENV) .venvs
