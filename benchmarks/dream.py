@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
@@ -83,7 +84,10 @@ def make_archive(archive: Path, experiences: int) -> None:
         rows = pa.table(
             {
                 "id": pa.array(ids),
-                "verbatim": texts.take(pa.array(rng.integers(len(texts), size=count))),
+                # No two texts are the same, or Parquet would store each of them once.
+                "verbatim": pc.binary_join_element_wise(  # pyright: ignore[reportAttributeAccessIssue]
+                    pa.array(ids).cast(pa.string()), texts.take(pa.array(rng.integers(len(texts), size=count))), " "
+                ),
                 "gist": gists.take(pa.array(rng.integers(len(gists), size=count))),
                 "salience": saliences.take(pa.array(rng.choice(5, count, p=[0.05, 0.15, 0.4, 0.25, 0.15]))),
                 "created_at": pa.array([f"{year - 1}-01-01T00:00:00.{n:06}" for n in range(count)]),
