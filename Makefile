@@ -11,7 +11,7 @@ ifeq ($(strip $(VIDURAI_HOME)$(VIDURAI_DB)),)
 export VIDURAI_HOME := $(CURDIR)/sample
 SAMPLE := sample/vidurai.db
 endif
-.PHONY: run dev test test-fast lint format docs bench bench-history clean
+.PHONY: run dev test test-fast lint format docs bench bench-history bench-dream clean
 
 run: $(VENV)/installed $(SAMPLE)  ## run the maintenance job on your store, or on a sample
 	@$(BIN)/vidurai-pipeline run
@@ -41,6 +41,9 @@ bench: $(VENV)/installed $(REFERENCE)/installed  ## compare with the reference i
 
 bench-history: $(VENV)/installed $(REFERENCE)/installed  ## the same for questions to an archive of 3 million memories
 	$(BIN)/python -m benchmarks.history
+
+bench-dream: $(VENV)/installed $(REFERENCE)/installed  ## compare the learning with the reference implementation
+	$(BIN)/python -m benchmarks.dream
 
 clean:  ## remove the sample store and the virtual environments
 	rm -rf sample $(VENV) .venvs

@@ -73,7 +73,11 @@ class Attempt:
         policy = self._policy(start)
         # What both tables are judged by must not have been taught to one of them alone. A rebuilt table and the one
         # in use have both learned it.
-        shadow = None if plan.rebuild else self._policy(replace(start, q_table=_copy(begun_with)))
+        shadow = (
+            None
+            if plan.rebuild or not any(in_use.values())
+            else self._policy(replace(start, q_table=_copy(begun_with)))
+        )
         lesson = teacher.teach(
             policy, shadow, after=plan.after, newest_first=self._order == "newest-first", limit=self._limit
         )

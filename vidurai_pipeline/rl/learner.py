@@ -102,14 +102,16 @@ class Learner:
 
     def _meet(self, numbers: Codes) -> list[int]:
         """Look up transitions not met before, in the order in which the plain agent would make their rows."""
-        present, first = np.unique(numbers, return_index=True)
-        for number in present[np.argsort(first)].tolist():
-            if number not in self._steps:
-                transition = self._codebook.transitions[number]
-                values = self.policy.row(transition.state)
-                future = self.policy.row(transition.next_state)
-                self._steps[number] = _Step(values, transition.action, self._codebook.rewards[number], future)
-        return present.tolist()
+        present = np.flatnonzero(np.bincount(numbers)).tolist()
+        if any(number not in self._steps for number in present):
+            found, first = np.unique(numbers, return_index=True)
+            for number in found[np.argsort(first)].tolist():
+                if number not in self._steps:
+                    transition = self._codebook.transitions[number]
+                    values = self.policy.row(transition.state)
+                    future = self.policy.row(transition.next_state)
+                    self._steps[number] = _Step(values, transition.action, self._codebook.rewards[number], future)
+        return present
 
     def _learn_by_value(self, numbers: Codes, present: list[int]) -> float:
         alpha, gamma = self.policy.alpha, self.policy.gamma
