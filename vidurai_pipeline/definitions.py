@@ -1,5 +1,7 @@
 """Dagster starts reading here."""
 
+import warnings
+
 import dagster as dg
 
 from vidurai_pipeline.assets import archived_rows, parquet_archive, purged_rows, q_table
@@ -12,8 +14,12 @@ from vidurai_pipeline.retention import prune_history, prune_schedule
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """Everything that Dagster shows and runs, for one hot store and its archive."""
+    with warnings.catch_warnings():
+        # Links to the code are in beta; a user can do nothing about it.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        assets = dg.with_source_code_references([archived_rows, parquet_archive, purged_rows, q_table])
     return dg.Definitions(
-        assets=[archived_rows, parquet_archive, purged_rows, q_table],
+        assets=assets,
         asset_checks=[archive_equals_hot_store],
         jobs=[maintenance, dream_job, prune_history],
         schedules=[nightly_schedule(settings), prune_schedule(settings)],
