@@ -11,7 +11,7 @@ ifeq ($(strip $(VIDURAI_HOME)$(VIDURAI_DB)),)
 export VIDURAI_HOME := $(CURDIR)/sample
 SAMPLE := sample/vidurai.db
 endif
-.PHONY: run dev test test-fast lint format docs bench bench-history bench-dream clean
+.PHONY: run dev test lint format docs bench bench-history bench-dream clean
 
 run: $(VENV)/installed $(SAMPLE)  ## run the maintenance job on your store, or on a sample
 	@$(BIN)/vidurai-pipeline run

@@ -7,7 +7,9 @@ run again alone, after a crash too.
 """
 
 import base64
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -42,6 +44,8 @@ def archived_rows(archiver: ArchiverResource) -> dg.MaterializeResult:
 
     This step only looks. If it fails, the store is missing, damaged, or of a schema from before `status` existed;
     the error says which, and nothing was touched.
+
+    **Next:** *Materialize all* under *Lineage* archives them; by itself the schedule `nightly` does.
     """
     with readable_failures():
         backlog = archiver.archiver.backlog()
@@ -81,6 +85,9 @@ def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResourc
     Each file was written beside its place, synced, read back and compared with the store's snapshot before it
     became visible. Memories that Parquet can't hold faithfully stay hot and are named under *rejected*.
     If an earlier run was interrupted, its work was finished first (*recovered*).
+
+    **Next:** look at *Checks*. While `archive_equals_hot_store` fails, nothing is purged: run the job again. Correct
+    *rejected* memories in SQLite, or leave them there. Ask the archive: `vidurai-pipeline query` and `search`.
     """
     with readable_failures():
         batch = archiver.archiver.publish()
@@ -92,10 +99,11 @@ def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResourc
         "dagster/row_count": batch.rows,
         "archive": dg.MetadataValue.path(archiver.archive),
         "bytes": sum(file.bytes for file in batch.files),
-        "files": _table([{"file": str(f.path), "rows": f.rows, "bytes": f.bytes} for f in batch.files]),
+        "files": _table([{"file": _below(f.path, archiver), "rows": f.rows, "bytes": f.bytes} for f in batch.files]),
         "rejected": len(batch.rejected),
         "recovered": batch.recovered.purged,
         "dagster/column_schema": _file_columns(batch.schema),
+        "dagster/column_lineage": _lineage(batch.schema),
     }
     metadata["report"] = dg.MetadataValue.json(
         {
@@ -139,7 +147,7 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
             "hot store bytes before": before.bytes,
             "hot store bytes": after.bytes,
             "hot store bytes in use": after.used_bytes,
-            "files": _table([{"file": str(path)} for path in result.files]),
+            "files": _table([{"file": _below(path, archiver)} for path in result.files]),
             "longest lock (ms)": round(result.longest_hold * 1000, 1),
         }
     )
@@ -154,7 +162,8 @@ purged_rows = dg.AssetsDefinition.from_op(
         "result": "The memories that this run deleted from Vidurai's SQLite store, with their search index entries "
         "and audience gists.\n\nA memory goes only if, inside the deleting transaction, its row equals the copy read "
         "back from the archive. Those that changed meanwhile (*kept*) stay hot, and their copies leave the archive. "
-        "If this step fails, nothing is lost: every memory is in the archive or still hot, and the next run goes on."
+        "If this step fails, nothing is lost: every memory is in the archive or still hot.\n\n"
+        "**Next:** nothing. If it failed, run the job again: it goes on where this one stopped."
     },
 ).map_asset_specs(lambda spec: spec.replace_attributes(owners=OWNERS, kinds={"sqlite"}))
 
@@ -173,6 +182,9 @@ def q_table(
 
     A table that is damaged, or foretells held-out experiences worse than the one in use, does not replace it: it is
     kept beside it as a candidate, and the checks say why.
+
+    **Next:** nothing. If it failed, the archive is safe all the same: `vidurai-pipeline dream` tries again,
+    `vidurai-pipeline dream --rebuild` learns the whole archive anew.
     """
     with readable_failures(), duckdb.get_connection() as connection:
         stats = dream.dream_cycle(connection).run()
@@ -230,6 +242,22 @@ def _table(rows: Sequence[dict[str, Any]]) -> dg.MetadataValue:
     if not rows:
         return dg.MetadataValue.text("none")
     return dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+
+
+def _below(path: Path, archiver: ArchiverResource) -> str:
+    """A file's path as the archive's reader knows it, short enough for a table."""
+    return os.path.relpath(path, archiver.archive)
+
+
+def _lineage(schema: pa.Schema) -> dg.TableColumnLineage:
+    """Which column of the hot store each column of the files was read from; what has none was made here."""
+    return dg.TableColumnLineage(
+        {
+            field.name: [dg.TableColumnDep(archived_rows.key, field.metadata[b"sqlite_column"].decode())]
+            for field in schema
+            if field.metadata and b"sqlite_column" in field.metadata
+        }
+    )
 
 
 def _hot_columns(columns: Iterable[Column]) -> dg.TableSchema:

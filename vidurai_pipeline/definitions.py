@@ -1,5 +1,6 @@
 """Dagster starts reading here."""
 
+import warnings
 from datetime import timedelta
 
 import dagster as dg
@@ -35,8 +36,14 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     fresh = dg.FreshnessPolicy.time_window(
         fail_window=timedelta(hours=settings.stale_hours), warn_window=timedelta(hours=settings.stale_hours / 2)
     )
+    with warnings.catch_warnings():
+        # Links to the code are in beta; a user can do nothing about it.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        assets = dg.with_source_code_references(
+            [archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)]
+        )
     return dg.Definitions(
-        assets=[archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)],
+        assets=assets,
         asset_checks=[archive_equals_hot_store, q_table_is_well_formed, q_table_is_not_worse, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, health_job, prune_history],
         schedules=[*schedules(settings), prune_schedule(settings)],

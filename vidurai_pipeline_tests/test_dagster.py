@@ -75,6 +75,9 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
     assert set(specs) == set(ASSETS)
     for spec in specs.values():
         assert spec.description
+        assert "**Next:**" in spec.description
+        (reference,) = spec.metadata["dagster/code_references"].code_references
+        assert reference.file_path.endswith("vidurai_pipeline/assets.py")
         assert spec.kinds
         assert spec.owners
         assert spec.group_name == "memory_lifecycle"
@@ -116,6 +119,10 @@ def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instan
     for name in ("archived_rows", "parquet_archive", "purged_rows"):
         columns = [column.name for column in made[name]["dagster/column_schema"].columns]
         assert {"id", "verbatim", "occurrence_count"} <= set(columns)
+    lineage = made["parquet_archive"]["dagster/column_lineage"].deps_by_column
+    assert lineage["occurrence_count"] == [dg.TableColumnDep("archived_rows", "occurrence_count")]
+    assert "archived_at" not in lineage
+    assert made["parquet_archive"]["files"].records[0].data["file"].startswith("year=")
     check = comparison(result)
     assert check.passed
     assert check.description == "1,148 rows in 1 file equal what the hot store holds"

@@ -79,9 +79,8 @@ def test_installing_and_upgrading_the_services(tmp_path: Path) -> None:
     assert f"python3 -m venv {installed}" in told
     assert "systemctl --user enable --now vidurai-pipeline-daemon vidurai-pipeline-webserver" in told
     units = home / ".config/systemd/user"
-    assert {unit.name for unit in units.iterdir()} == {
-        unit.name for unit in (ROOT / "deploy/systemd").glob("*.service")
-    }
+    ours = {unit.name for unit in (ROOT / "deploy/systemd").glob("*.service")}
+    assert {unit.name for unit in units.iterdir()} == ours
 
     settings = home / ".config/vidurai-pipeline/environment"
     settings.write_text("VIDURAI_SCHEDULE=0 3 * * *\n")

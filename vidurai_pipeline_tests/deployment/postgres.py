@@ -17,7 +17,7 @@ from vidurai_pipeline_tests.deployment.processes import free_port
 USER, PASSWORD, DATABASE = "dagster", "of this test only", "dagster"
 
 
-def _programs() -> Path:
+def server_programs() -> Path:
     """The folder of the server's programs, newest version first: Debian keeps them off the PATH."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
     on_path = shutil.which("pg_ctl")
@@ -33,7 +33,7 @@ def postgres_server() -> Iterator[dict[str, str]]:
 
     PostgreSQL refuses to run as root, so root hands the folder to somebody else.
     """
-    programs = _programs()
+    programs = server_programs()
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
         folder, port = Path(name), free_port()
         nobody = pwd.getpwnam("nobody")

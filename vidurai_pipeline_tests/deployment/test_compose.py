@@ -19,7 +19,7 @@ import yaml
 
 from vidurai_pipeline.retention import prune_runs
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.deployment.postgres import postgres_server
+from vidurai_pipeline_tests.deployment.postgres import postgres_server, server_programs
 from vidurai_pipeline_tests.deployment.processes import answer, dagster, finished_runs, free_port, running
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +152,34 @@ def connect(found: dict[str, str]) -> Any:
         user=found["POSTGRES_USER"],
         password=found["POSTGRES_PASSWORD"],
     )
+
+
+def test_the_databases_backup_restores(environment: dict[str, str], tmp_path: Path) -> None:
+    """The guide's way back after an upgrade, by the client programs of this machine."""
+    text = (ROOT / "docs/deployment.md").read_text()
+    dump, restore = (re.findall(rf"exec postgres ({name} .*)", text)[0] for name in ("pg_dump", "pg_restore"))
+    with postgres_server() as found, closing(connect(found)) as con:
+        client = {
+            "PATH": f"{server_programs()}:{os.environ['PATH']}",
+            "PGHOST": found["POSTGRES_HOST"],
+            "PGPORT": found["POSTGRES_PORT"],
+            "PGPASSWORD": found["POSTGRES_PASSWORD"],
+        }
+        con.autocommit = True
+        cursor = con.cursor()
+        home = environment["DAGSTER_HOME"]
+        subprocess.run(
+            SERVICES["migrate"]["command"], env=environment | found, cwd=home, check=True, capture_output=True
+        )
+        cursor.execute("INSERT INTO runs (run_id, status) VALUES ('before', 'SUCCESS')")
+        subprocess.run(dump.replace("/tmp/before", str(tmp_path / "dump")).split(), env=client, check=True)
+        cursor.execute("INSERT INTO runs (run_id, status) VALUES ('after', 'SUCCESS')")
+        cursor.execute("ALTER TABLE runs ADD COLUMN of_a_newer_version TEXT")
+        subprocess.run(restore.replace("/tmp/before", str(tmp_path / "dump")).split(), env=client, check=True)
+        cursor.execute("SELECT * FROM runs")
+        assert "of_a_newer_version" not in {column.name for column in cursor.description or ()}
+        cursor.execute("SELECT run_id FROM runs")
+        assert cursor.fetchall() == [("before",)]
 
 
 def test_first_users_of_a_new_database_at_once(environment: dict[str, str]) -> None:
