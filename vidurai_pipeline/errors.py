@@ -17,6 +17,10 @@ class HotStoreError(PipelineError):
     """The SQLite store is missing, busy beyond patience, damaged, or not a database."""
 
 
+class BusyError(HotStoreError):
+    """Something has held the hot store's lock for too long; it may be free later."""
+
+
 class SchemaError(HotStoreError):
     """The store is a database, but its tables are not what archival needs."""
 

@@ -15,20 +15,42 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.hot_store import HotStore
 from vidurai_pipeline.archival.results import Progress, unwatched
 from vidurai_pipeline.config import Settings
-from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.errors import BusyError, PipelineError
 from vidurai_pipeline.rl.dreamer import DreamCycle
+
+#: How often a step is tried again whose hot store was busy; the command line, where a person waits, sets 0.
+retries_if_busy: ContextVar[int] = ContextVar("retries_if_busy", default=3)
+_FIRST_RETRY_SECONDS = 60
 
 
 @contextlib.contextmanager
 def readable_failures() -> Iterator[None]:
-    """Turn an error meant for users into a failed step that says the same, and is not tried again.
+    """Turn an error meant for users into a failed step that says the same.
+
+    Only where the hot store was busy is the step tried again, after 1, 2 and 4 minutes: no other failure mends
+    itself, least of all a failed verification. (A retry policy of Dagster's would try all of them again.)
 
     The error's cause is left out: libraries may quote a value in theirs, and memories are private.
     """
     try:
         yield
     except PipelineError as error:
+        if isinstance(error, BusyError) and (again := _retry(str(error))):
+            raise again from None
         raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+def _retry(reason: str) -> dg.RetryRequested | None:
+    try:
+        context = dg.OpExecutionContext.get()
+    except dg.DagsterInvariantViolationError:
+        return None  # no step: a resource is being set up
+    most = retries_if_busy.get()
+    if context.retry_number >= most:
+        return None
+    seconds = _FIRST_RETRY_SECONDS * 2**context.retry_number
+    context.log.warning(f"{reason}. The step is tried again in {seconds} s")
+    return dg.RetryRequested(most, seconds)
 
 
 #: Who is told how far a run in this process is; the command line sets it.
