@@ -6,6 +6,7 @@ They hand each other nothing but order: what a step leaves for the next one stan
 run again alone, after a crash too.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import dagster as dg
 import pyarrow as pa
 from dagster_duckdb import DuckDBResource
 
+from vidurai_pipeline.archival.archive import PublishedFile
 from vidurai_pipeline.archival.schema import MEANINGS, Column
 from vidurai_pipeline.health import archive_readable
 from vidurai_pipeline.resources import ArchiverResource, DreamResource, readable_failures
@@ -30,6 +32,7 @@ Q_TABLE_COLUMNS = dg.TableSchema(
     ]
 )
 _SHOWN = 50
+_LINKED = 5
 
 
 @dg.asset(kinds={"sqlite"}, group_name=GROUP, owners=OWNERS, pool=POOL)
@@ -79,7 +82,9 @@ def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResourc
     If an earlier run was interrupted, its work was finished first (*recovered*).
     """
     with readable_failures():
+        began = time.monotonic()
         batch = archiver.archiver.publish()
+        seconds = time.monotonic() - began
     for line in batch.recovered.notes:
         context.log.warning(line)
     for line in batch.recovered.problems:
@@ -91,6 +96,9 @@ def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResourc
         "files": _table([{"file": str(f.path), "rows": f.rows, "bytes": f.bytes} for f in batch.files]),
         "rejected": len(batch.rejected),
         "recovered": batch.recovered.purged,
+        **_speed(batch.rows, seconds),
+        **_links(batch.files),
+        "dagster/column_lineage": _lineage(batch.schema),
         "dagster/column_schema": _file_columns(batch.schema),
     }
     metadata["report"] = dg.MetadataValue.json(
@@ -122,9 +130,14 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
     with readable_failures():
         columns = archiver.archiver.backlog().columns
         before = archiver.archiver.size()
+        began = time.monotonic()
         result = archiver.archiver.purge()
+        seconds = time.monotonic() - began
+        upkeep = archiver.archiver.keep_small(result.purged)
         after = archiver.archiver.size()
         _, holds = archive_readable(archiver.archiver.archive, thorough=False)
+    for line in upkeep.notes:
+        context.log.warning(line)
     context.add_output_metadata(
         {
             "dagster/row_count": result.purged,
@@ -136,7 +149,11 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
             "hot store bytes": after.bytes,
             "hot store bytes in use": after.used_bytes,
             "files": _table([{"file": str(path)} for path in result.files]),
-            "longest lock (ms)": round(result.longest_hold * 1000, 1),
+            "longest lock (ms)": round(max(result.longest_hold, upkeep.longest_hold) * 1000, 1),
+            "reclaimed bytes": upkeep.reclaimed_bytes,
+            "search index merge steps": upkeep.merge_steps,
+            "vacuum (seconds)": round(upkeep.vacuum_seconds, 3),
+            **_speed(result.purged, seconds),
         }
     )
 
@@ -167,6 +184,7 @@ def q_table(
     Each archived memory with an outcome (-1 or 1) trains it once, in order of archival. The file is
     in Vidurai's own format.
     """
+    began = time.monotonic()
     with readable_failures(), duckdb.get_connection() as connection:
         stats = dream.dream_cycle(connection).run()
     if not stats["success"]:
@@ -179,12 +197,35 @@ def q_table(
             "dagster/column_schema": Q_TABLE_COLUMNS,
             "Q-table": dg.MetadataValue.path(dream.q_table),
             "experiences learned": stats["episodes"],
+            **_speed(stats["episodes"], time.monotonic() - began),
             "positive": stats["positive_rewards"],
             "negative": stats["negative_rewards"],
             "total reward": stats["total_reward"],
             "states": stats["states"],
             "epsilon": stats["epsilon"],
             "skipped": sum(stats["skipped"].values()),
+        }
+    )
+
+
+def _speed(rows: int, seconds: float) -> dict[str, float]:
+    return {"seconds": round(seconds, 3), "rows per second": round(rows / seconds, 1) if seconds else 0.0}
+
+
+def _links(files: Sequence[PublishedFile]) -> dict[str, dg.MetadataValue]:
+    """The first files as paths, which the UI copies at a click, and the newest one under Dagster's own name."""
+    links = {f"file {n}": dg.MetadataValue.path(file.path) for n, file in enumerate(files[:_LINKED], 1)}
+    return {**links, "dagster/uri": dg.MetadataValue.url(files[-1].path.as_uri())} if files else {}
+
+
+def _lineage(schema: pa.Schema) -> dg.TableColumnLineage:
+    """Which column of the hot store each column of a file comes from, by the name that the file keeps of it."""
+    sources = {field.name: (field.metadata or {}).get(b"sqlite_column") for field in schema}
+    return dg.TableColumnLineage(
+        {
+            name: [dg.TableColumnDep(asset_key=archived_rows.key, column_name=source.decode())]
+            for name, source in sources.items()
+            if source is not None
         }
     )
 

@@ -30,7 +30,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         fail_window=timedelta(hours=settings.stale_hours), warn_window=timedelta(hours=settings.stale_hours / 2)
     )
     return dg.Definitions(
-        assets=[archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)],
+        assets=dg.with_source_code_references(
+            [archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)]
+        ),
         asset_checks=[archive_equals_hot_store, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, health_job],
         schedules=schedules(settings),

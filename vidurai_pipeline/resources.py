@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import cast
 
 import dagster as dg
 import duckdb
@@ -14,6 +15,7 @@ from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.hot_store import HotStore
 from vidurai_pipeline.archival.results import Progress, unwatched
+from vidurai_pipeline.archival.upkeep import Vacuum
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import BusyError, PipelineError
 from vidurai_pipeline.rl.dreamer import DreamCycle
@@ -70,6 +72,9 @@ class ArchiverResource(dg.ConfigurableResource):
     busy_timeout: float = Field(60.0, description="seconds to wait for a busy hot store")
     lock_timeout: float = Field(10.0, description="seconds to wait for another run")
 
+    vacuum: str = Field("off", description="how free pages are given back: off, incremental or full")
+    vacuum_share: float = Field(0.5, description="share of pages that must be free before a full vacuum")
+
     _archiver: MemoryArchiver = PrivateAttr()
 
     @contextlib.contextmanager
@@ -82,6 +87,8 @@ class ArchiverResource(dg.ConfigurableResource):
             rows_per_file=self.rows_per_file,
             busy_timeout=self.busy_timeout,
             lock_timeout=self.lock_timeout,
+            vacuum=cast(Vacuum, self.vacuum),
+            vacuum_share=self.vacuum_share,
             progress=progress_of_runs.get(),
         )
         run = f"Dagster run {context.run.run_id}" if context.run else "Dagster"
@@ -139,6 +146,8 @@ def build_resources(settings: Settings) -> dict[str, object]:
             rows_per_file=settings.rows_per_file,
             busy_timeout=settings.busy_timeout,
             lock_timeout=settings.lock_timeout,
+            vacuum=settings.vacuum,
+            vacuum_share=settings.vacuum_share,
         ),
         "tiers": TiersResource(
             hot_store=str(settings.db_path), archive=str(settings.archive_path), busy_timeout=settings.busy_timeout
