@@ -8,6 +8,7 @@ run again alone, after a crash too.
 
 import base64
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import dagster as dg
 import pyarrow as pa
 from dagster_duckdb import DuckDBResource
 
+from vidurai_pipeline.archival.archive import PublishedFile
 from vidurai_pipeline.archival.schema import MEANINGS, Column
 from vidurai_pipeline.health import archive_readable
 from vidurai_pipeline.resources import ArchiverResource, DreamResource, readable_failures
@@ -36,6 +38,7 @@ Q_TABLE_COLUMNS = dg.TableSchema(
     ]
 )
 _SHOWN = 50
+_LINKED = 5
 
 
 @dg.asset(kinds={"sqlite"}, group_name=GROUP, owners=OWNERS, pool=POOL)
@@ -90,7 +93,9 @@ def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResourc
     *rejected* memories in SQLite, or leave them there. Ask the archive: `vidurai-pipeline query` and `search`.
     """
     with readable_failures():
+        began = time.monotonic()
         batch = archiver.archiver.publish()
+        seconds = time.monotonic() - began
     for line in batch.recovered.notes:
         context.log.warning(line)
     for line in batch.recovered.problems:
@@ -102,6 +107,8 @@ def parquet_archive(context: dg.AssetExecutionContext, archiver: ArchiverResourc
         "files": _table([{"file": _below(f.path, archiver), "rows": f.rows, "bytes": f.bytes} for f in batch.files]),
         "rejected": len(batch.rejected),
         "recovered": batch.recovered.purged,
+        **_speed(batch.rows, seconds),
+        **_links(batch.files),
         "dagster/column_schema": _file_columns(batch.schema),
         "dagster/column_lineage": _lineage(batch.schema),
     }
@@ -134,9 +141,14 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
     with readable_failures():
         columns = archiver.archiver.backlog().columns
         before = archiver.archiver.size()
+        began = time.monotonic()
         result = archiver.archiver.purge()
+        seconds = time.monotonic() - began
+        upkeep = archiver.archiver.keep_small(result.purged)
         after = archiver.archiver.size()
         _, holds = archive_readable(archiver.archiver.archive, thorough=False)
+    for line in upkeep.notes:
+        context.log.warning(line)
     context.add_output_metadata(
         {
             "dagster/row_count": result.purged,
@@ -148,7 +160,11 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
             "hot store bytes": after.bytes,
             "hot store bytes in use": after.used_bytes,
             "files": _table([{"file": _below(path, archiver)} for path in result.files]),
-            "longest lock (ms)": round(result.longest_hold * 1000, 1),
+            "longest lock (ms)": round(max(result.longest_hold, upkeep.longest_hold) * 1000, 1),
+            "reclaimed bytes": upkeep.reclaimed_bytes,
+            "search index merge steps": upkeep.merge_steps,
+            "vacuum (seconds)": round(upkeep.vacuum_seconds, 3),
+            **_speed(result.purged, seconds),
         }
     )
 
@@ -186,6 +202,7 @@ def q_table(
     **Next:** nothing. If it failed, the archive is safe all the same: `vidurai-pipeline dream` tries again,
     `vidurai-pipeline dream --rebuild` learns the whole archive anew.
     """
+    began = time.monotonic()
     with readable_failures(), duckdb.get_connection() as connection:
         stats = dream.dream_cycle(connection).run()
     refused = stats["gate"] is not None and not stats["gate"]["passed"]
@@ -203,6 +220,7 @@ def q_table(
             "dagster/column_schema": Q_TABLE_COLUMNS,
             "Q-table": dg.MetadataValue.path(dream.q_table),
             "experiences learned": stats["episodes"],
+            **_speed(stats["episodes"], time.monotonic() - began),
             "positive": stats["positive_rewards"],
             "negative": stats["negative_rewards"],
             "total reward": stats["total_reward"],
@@ -228,6 +246,16 @@ def q_table(
             "learning curve": _picture("error and reward over the experiences learned", draw_curve(insight)),
         }
     )
+
+
+def _speed(rows: int, seconds: float) -> dict[str, float]:
+    return {"seconds": round(seconds, 3), "rows per second": round(rows / seconds, 1) if seconds else 0.0}
+
+
+def _links(files: Sequence[PublishedFile]) -> dict[str, dg.MetadataValue]:
+    """The first files as paths, which the UI copies at a click, and the newest one under Dagster's own name."""
+    links = {f"file {n}": dg.MetadataValue.path(file.path) for n, file in enumerate(files[:_LINKED], 1)}
+    return {**links, "dagster/uri": dg.MetadataValue.url(files[-1].path.as_uri())} if files else {}
 
 
 def _counts(name: str, counts: dict[str, int]) -> dg.MetadataValue:

@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     rows_per_file: int = Field(default=50_000, gt=0, description="a larger batch is split into several files")
     busy_timeout: float = Field(default=60.0, ge=0, description="seconds to wait for a busy hot store")
     lock_timeout: float = Field(default=10.0, ge=0, description="seconds to wait for another run of the pipeline")
+    vacuum: Literal["off", "incremental", "full"] = Field(
+        default="off", description="how the hot store's free pages are given back to the disk after a purge"
+    )
+    vacuum_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of its pages that must be free before a full vacuum"
+    )
     memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
         default="1GB", description="the most memory that DuckDB may use, also as a share: `50%`"
     )

@@ -9,7 +9,7 @@ from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.hot_store import HotStore
 from vidurai_pipeline.archival.reconciler import Reconciler
 from vidurai_pipeline.config import Settings
-from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.errors import ConfigError, PipelineError
 from vidurai_pipeline.health import Finding, archive_readable, disk_room, no_duplicates, one_tier, store_integrity
 from vidurai_pipeline.rl.policy import QLearningPolicy
 
@@ -18,6 +18,7 @@ _NAMED = 5
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything; one check's failure does not keep the others from running."""
+    yield _definitions(settings)
     archive = Archive(settings.archive_path)
     store = HotStore(settings.db_path, settings.busy_timeout)
     yield from _hot_store(store)
@@ -27,6 +28,17 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield no_duplicates(archive)
     yield _q_table(settings.q_table_path)
     yield disk_room(store, archive)
+
+
+def _definitions(settings: Settings) -> Finding:
+    """Whether Dagster takes the schedules and the channels of alerts: it is Dagster that knows."""
+    try:
+        from vidurai_pipeline.definitions import build_definitions  # noqa: PLC0415  (reads the settings too)
+
+        build_definitions(settings)
+    except ConfigError as error:
+        return Finding("settings", "failed", str(error))
+    return Finding("settings", "ok", f"runs at {settings.schedule!r}, checks at {settings.health_schedule!r}")
 
 
 def _hot_store(store: HotStore) -> Iterator[Finding]:

@@ -21,6 +21,10 @@ class HotStoreWarning(UserWarning):
     """What a reader of both tiers must know: the hot store is missing, or a value in it can't be shown as it is."""
 
 
+class BusyError(HotStoreError):
+    """Something has held the hot store's lock for too long; it may be free later."""
+
+
 class SchemaError(HotStoreError):
     """The store is a database, but its tables are not what archival needs."""
 

@@ -22,7 +22,7 @@ from vidurai_pipeline import display
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.errors import ConfigError
-from vidurai_pipeline.resources import progress_of_runs
+from vidurai_pipeline.resources import progress_of_runs, retries_if_busy
 
 
 @dataclass
@@ -76,10 +76,13 @@ def dagster_home(settings: Settings) -> Path:
     """The folder of Dagster's history, made ready: ``DAGSTER_HOME``, else ``dagster`` in Vidurai's folder.
 
     Raises:
-        ConfigError: it is not a folder that this user may write.
+        ConfigError: it is not a folder that this user may write, or nothing there looks as if it were meant.
     """
     home = os.environ.get("DAGSTER_HOME")
     folder = Path(home).expanduser().absolute() if home else settings.home / "dagster"
+    # A mistyped path would begin an empty history without a word.
+    if home and not folder.parent.is_dir():
+        raise ConfigError(f"DAGSTER_HOME={home}: there is no folder {folder.parent}: create it, or correct the path")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (folder / "dagster.yaml").exists():
@@ -140,6 +143,7 @@ def run_maintenance(settings: Settings) -> RunReport:
     home = dagster_home(settings)
     with dg.DagsterInstance.from_config(str(home)) as instance, display.ProgressLine() as progress:
         progress_of_runs.set(progress)
+        retries_if_busy.set(0)
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,
@@ -184,6 +188,8 @@ def _note_materialization(materialization: dg.AssetMaterialization, report: RunR
 
 def _failure(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
+    if data.error and data.error.cls_name == "DagsterExecutionInterruptedError":
+        return f"{event.step_key}: stopped by Ctrl-C or a signal; the next run goes on from there"
     described = data.user_failure_data.description if data.user_failure_data else None
     return f"{event.step_key}: {described or (data.error.message.strip() if data.error else 'failed')}"
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import cast
 
 import dagster as dg
 import duckdb
@@ -14,24 +15,47 @@ from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.hot_store import HotStore
 from vidurai_pipeline.archival.results import Progress, unwatched
+from vidurai_pipeline.archival.upkeep import Vacuum
 from vidurai_pipeline.config import Settings
-from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.errors import BusyError, PipelineError
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.insight import Insight, read_insight
 from vidurai_pipeline.rl.progress import Parameters
 from vidurai_pipeline.rl.states import RewardProfile
 
+#: How often a step is tried again whose hot store was busy; the command line, where a person waits, sets 0.
+retries_if_busy: ContextVar[int] = ContextVar("retries_if_busy", default=3)
+_FIRST_RETRY_SECONDS = 60
+
 
 @contextlib.contextmanager
 def readable_failures() -> Iterator[None]:
-    """Turn an error meant for users into a failed step that says the same, and is not tried again.
+    """Turn an error meant for users into a failed step that says the same.
+
+    Only where the hot store was busy is the step tried again, after 1, 2 and 4 minutes: no other failure mends
+    itself, least of all a failed verification. (A retry policy of Dagster's would try all of them again.)
 
     The error's cause is left out: libraries may quote a value in theirs, and memories are private.
     """
     try:
         yield
     except PipelineError as error:
+        if isinstance(error, BusyError) and (again := _retry(str(error))):
+            raise again from None
         raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+def _retry(reason: str) -> dg.RetryRequested | None:
+    try:
+        context = dg.OpExecutionContext.get()
+    except dg.DagsterInvariantViolationError:
+        return None  # no step: a resource is being set up
+    most = retries_if_busy.get()
+    if context.retry_number >= most:
+        return None
+    seconds = _FIRST_RETRY_SECONDS * 2**context.retry_number
+    context.log.warning(f"{reason}. The step is tried again in {seconds} s")
+    return dg.RetryRequested(most, seconds)
 
 
 #: Who is told how far a run in this process is; the command line sets it.
@@ -51,6 +75,9 @@ class ArchiverResource(dg.ConfigurableResource):
     busy_timeout: float = Field(60.0, description="seconds to wait for a busy hot store")
     lock_timeout: float = Field(10.0, description="seconds to wait for another run")
 
+    vacuum: str = Field("off", description="how free pages are given back: off, incremental or full")
+    vacuum_share: float = Field(0.5, description="share of pages that must be free before a full vacuum")
+
     _archiver: MemoryArchiver = PrivateAttr()
 
     @contextlib.contextmanager
@@ -63,6 +90,8 @@ class ArchiverResource(dg.ConfigurableResource):
             rows_per_file=self.rows_per_file,
             busy_timeout=self.busy_timeout,
             lock_timeout=self.lock_timeout,
+            vacuum=cast(Vacuum, self.vacuum),
+            vacuum_share=self.vacuum_share,
             progress=progress_of_runs.get(),
         )
         run = f"Dagster run {context.run.run_id}" if context.run else "Dagster"
@@ -144,6 +173,8 @@ def build_resources(settings: Settings) -> dict[str, object]:
             rows_per_file=settings.rows_per_file,
             busy_timeout=settings.busy_timeout,
             lock_timeout=settings.lock_timeout,
+            vacuum=settings.vacuum,
+            vacuum_share=settings.vacuum_share,
         ),
         "tiers": TiersResource(
             hot_store=str(settings.db_path), archive=str(settings.archive_path), busy_timeout=settings.busy_timeout

@@ -216,6 +216,34 @@ def test_doctor(home: Path) -> None:
     assert str(file) in done.stdout
 
 
+@pytest.mark.parametrize("name", ["VIDURAI_SCHEDULE", "VIDURAI_HEALTH_SCHEDULE"])
+def test_doctor_refuses_a_schedule_that_is_none(home: Path, name: str) -> None:
+    done = cli("doctor", **{name: "nope"})
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("failed")]
+    assert f"{name}='nope': not a cron line of five fields, such as `0 2 * * *`" in line
+
+
+def test_a_share_of_the_memory_will_do(home: Path) -> None:
+    cli("flush")
+    done = cli("query", "SELECT count(*) AS n FROM history", "--format", "json", VIDURAI_MEMORY_LIMIT="50%")
+    assert loads(done) == [{"n": 1_148}]
+
+
+def test_ctrl_c_is_one_clear_line(home: Path) -> None:
+    script = (
+        "import os, signal; from unittest import mock; from vidurai_pipeline.archival.archiver import MemoryArchiver\n"
+        "def stop(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    raise AssertionError('not stopped')\n"
+        "with mock.patch.object(MemoryArchiver, 'publish', stop):\n"
+        "    from vidurai_pipeline.cli import main; main(['run'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == ("error: parquet_archive: stopped by Ctrl-C or a signal; the next run goes on from there\n")
+
+
 def test_a_file_that_held_the_only_copy_is_reported_by_run_and_doctor(home: Path) -> None:
     archiver = MemoryArchiver(home / "vidurai.db", home / "archive")
     with mock.patch.object(archiver.archive.pending, "remove"):
@@ -325,7 +353,10 @@ def test_the_legacy_store_is_used_if_only_that_exists(sample_store: Store) -> No
         (["flush"], {}, "does not exist: start Vidurai once", 1),
         (["flush"], {"VIDURAI_COMPRESSION": "lzma"}, "VIDURAI_COMPRESSION", 2),
         (["flush"], {"VIDURAI_BUSY_TIMEOUT": "soon"}, "VIDURAI_BUSY_TIMEOUT", 2),
-        (["flush"], {"VIDURAI_MEMORY_LIMIT": "lots"}, "VIDURAI_MEMORY_LIMIT", 2),
+        (["flush"], {"VIDURAI_MEMORY_LIMIT": "lots"}, "VIDURAI_MEMORY_LIMIT='lots': not an amount of memory", 2),
+        (["flush"], {"VIDURAI_MEMORY_LIMIT": "150%"}, "such as 1GB, 512MiB, or 50% of this machine's", 2),
+        (["flush"], {"VIDURAI_EARLY_RUN_BYTES": "20%"}, "not a size, such as 500MB", 2),
+        (["run"], {"DAGSTER_HOME": "/nowhere/dagster"}, "there is no folder /nowhere: create it", 2),
         (["run"], {"VIDURAI_TIMEZONE": "Mars/Olympus"}, "VIDURAI_TIMEZONE", 2),
         (["run"], {"VIDURAI_SCHEDULE": "every night"}, "VIDURAI_SCHEDULE", 2),
         (["fly"], {}, "No such command", 2),

@@ -21,12 +21,14 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
+from vidurai_pipeline import resources
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.lock import RunLock
 from vidurai_pipeline.archival.results import Batch
 from vidurai_pipeline.automation import dream_after_failure
 from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.errors import VerificationError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.rl.archives import memory, write_file
 
@@ -182,6 +184,54 @@ def test_an_altered_value_fails_the_check_by_name(
     differences = str(check.metadata["what differs"].value)
     assert ": gist" in differences
     assert "secret" not in differences
+
+
+def test_a_busy_store_is_tried_again(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_BUSY_TIMEOUT", "0.1")
+    monkeypatch.setattr(resources, "_FIRST_RETRY_SECONDS", 0.1)
+    con = sqlite3.connect(settings.db_path, isolation_level=None, check_same_thread=False)
+    con.execute("BEGIN IMMEDIATE")
+    attempts = []
+    begin = MemoryArchiver.publish
+
+    def publish(archiver: MemoryArchiver) -> Batch:
+        attempts.append(archiver)
+        if len(attempts) == 3:
+            con.execute("ROLLBACK")
+        return begin(archiver)
+
+    monkeypatch.setattr(MemoryArchiver, "publish", publish)
+    result = execute(load_settings(), instance)
+    con.close()
+    assert result.success
+    assert len(attempts) == 3
+    waits = [event.step_retry_data.seconds_to_wait for event in result.all_events if event.is_step_up_for_retry]
+    assert waits == [0.1, 0.2]
+    assert materialized(result)["purged_rows"]["dagster/row_count"] == 1_148
+
+
+def test_a_store_that_stays_busy_fails_with_what_to_do(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_BUSY_TIMEOUT", "0.1")
+    monkeypatch.setattr(resources, "_FIRST_RETRY_SECONDS", 0.01)
+    con = sqlite3.connect(settings.db_path, isolation_level=None)
+    con.execute("BEGIN IMMEDIATE")
+    result = execute(load_settings(), instance)
+    con.close()
+    assert "raise VIDURAI_BUSY_TIMEOUT" in failure(result)
+    assert len([event for event in result.all_events if event.is_step_restarted]) == 3
+
+
+def test_no_other_failure_is_tried_again(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (VerificationError("not what was written"), ValueError("unforeseen")):
+        with mock.patch.object(MemoryArchiver, "purge", side_effect=error) as purge:
+            assert not execute(settings, instance).success
+        assert purge.call_count == 1
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:

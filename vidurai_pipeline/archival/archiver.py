@@ -30,6 +30,7 @@ from vidurai_pipeline.archival.results import Batch, FlushResult, Progress, Purg
 from vidurai_pipeline.archival.rows import read_archived
 from vidurai_pipeline.archival.staging import Stager, compare_file
 from vidurai_pipeline.archival.staging_process import StagingProcess, start_staging_process
+from vidurai_pipeline.archival.upkeep import Upkeep, Vacuum, keep_small
 from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 
@@ -50,6 +51,8 @@ class MemoryArchiver:
         rows_per_file: a larger batch is split into several files.
         busy_timeout: seconds to wait for a busy hot store.
         lock_timeout: seconds to wait for another run.
+        vacuum: how the hot store's free pages are given back: ``"off"``, ``"incremental"`` or ``"full"``.
+        vacuum_share: of its pages, so many must be free before a full vacuum.
         progress: told how far the work is.
 
     Example:
@@ -66,6 +69,8 @@ class MemoryArchiver:
         rows_per_file: int | None = None,
         busy_timeout: float | None = None,
         lock_timeout: float | None = None,
+        vacuum: Vacuum | None = None,
+        vacuum_share: float | None = None,
         progress: Progress | None = None,
     ) -> None:
         settings = load_settings()
@@ -75,6 +80,8 @@ class MemoryArchiver:
         self.archive = Archive(archive_base or settings.archive_path, compression or settings.compression)
         self.rows_per_file = rows_per_file or settings.rows_per_file
         self.lock_timeout = settings.lock_timeout if lock_timeout is None else lock_timeout
+        self.vacuum: Vacuum = vacuum or settings.vacuum
+        self.vacuum_share = settings.vacuum_share if vacuum_share is None else vacuum_share
         self._progress = progress or unwatched
         self._reconciler = Reconciler(self.store, self.archive, self._progress)
 
@@ -114,6 +121,7 @@ class MemoryArchiver:
                 else:
                     for mark in self._publish_files(batch, stager):
                         self._reconciler.purge_file(mark, purge)
+            purge.notes += self.keep_small(purge.purged + batch.recovered.purged).notes
         return FlushResult(batch.rows - purge.kept, batch=batch, purge=purge)
 
     def _flush_in_parallel(self, process: StagingProcess, batch: Batch, purge: Purge) -> None:
@@ -290,6 +298,28 @@ class MemoryArchiver:
             for mark in marks:
                 self._reconciler.purge_file(mark, result)
             return result
+
+    # Upkeep
+
+    def keep_small(self, purged: int) -> Upkeep:
+        """Checkpoint the hot store's log, merge its search index, give free pages back as configured.
+
+        Args:
+            purged: memories that were just purged.
+
+        Raises:
+            HotStoreError: it can't be opened. Anything else that fails is noted only.
+        """
+        with self.archive.lock("upkeep", self.lock_timeout):
+            con = self._reconciler.connection()
+            return keep_small(
+                self.store,
+                con,
+                purged=purged,
+                search_index=self.store.schema(con).search_index,
+                vacuum=self.vacuum,
+                share=self.vacuum_share,
+            )
 
     # As the specification has it
 

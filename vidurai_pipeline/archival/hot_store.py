@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote as quote_uri
 
 from vidurai_pipeline.archival.schema import Column, StoreSchema, read_schema
-from vidurai_pipeline.errors import HotStoreError, SchemaError
+from vidurai_pipeline.errors import BusyError, HotStoreError, SchemaError
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ class HotStore:
                 raise
             raise SchemaError(f"the hot store {self.path} {error}") from None
         except sqlite3.Error as error:
-            raise HotStoreError(f"the hot store {self.path}: {self._advice(error)}") from error
+            kind = BusyError if _is_busy(error) else HotStoreError
+            raise kind(f"the hot store {self.path}: {self._advice(error)}") from error
 
     def _advice(self, error: sqlite3.Error) -> str:
         # Of text that can't be decoded, sqlite3's own message quotes a part.
         text = "text that is not valid UTF-8" if "decode" in str(error) else str(error)
         name = _name(error)
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        if _is_busy(error):
             return f"busy for more than {self.busy_timeout:g} s ({text}); try again, or raise VIDURAI_BUSY_TIMEOUT"
         if name.startswith("SQLITE_NOTADB"):
             return "not a SQLite database, or an encrypted one; point VIDURAI_DB at Vidurai's own file"
@@ -188,6 +189,10 @@ class HotStore:
 
 class BrokenText(bytes):
     """A TEXT value that is not valid UTF-8, which neither Arrow nor Parquet can hold as text."""
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 def _name(error: sqlite3.Error) -> str:
