@@ -171,14 +171,16 @@ def print_attention(rejected: Sequence[Mapping[str, Any]], notes: Sequence[str],
         sys.stderr.write(f"{line}\n")
 
 
-def bar_chart(counts: Mapping[str, int], width: int = 40) -> list[str]:
-    """Lines of a horizontal bar chart."""
+def bar_chart(counts: Mapping[str, int], notes: Sequence[str] = (), width: int = 40) -> list[str]:
+    """Lines of a horizontal bar chart: name, bar, count, and the note of each, if there are notes."""
     most = max(counts.values(), default=0)
     label = max((len(name) for name in counts), default=0)
-    return [
-        f"{name:<{label}}  {'█' * max(1, round(count / most * width)) if count else '':<{width}}  {count:,}"
+    digits = len(f"{most:,}")
+    bars = [
+        f"{name:<{label}}  {'█' * max(1, round(count / most * width)) if count else '':<{width}}  {count:>{digits},}"
         for name, count in counts.items()
     ]
+    return [f"{bar}  {note}" for bar, note in zip(bars, notes, strict=True)] if notes else bars
 
 
 def human_bytes(size: int) -> str:

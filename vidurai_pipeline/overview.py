@@ -1,6 +1,8 @@
 """The hot store, the archive and the Q-table at a glance."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import click
@@ -11,6 +13,10 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.rl.policy import QLearningPolicy
+
+_MONTHS = 24
+_LONGEST_GAP = 600
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 def overview(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -44,7 +50,13 @@ def _hot_store(settings: Settings) -> dict[str, Any]:
 
 def _archive(settings: Settings) -> dict[str, Any]:
     with RepoAnalyst(settings.archive_path) as analyst:
-        return {"path": str(settings.archive_path), **analyst.get_memory_stats()}
+        stats = analyst.get_memory_stats()
+    months = stats["by_month"]
+    return {
+        "path": str(settings.archive_path),
+        **stats,
+        "growth_per_month": round(sum(months.values()) / len(_without_gaps(months))) if months else 0,
+    }
 
 
 def _q_table(settings: Settings) -> dict[str, Any]:
@@ -72,8 +84,33 @@ def print_overview(view: dict[str, dict[str, Any]]) -> None:
         for name, counts in charts.items():
             if counts:
                 click.echo(f"  {name.replace('_', ' ')}")
-                for line in display.bar_chart(counts):
+                for line in _growth(counts) if name == "by_month" else _shares(counts):
                     click.echo(f"    {line}")
+
+
+def _shares(counts: Mapping[str, int]) -> list[str]:
+    """A chart with each count's share of all."""
+    total = sum(counts.values()) or 1
+    return display.bar_chart(counts, [f"{count / total:6.1%}" for count in counts.values()])
+
+
+def _growth(counts: Mapping[str, int]) -> list[str]:
+    """A chart of the last two years' months, those without a memory too, with what there was at the end of each."""
+    months = _without_gaps(counts)
+    totals = [f"{total:,} in all" for total in accumulate(months.values())]
+    shown = dict(list(months.items())[-_MONTHS:])
+    earlier = [f"({len(months) - _MONTHS} earlier months are not shown)"] if len(months) > _MONTHS else []
+    return earlier + display.bar_chart(shown, totals[-len(shown) :])
+
+
+def _without_gaps(counts: Mapping[str, int]) -> dict[str, int]:
+    """The months from the first to the last; what is not a month stands before them."""
+    numbers = [int(year) * 12 + int(month) - 1 for year, month in (m.split("-") for m in counts if _MONTH.fullmatch(m))]
+    others = {name: count for name, count in counts.items() if not _MONTH.fullmatch(name)}
+    if not numbers or max(numbers) - min(numbers) > _LONGEST_GAP:  # an odd date; who knows what is between
+        return dict(counts)
+    names = [f"{number // 12:04d}-{number % 12 + 1:02d}" for number in range(min(numbers), max(numbers) + 1)]
+    return others | {name: counts.get(name, 0) for name in names}
 
 
 def _readable(name: str, value: Any) -> Any:

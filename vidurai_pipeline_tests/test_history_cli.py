@@ -239,3 +239,29 @@ def test_a_pager_that_is_left_ends_the_query(home: Path, tmp_path: Path):
     pager.chmod(0o755)
     shown = on_a_terminal("query", "FROM range(1000000000)", PAGER=str(pager))
     assert len(shown.splitlines()) <= 10
+
+
+def test_stats_show_growth_and_shares(home: Path):
+    write(home / "archive", [memory(1), memory(2, salience="HIGH", outcome=1)], "2024-11")
+    write(home / "archive", [memory(3), memory(4, salience="LOW")], "2025-02")
+    done = cli("stats")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    months = [line.replace("█", "").split() for line in lines if re.match(r"20\d\d-", line)]
+    assert [(month[0], month[1], month[2]) for month in months] == [
+        ("2024-11", "2", "2"),
+        ("2024-12", "0", "2"),
+        ("2025-01", "0", "2"),
+        ("2025-02", "2", "4"),
+    ]
+    assert any(line.startswith("MEDIUM") and line.endswith("50.0%") for line in lines)
+    assert any(line.startswith("positive") and line.endswith("25.0%") for line in lines)
+    assert "growth per month: 1" in lines
+    assert "total memories: 4" in lines
+
+
+def test_stats_of_many_years_show_the_last_two(home: Path):
+    for year in range(2010, 2016):
+        write(home / "archive", [memory(year, archived_at=f"{year}-01-01")], f"{year}-01")
+    lines = cli("stats").stdout.splitlines()
+    assert sum(bool(re.match(r"\s+20\d\d-\d\d ", line)) for line in lines) == 24
+    assert any("37 earlier months" in line for line in lines)

@@ -1,5 +1,6 @@
 """The DuckDB database in which the views of the archive live, kept up to date with the archive's files."""
 
+import contextlib
 import itertools
 import shutil
 import tempfile
@@ -64,7 +65,8 @@ class ArchiveDatabase:
         """Close the database and remove its temporary files; it is opened again when it is needed again."""
         with self._lock:
             if self._connection is not None and self._given is None:
-                self._connection.close()
+                with contextlib.suppress(duckdb.Error):  # a query that could not be interrupted still holds it
+                    self._connection.close()
             self._connection = self._scratch = None
             self._remove_scratch()
 

@@ -78,7 +78,8 @@ def search_sql(
     parameters: dict[str, object] = {"most": limit}
     conditions: list[str] = []
     scores: list[str] = []
-    for number, term in enumerate(terms):
+    # The longest word is the rarest, as a rule, and what it rules out need not be searched for the others.
+    for number, term in enumerate(sorted(terms, key=len, reverse=True)):
         word, whole = f"word_{number}", f"whole_{number}"
         parameters[word] = pattern(term)
         parameters[whole] = rf"(?:^|[^\pL\pN_])(?:{parameters[word]})(?:$|[^\pL\pN_])"

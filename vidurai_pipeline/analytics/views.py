@@ -104,7 +104,9 @@ class Views:
         if '"content"' not in (name.lower() for name in names):
             return [*names, "verbatim AS content"]
         # A later schema's own `content` wins; files from before it have only the memory's text to show.
-        return ["coalesce(content, verbatim) AS content" if name.lower() == '"content"' else name for name in names]
+        own = next(type_ for name, type_ in self._columns.items() if name.lower() == "content")
+        text = "content" if own == "VARCHAR" else "CAST(content AS VARCHAR)"
+        return [f"coalesce({text}, verbatim) AS content" if name.lower() == '"content"' else name for name in names]
 
     def _union(self, selection: Sequence[str], *, without_superseded: bool = False) -> str:
         branches = []

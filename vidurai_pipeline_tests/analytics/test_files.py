@@ -9,7 +9,7 @@ import pytest
 from vidurai_pipeline.analytics import engine
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.errors import ArchiveError
-from vidurai_pipeline_tests.analytics.archives import OWN, memory, write
+from vidurai_pipeline_tests.analytics.archives import BASE, OWN, memory, write
 
 
 def truncated(path: Path) -> None:
@@ -180,3 +180,38 @@ def test_linked_folders_are_part_of_the_archive(tmp_path: Path):
 
 def test_the_package_runs_without_pandas_until_a_frame_is_asked_for():
     assert "pd" not in vars(engine)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "shown"),
+    [
+        (pa.string(), "own", "own"),
+        (pa.int64(), 7, "7"),
+        (pa.list_(pa.string()), ["x"], "[x]"),
+        (pa.binary(), b"\xff", "\\xFF"),
+        (pa.null(), None, "memory 2"),
+    ],
+)
+def test_a_files_own_content_of_any_type_is_shown_as_text(
+    tmp_path: Path, type_: pa.DataType, value: object, shown: str
+):
+    write(tmp_path, [memory(1)], "2024-11")
+    write(tmp_path, [memory(2, Content=value)], schema=OWN.append(pa.field("Content", type_)))
+    analyst = RepoAnalyst(tmp_path, hot_store=tmp_path / "none.db")
+    sql = "SELECT content, typeof(content) AS t FROM history ORDER BY id"
+    assert [tuple(row.values()) for row in analyst.query_archive(sql)] == [("memory 1", "VARCHAR"), (shown, "VARCHAR")]
+    assert len(analyst.search_archive("memory")) == 2
+
+
+def test_columns_that_differ_only_in_case_are_one(tmp_path: Path):
+    write(tmp_path, [memory(1)], "2024-11")
+    odd = pa.schema([*BASE, ("Gist", pa.string()), ("ID", pa.int64()), ("TIER", pa.string())])
+    write(tmp_path, [memory(2, Gist="upper", ID=99, TIER="own")], schema=odd)
+    rows = RepoAnalyst(tmp_path).query_archive("SELECT id, gist FROM history ORDER BY id")
+    assert [tuple(row.values()) for row in rows] == [(1, "gist 1"), (2, "gist 2")]
+
+
+def test_thousands_of_columns_are_no_trouble(tmp_path: Path):
+    wide = pa.schema([*OWN, *(pa.field(f"c{number}", pa.int64()) for number in range(1_500))])
+    write(tmp_path, [memory(1, c7=7)], schema=wide)
+    assert RepoAnalyst(tmp_path).query_archive("SELECT c7, c8 FROM history") == [{"c7": 7, "c8": None}]
