@@ -18,6 +18,7 @@ from vidurai_pipeline.archival.reconciler import Reconciler
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.table_file import TableFile
 
 _NAMED = 5
 
@@ -196,6 +197,9 @@ def _q_table(path: Path) -> Finding:
         policy = QLearningPolicy.load(path)
     except PipelineError as error:
         return Finding("Q-table", "failed", str(error))
+    if (candidate := TableFile(path).candidate_path).exists():
+        detail = f"{candidate}: a newer table that was refused; `vidurai-pipeline dream` tells why"
+        return Finding("Q-table", "warning", detail)
     return Finding("Q-table", "ok", f"{path}: {len(policy.q_table):,} states, {policy.episodes:,} episodes")
 
 
