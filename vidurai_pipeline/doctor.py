@@ -12,6 +12,7 @@ from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import ConfigError, PipelineError
 from vidurai_pipeline.health import Finding, archive_readable, disk_room, no_duplicates, one_tier, store_integrity
 from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.table_file import TableFile
 
 _NAMED = 5
 
@@ -122,4 +123,7 @@ def _q_table(path: Path) -> Finding:
         policy = QLearningPolicy.load(path)
     except PipelineError as error:
         return Finding("Q-table", "failed", str(error))
+    if (candidate := TableFile(path).candidate_path).exists():
+        detail = f"{candidate}: a newer table that was refused; `vidurai-pipeline dream` tells why"
+        return Finding("Q-table", "warning", detail)
     return Finding("Q-table", "ok", f"{path}: {len(policy.q_table):,} states, {policy.episodes:,} episodes")

@@ -18,6 +18,7 @@ import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.rl.archives import memory, write_file
 
 Store = Callable[[str], Path]
 
@@ -139,6 +140,21 @@ def test_a_dream_s_report(home: Path) -> None:
     assert "not compared: it is the first table" in done.stdout
     assert "None" not in done.stdout
     assert "{" not in done.stdout
+
+
+def test_a_refused_table_is_an_error_and_stays_known(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    environment = {"VIDURAI_HOME": str(tmp_path)}
+    write_file(archive, "1.parquet", [memory(n) for n in range(1000)])
+    assert cli("dream", **environment).returncode == 0
+    write_file(archive, "2.parquet", [memory(n, -1) for n in range(1000, 1050)])
+    refused = cli("dream", **environment)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: the newly learned table is worse")
+    assert refused.stderr.count("\n") == 1
+    assert "q_table.candidate.json" in cli("policy", **environment).stderr
+    findings = json.loads(cli("doctor", "--format", "json", **environment).stdout)
+    assert [f["status"] for f in findings if f["check"] == "Q-table"] == ["warning"]
 
 
 def test_policy(home: Path, tmp_path: Path) -> None:

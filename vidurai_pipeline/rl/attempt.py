@@ -115,7 +115,10 @@ class Attempt:
             self._save(live, policy, progress)
         elif live is not None and live.contents.progress is not None:
             self._file.remember(live.raw)
-        self._file.drop_candidate()
+        try:
+            self._file.drop_candidate()
+        except QTableError as error:
+            logger.warning("%s", error)  # the table is safe, and the next dream tries again
         return {
             "episodes": lesson.episodes,
             "positive_rewards": lesson.positive,
@@ -155,8 +158,8 @@ class Attempt:
         why = f"not well-formed ({verdict.faults[0]})" if verdict.faults else f"worse ({verdict.reason})"
         contents = policy.contents()
         if progress is not None:
-            note = replace(progress, table_digest=contents.digest()).to_json()
-            contents.progress = {**note, "gate": verdict.to_dict()}
+            # With its note a person can put it in the place of the table in use, and learning goes on from there.
+            contents.progress = replace(progress, table_digest=contents.digest()).to_json()
         self._file.write_candidate(contents)
         return (
             f"the newly learned table is {why}: it is kept as {self._file.candidate_path}, and {self._file.path} stays "

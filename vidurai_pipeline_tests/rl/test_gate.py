@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl import lesson
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.experiences import HELD_OUT_SHARE, Experiences
@@ -229,6 +230,30 @@ def test_a_person_can_take_what_the_archive_says(archive: Path, table: Path) -> 
     assert (stats["gate"]["not_worse"], stats["gate"]["enforced"], stats["gate"]["passed"]) == (False, False, True)
     assert learned(table) == refused
     assert not TableFile(table).candidate_path.exists()
+
+
+def test_a_person_can_put_the_candidate_in_place(archive: Path, table: Path) -> None:
+    write_file(archive, "1.parquet", night(0, 2000, good=0.9))
+    dream(archive, table)
+    write_file(archive, "2.parquet", night(2000, 2100, good=0.0))
+    failed(archive, table)
+    candidate = TableFile(table).candidate_path
+    refused = candidate.read_bytes()
+    candidate.replace(table)
+    stats = dream(archive, table)
+    assert (stats["episodes"], stats["already_learned"], stats["daemon"]) == (0, 2100, None)
+    assert table.read_bytes() == refused
+
+
+def test_a_candidate_that_can_t_be_removed_costs_nothing(
+    archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: TableFile) -> None:
+        raise QTableError("no right to")
+
+    write_file(archive, "1.parquet", night(0, 100, good=0.9))
+    monkeypatch.setattr(TableFile, "drop_candidate", fail)
+    assert dream(archive, table)["episodes"] == 100
 
 
 def test_other_parameters_are_not_compared(archive: Path, table: Path) -> None:
