@@ -7,6 +7,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import TickStatus
 
 from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.definitions import build_definitions
@@ -47,3 +49,12 @@ def test_the_weekly_schedule_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = build_definitions(load_settings()).resolve_schedule_def("weekly_prune")
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
     assert schedule.execution_timezone == "Asia/Kolkata"
+
+
+def test_dagster_takes_the_days_for_ticks() -> None:
+    with dg.DagsterInstance.from_config(str(dagster_home(load_settings()))) as instance:
+        kept = instance.get_tick_retention_settings(InstigatorType.SENSOR)
+        assert kept[TickStatus.SKIPPED] == 2
+        # None of them for ever.
+        for kind in (InstigatorType.SENSOR, InstigatorType.SCHEDULE):
+            assert min(instance.get_tick_retention_settings(kind).values()) > 0
