@@ -83,6 +83,8 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
         assert spec.kinds
         assert spec.owners
         assert spec.group_name == "memory_lifecycle"
+        (reference,) = spec.metadata["dagster/code_references"].code_references
+        assert Path(reference.file_path).name == "assets.py"
     graph = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in specs.items()}
     assert graph == {
         "archived_rows": set(),
@@ -122,9 +124,19 @@ def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instan
         columns = [column.name for column in made[name]["dagster/column_schema"].columns]
         assert {"id", "verbatim", "occurrence_count"} <= set(columns)
     lineage = made["parquet_archive"]["dagster/column_lineage"].deps_by_column
-    assert lineage["occurrence_count"] == [dg.TableColumnDep("archived_rows", "occurrence_count")]
-    assert "archived_at" not in lineage
     assert made["parquet_archive"]["files"].records[0].data["file"].startswith("year=")
+    assert [dep.column_name for dep in lineage["verbatim"]] == ["verbatim"]
+    assert lineage["verbatim"][0].asset_key == dg.AssetKey("archived_rows")
+    assert "archived_at" not in lineage  # made here
+    (path,) = settings.archive_path.rglob("*.parquet")
+    assert made["parquet_archive"]["file 1"] == str(path)
+    assert made["parquet_archive"]["dagster/uri"] == path.as_uri()
+    for name in ASSETS[1:]:
+        assert {"seconds", "rows per second"} <= set(made[name])
+    purged = made["purged_rows"]
+    assert (purged["archive files"], purged["archive rows"]) == (1, 1_148)
+    assert 0 < purged["hot store bytes in use"] < purged["hot store bytes"]
+    assert {"hot store bytes before", "reclaimed bytes", "kept"} <= set(purged)
     check = comparison(result)
     assert check.passed
     assert check.description == "1,148 rows in 1 file equal what the hot store holds"
