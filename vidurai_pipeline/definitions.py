@@ -1,6 +1,9 @@
 """Dagster starts reading here."""
 
+import warnings
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
@@ -24,15 +27,20 @@ def _fresh(asset: dg.AssetsDefinition, policy: dg.FreshnessPolicy) -> dg.AssetsD
     return asset.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, policy))
 
 
+def _linked_to_code(*assets: dg.AssetsDefinition) -> Sequence[Any]:
+    with warnings.catch_warnings():
+        # Who runs the pipeline can do nothing about Dagster's calling this beta.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return dg.with_source_code_references(assets)
+
+
 def build_definitions(settings: Settings) -> dg.Definitions:
     """Everything that Dagster shows and runs, for one hot store and its archive."""
     fresh = dg.FreshnessPolicy.time_window(
         fail_window=timedelta(hours=settings.stale_hours), warn_window=timedelta(hours=settings.stale_hours / 2)
     )
     return dg.Definitions(
-        assets=dg.with_source_code_references(
-            [archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)]
-        ),
+        assets=_linked_to_code(archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)),
         asset_checks=[archive_equals_hot_store, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, health_job],
         schedules=schedules(settings),
