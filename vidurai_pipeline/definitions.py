@@ -1,7 +1,9 @@
 """Dagster starts reading here."""
 
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
@@ -31,19 +33,20 @@ def _fresh(asset: dg.AssetsDefinition, policy: dg.FreshnessPolicy) -> dg.AssetsD
     return asset.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, policy))
 
 
+def _linked_to_code(*assets: dg.AssetsDefinition) -> Sequence[Any]:
+    with warnings.catch_warnings():
+        # Who runs the pipeline can do nothing about Dagster's calling this beta.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return dg.with_source_code_references(assets)
+
+
 def build_definitions(settings: Settings) -> dg.Definitions:
     """Everything that Dagster shows and runs, for one hot store and its archive."""
     fresh = dg.FreshnessPolicy.time_window(
         fail_window=timedelta(hours=settings.stale_hours), warn_window=timedelta(hours=settings.stale_hours / 2)
     )
-    with warnings.catch_warnings():
-        # Links to the code are in beta; a user can do nothing about it.
-        warnings.simplefilter("ignore", dg.BetaWarning)
-        assets = dg.with_source_code_references(
-            [archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)]
-        )
     return dg.Definitions(
-        assets=assets,
+        assets=_linked_to_code(archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)),
         asset_checks=[archive_equals_hot_store, q_table_is_well_formed, q_table_is_not_worse, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, health_job, prune_history],
         schedules=[*schedules(settings), prune_schedule(settings)],
