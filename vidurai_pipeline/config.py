@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     stale_hours: float = Field(
         default=52.0, gt=0, description="hours without a run after which archive and Q-table count as stale"
     )
+    history_days: int = Field(
+        default=365, gt=0, description="days for which Dagster's records of finished runs are kept"
+    )
     early_run: bool = Field(default=True, description="whether a large backlog starts a run before the nightly one")
     early_run_rows: int = Field(default=20_000, ge=0, description="so many waiting memories start one; 0: no number")
     early_run_bytes: Size = Field(

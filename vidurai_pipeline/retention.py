@@ -9,17 +9,13 @@ from tzlocal import get_localzone_name
 
 from vidurai_pipeline.config import Settings
 
-#: For how many days the weekly schedule keeps a run: a year of nights to compare with.
-HISTORY_DAYS = 365
 _FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 class PruneConfig(dg.Config):
     """What the job `prune_history` keeps."""
 
-    keep_days: int = Field(
-        HISTORY_DAYS, gt=0, description="finished runs that changed last before so many days are deleted"
-    )
+    keep_days: int = Field(365, gt=0, description="finished runs that changed last before so many days are deleted")
 
 
 def prune_runs(instance: dg.DagsterInstance, before: datetime) -> int:
@@ -61,9 +57,10 @@ def prune(context: dg.OpExecutionContext, config: PruneConfig) -> None:
 
 @dg.job(executor_def=dg.in_process_executor)
 def prune_history() -> None:
-    """Keeps Dagster's own database small: deletes its records of runs that ended more than a year ago.
+    """Keeps Dagster's own database small: deletes its records of runs that ended long ago.
 
-    Each asset's newest materialization stays. To keep more or fewer days, set `keep_days` in the Launchpad.
+    Each asset's newest materialization stays. The schedule keeps `VIDURAI_HISTORY_DAYS`; in the Launchpad, set
+    `keep_days`.
     """
     prune()
 
@@ -74,7 +71,8 @@ def prune_schedule(settings: Settings) -> dg.ScheduleDefinition:
         name="weekly_prune",
         job=prune_history,
         cron_schedule="30 5 * * 0",
+        run_config=dg.RunConfig(ops={prune.name: PruneConfig(keep_days=settings.history_days)}),
         execution_timezone=settings.timezone or get_localzone_name(),
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Deletes Dagster's records of runs older than a year, on Sundays at 05:30 local time.",
+        description=f"Deletes Dagster's records of runs older than {settings.history_days} days, Sundays at 05:30.",
     )
