@@ -529,6 +529,67 @@ def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_pat
     assert_one_tier(before, settings.db_path, settings.archive_path)
 
 
+def test_schedule_sensor_queue_and_command_line_at_once(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    for name, value in {
+        "DAGSTER_HOME": str(home),
+        "VIDURAI_SCHEDULE": "* * * * *",
+        "VIDURAI_EARLY_RUN_ROWS": "1000",
+        "VIDURAI_EARLY_RUN_QUIET": "0",
+        "VIDURAI_LOCK_TIMEOUT": "120",
+    }.items():
+        monkeypatch.setenv(name, value)
+    before = hot_rows(settings.db_path)
+    with dg.DagsterInstance.from_config(str(home)):
+        pass
+    start: dict[str, Any] = {
+        "cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True
+    }  # fmt: skip
+    daemon = subprocess.Popen([sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"], **start)
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            ways: dict[str, bool] = {}
+            deadline = time.monotonic() + 240
+            launched = None
+            while time.monotonic() < deadline:
+                runs = instance.get_runs()
+                if launched is None and runs:  # as soon as the daemon has started one
+                    command = ["dagster", "job", "launch", "-w", "workspace.yaml", "-j", "maintenance"]
+                    launched = subprocess.Popen([sys.executable, "-m", *command], **start)
+                    subprocess.run([sys.executable, "-m", "vidurai_pipeline.cli", "run"], check=True, **start)
+                ways |= {
+                    "sensor": any("dagster/sensor_name" in run.tags for run in runs) or ways.get("sensor", False),
+                    "schedule": any("dagster/schedule_name" in run.tags for run in runs),
+                    "other": sum(not {"dagster/sensor_name", "dagster/schedule_name"} & run.tags.keys() for run in runs)
+                    == 2,
+                }
+                if all(ways.values()) and all(run.is_finished for run in runs):
+                    break
+                time.sleep(0.5)
+            assert ways == {"sensor": True, "schedule": True, "other": True}
+            finished = [run for run in instance.get_runs() if run.is_finished]
+            assert {run.status for run in finished} == {dg.DagsterRunStatus.SUCCESS}
+            assert_steps_never_at_once(instance, [run.run_id for run in finished])
+    finally:
+        os.killpg(daemon.pid, signal.SIGTERM)
+        daemon.wait()
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
+def assert_steps_never_at_once(instance: dg.DagsterInstance, runs: list[str]) -> None:
+    """A run that waits for the archive's lock is reported as started; its steps come when it holds it."""
+    spans = []
+    for run in runs:
+        steps = [e.timestamp for e in instance.all_logs(run) if e.dagster_event and e.dagster_event.is_step_event]
+        spans.append((min(steps), max(steps)))
+    for (_, ended), (began, _) in itertools.pairwise(sorted(spans)):
+        assert ended <= began
+
+
 def test_two_first_users_of_a_new_dagster_home(settings: Settings) -> None:
     script = "from vidurai_pipeline import config, launch; print(launch.dagster_home(config.Settings()))"
     users = [
