@@ -2,11 +2,12 @@
 
     python -m benchmarks.archive [--rows 10000 100000 300000] [--runs 3]
 
-Three contestants:
+Contestants:
 
 reference   the public vidurai package's MemoryArchiver: select, write, delete; no verification
 bare        the same three steps with this project's parts
 full        the whole service: read back and compare, clean the search index and the gists, sync to the disk
+upkeep      full, and afterwards merge the search index, so that it takes less space (by --contestants)
 
 Each run gets a fresh copy of the store, in a process of its own. A prober in a third process asks for the write lock
 all the time, to see how long a writer would have had to wait. Prints a table, and writes results/archive.json.

@@ -12,11 +12,16 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 
 def full(db: Path, root: Path) -> int:
     """The whole protocol."""
+    return MemoryArchiver(db, root).flush_archived_memories(upkeep=False)
+
+
+def upkeep(db: Path, root: Path) -> int:
+    """The whole protocol, and what keeps the store small for the nights to come."""
     return MemoryArchiver(db, root).flush_archived_memories()
 
 
 if __name__ == "__main__":
-    who = {"bare": bare.archive, "full": full}[sys.argv[1]]
+    who = {"bare": bare.archive, "full": full, "upkeep": upkeep}[sys.argv[1]]
     began = time.monotonic()
     count = int(who(Path(sys.argv[2]), Path(sys.argv[3])))
     seconds = time.monotonic() - began

@@ -87,13 +87,14 @@ class MemoryArchiver:
 
     # The whole protocol
 
-    def flush_archived_memories(self, *, dry_run: bool = False) -> FlushResult:
+    def flush_archived_memories(self, *, dry_run: bool = False, upkeep: bool = True) -> FlushResult:
         """Archive and purge everything that is ARCHIVED.
 
         Of 20,000 memories or more, another process writes and compares the next file while this one purges.
 
         Args:
             dry_run: read and check all rows, but write and delete nothing.
+            upkeep: see to it afterwards that the hot store stays small; see :meth:`keep_small`.
 
         Returns:
             A number, the memories archived, that carries the details as attributes.
@@ -121,7 +122,8 @@ class MemoryArchiver:
                 else:
                     for mark in self._publish_files(batch, stager):
                         self._reconciler.purge_file(mark, purge)
-            purge.notes += self.keep_small(purge.purged + batch.recovered.purged).notes
+            if upkeep:
+                purge.notes += self.keep_small(purge.purged + batch.recovered.purged).notes
         return FlushResult(batch.rows - purge.kept, batch=batch, purge=purge)
 
     def _flush_in_parallel(self, process: StagingProcess, batch: Batch, purge: Purge) -> None:

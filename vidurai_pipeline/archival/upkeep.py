@@ -24,6 +24,8 @@ Vacuum = Literal["off", "incremental", "full"]
 TARGET_SECONDS = 0.020
 #: How long the search index may be merged after one purge; the next one goes on.
 MERGE_SECONDS = 30.0
+# Of the memories that stay in the search index; SQLite itself merges away what fewer deletions leave, bit by bit.
+_MERGE_SHARE = 0.1
 # No other process may have written for so long when the store is locked for a full vacuum.
 _QUIET_SECONDS = 3.0
 _FIRST_PAGES = 16
@@ -69,7 +71,7 @@ def keep_small(
     done = Upkeep()
     try:
         with store.errors():
-            if purged and search_index:
+            if search_index and _worth_merging(con, purged):
                 _in_steps(con, lambda pages: _merge(con, pages, first=done.merge_steps == 0), done)
             before = store.path.stat().st_size
             if vacuum == "incremental":
@@ -82,6 +84,12 @@ def keep_small(
     except (HotStoreError, OSError) as error:
         done.notes.append(f"the hot store was not made smaller: {error}")
     return done
+
+
+def _worth_merging(con: sqlite3.Connection, purged: int) -> bool:
+    """Whether so much left the search index that merging pays: it rewrites all of what stays."""
+    (left,) = con.execute("SELECT count(*) FROM memories_fts_docsize").fetchone()
+    return purged > left * _MERGE_SHARE
 
 
 def _in_steps(con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep) -> None:

@@ -185,3 +185,14 @@ def test_a_store_without_a_search_index_or_a_log(sample_store: Callable[[str], P
     con.close()
     assert flush(db) == []
     assert pragma(db, "freelist_count") > 0
+
+
+def test_a_small_purge_leaves_the_search_index_to_sqlite(tmp_path: Path) -> None:
+    """Merging rewrites what stays in the index: each night that would be dear, and gain little."""
+    db = tmp_path / "vidurai.db"
+    make_store(db, 3_000, archived_share=0.02)
+    archiver = MemoryArchiver(db, tmp_path / "archive")
+    purged = archiver.flush_archived_memories(upkeep=False).purged
+    assert purged == 60
+    assert archiver.keep_small(purged).merge_steps == 0
+    assert archiver.keep_small(600).merge_steps > 0
