@@ -107,7 +107,8 @@ class Reconciler:
         if stale:
             self.archive.rewrite(path, mark, stale)
         self._sync_store()
-        purger.checkpoint()
+        with self.store.errors():
+            purger.checkpoint()
         self.archive.pending.remove(mark)
         result.purged += count.purged
         result.kept += len(stale)

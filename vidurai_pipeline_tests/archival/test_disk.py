@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.archival.purge import Purger
+from vidurai_pipeline.errors import ArchiveError, HotStoreError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.archival.users import error_of_an_ordinary_user, open_to_all
 
@@ -108,3 +110,18 @@ def test_an_archive_that_may_not_be_written(sample_store: Store) -> None:
 
 def test_this_process_has_no_such_limit() -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_a_checkpoint_that_fails(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log needs no space, the store's own file does: all is purged, and only moving the pages fails."""
+    db = sample_store("guardian")
+    before = hot_rows(db)
+
+    def fail(purger: Purger) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Purger, "checkpoint", fail)
+        with pytest.raises(HotStoreError, match="database or disk is full"):
+            MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
+    assert_nothing_half_done(before, db, db.parent / "archive")
