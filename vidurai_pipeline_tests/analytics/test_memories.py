@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from unittest import mock
 
@@ -144,6 +145,14 @@ def test_another_memory_of_the_same_id_is_not_hidden(tmp_path: Path):
     write(tmp_path / "archive", [memory(1, verbatim="old")])
     rows = RepoAnalyst(tmp_path / "archive").query_archive("SELECT content, tier FROM memories ORDER BY created_at")
     assert [tuple(row.values()) for row in rows] == [("old", "cold"), ("new", "hot")]
+
+
+def test_a_foreign_file_may_hold_moments_of_another_type(tmp_path: Path):
+    small_store(tmp_path / "vidurai.db", {"id": 1, "verbatim": "hot", "created_at": "some time ago"})
+    schema = OWN.set(OWN.get_field_index("created_at"), pa.field("created_at", pa.timestamp("us")))
+    write(tmp_path / "archive", [memory(1, verbatim="cold", created_at=datetime(2024, 3, 1, 10))], schema=schema)
+    rows = RepoAnalyst(tmp_path / "archive").query_archive("SELECT content, tier FROM memories ORDER BY tier")
+    assert [tuple(row.values()) for row in rows] == [("cold", "cold"), ("hot", "hot")]
 
 
 def test_two_stores_in_one_archive_hide_nothing_of_each_other(sample_store: Store):
