@@ -32,7 +32,7 @@ from vidurai_pipeline.archival.staging import Stager, compare_file
 from vidurai_pipeline.archival.staging_process import StagingProcess, start_staging_process
 from vidurai_pipeline.archival.upkeep import Upkeep, Vacuum, keep_small
 from vidurai_pipeline.config import load_settings
-from vidurai_pipeline.errors import ArchiveError, VerificationError
+from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
 
 #: A second process takes half a second to start.
 ROWS_WORTH_A_PROCESS = 20_000
@@ -310,15 +310,20 @@ class MemoryArchiver:
             purged: memories that were just purged.
 
         Raises:
-            HotStoreError: it can't be opened. Anything else that fails is noted only.
+            LockedError: another run is at work. What fails in the hot store is noted only.
         """
         with self.archive.lock("upkeep", self.lock_timeout):
-            con = self._reconciler.connection()
+            try:
+                con = self._reconciler.connection()
+                search_index = self.store.schema(con).search_index
+            except HotStoreError as error:
+                # By now the memories have moved; that must be told, whatever becomes of this.
+                return Upkeep(notes=[f"the hot store was not made smaller: {error}"])
             return keep_small(
                 self.store,
                 con,
                 purged=purged,
-                search_index=self.store.schema(con).search_index,
+                search_index=search_index,
                 vacuum=self.vacuum,
                 share=self.vacuum_share,
             )

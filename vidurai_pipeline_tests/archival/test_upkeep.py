@@ -15,6 +15,7 @@ from vidurai_pipeline.archival import upkeep
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.upkeep import Vacuum
 from vidurai_pipeline.demo import make_store
+from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 
 Usage = namedtuple("Usage", "total used free")
@@ -196,3 +197,17 @@ def test_a_small_purge_leaves_the_search_index_to_sqlite(tmp_path: Path) -> None
     assert purged == 60
     assert archiver.keep_small(purged).merge_steps == 0
     assert archiver.keep_small(600).merge_steps > 0
+
+
+def test_a_store_that_fails_afterwards_hides_no_result(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archiver = MemoryArchiver(db, db.parent / "archive")
+    original = archiver.keep_small
+
+    def keep_small(purged: int) -> upkeep.Upkeep:
+        with mock.patch.object(archiver.store, "schema", side_effect=HotStoreError("busy for more than 60 s")):
+            return original(purged)
+
+    monkeypatch.setattr(archiver, "keep_small", keep_small)
+    result = archiver.flush_archived_memories()
+    assert result.purged == 5_400
+    assert result.notes == ["the hot store was not made smaller: busy for more than 60 s"]
