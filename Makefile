@@ -20,7 +20,7 @@ dev: $(VENV)/installed $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000,
 	@$(BIN)/vidurai-pipeline ui
 
 test: $(VENV)/installed $(REFERENCE)/installed  ## run all tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 -rs
 
 lint: $(VENV)/installed  ## ruff, pyright, import-linter
 	$(BIN)/ruff check .
