@@ -5,13 +5,12 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,11 @@ from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.errors import VerificationError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.processes import dagster, finished_runs, running
 from vidurai_pipeline_tests.rl.archives import memory, write_file
 
 ROOT = Path(__file__).parent.parent
+DAEMON = [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"]
 ASSETS = ["archived_rows", "parquet_archive", "purged_rows", "q_table"]
 
 
@@ -496,36 +497,13 @@ def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_pat
     shutil.copy(ROOT / "dagster.yaml", home)
     environment = {**os.environ, "DAGSTER_HOME": str(home)}
     before = hot_rows(settings.db_path)
-    with dg.DagsterInstance.from_config(str(home)):
-        pass  # Dagster can't create its databases in two processes at once.
-    daemon = subprocess.Popen(
-        [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        for _ in range(2):
-            launched = subprocess.run(
-                [sys.executable, "-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", "maintenance"],
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert launched.returncode == 0, launched.stderr[-2_000:]
-        with dg.DagsterInstance.from_config(str(home)) as instance:
-            deadline = time.monotonic() + 120
-            while not all(run.is_finished for run in instance.get_runs()) and time.monotonic() < deadline:
-                time.sleep(0.5)
-            assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS] * 2
-            assert_never_at_once(instance)
-    finally:
-        os.killpg(daemon.pid, signal.SIGTERM)
-        daemon.wait()
+    with dg.DagsterInstance.from_config(str(home)) as instance:  # Dagster can't create its databases in two at once.
+        with running(DAEMON, environment, tmp_path / "daemon.log", ROOT):
+            for _ in range(2):
+                dagster("job launch -j maintenance", environment, ROOT / "workspace.yaml", ROOT)
+            runs = finished_runs(instance, 2)
+        assert [run.status for run in runs] == [dg.DagsterRunStatus.SUCCESS] * 2
+        assert_never_at_once(instance)
     assert_one_tier(before, settings.db_path, settings.archive_path)
 
 
@@ -544,39 +522,35 @@ def test_schedule_sensor_queue_and_command_line_at_once(
     }.items():
         monkeypatch.setenv(name, value)
     before = hot_rows(settings.db_path)
-    with dg.DagsterInstance.from_config(str(home)):
-        pass
-    start: dict[str, Any] = {
-        "cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True
-    }  # fmt: skip
-    daemon = subprocess.Popen([sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"], **start)
-    try:
-        with dg.DagsterInstance.from_config(str(home)) as instance:
-            ways: dict[str, bool] = {}
-            deadline = time.monotonic() + 240
-            launched = None
-            while time.monotonic() < deadline:
-                runs = instance.get_runs()
-                if launched is None and runs:  # as soon as the daemon has started one
-                    command = ["dagster", "job", "launch", "-w", "workspace.yaml", "-j", "maintenance"]
-                    launched = subprocess.Popen([sys.executable, "-m", *command], **start)
-                    subprocess.run([sys.executable, "-m", "vidurai_pipeline.cli", "run"], check=True, **start)
-                ways |= {
-                    "sensor": any("dagster/sensor_name" in run.tags for run in runs) or ways.get("sensor", False),
-                    "schedule": any("dagster/schedule_name" in run.tags for run in runs),
-                    "other": sum(not {"dagster/sensor_name", "dagster/schedule_name"} & run.tags.keys() for run in runs)
-                    == 2,
-                }
-                if all(ways.values()) and all(run.is_finished for run in runs):
-                    break
-                time.sleep(0.5)
-            assert ways == {"sensor": True, "schedule": True, "other": True}
-            finished = [run for run in instance.get_runs() if run.is_finished]
-            assert {run.status for run in finished} == {dg.DagsterRunStatus.SUCCESS}
-            assert_steps_never_at_once(instance, [run.run_id for run in finished])
-    finally:
-        os.killpg(daemon.pid, signal.SIGTERM)
-        daemon.wait()
+    with ExitStack() as stack:
+        instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
+        stack.enter_context(running(DAEMON, os.environ, tmp_path / "daemon.log", ROOT))
+        ways: dict[str, bool] = {}
+        deadline = time.monotonic() + 240
+        launched = False
+        while time.monotonic() < deadline:
+            runs = instance.get_runs()
+            if not launched and runs:  # as soon as the daemon has started one
+                launched = True
+                launch = [
+                    sys.executable,
+                    *["-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", "maintenance"],
+                ]
+                stack.enter_context(running(launch, os.environ, tmp_path / "launch.log", ROOT))
+                subprocess.run([sys.executable, "-m", "vidurai_pipeline.cli", "run"], check=True, capture_output=True)
+            ways |= {
+                "sensor": any("dagster/sensor_name" in run.tags for run in runs) or ways.get("sensor", False),
+                "schedule": any("dagster/schedule_name" in run.tags for run in runs),
+                "other": sum(not {"dagster/sensor_name", "dagster/schedule_name"} & run.tags.keys() for run in runs)
+                == 2,
+            }
+            if all(ways.values()) and all(run.is_finished for run in runs):
+                break
+            time.sleep(0.5)
+        assert ways == {"sensor": True, "schedule": True, "other": True}
+        finished = [run for run in instance.get_runs() if run.is_finished]
+        assert {run.status for run in finished} == {dg.DagsterRunStatus.SUCCESS}
+        assert_steps_never_at_once(instance, [run.run_id for run in finished])
     assert_one_tier(before, settings.db_path, settings.archive_path)
 
 

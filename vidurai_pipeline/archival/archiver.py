@@ -15,7 +15,7 @@ case a mark from which the next run's ``publish`` goes on.
 import contextlib
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,7 +120,7 @@ class MemoryArchiver:
                             self.archive.sweep()
                         raise
                 else:
-                    for mark in self._publish_files(batch, stager):
+                    for mark in self._publish_files(batch, stager, self._reconciler.look):
                         self._reconciler.purge_file(mark, purge)
             if upkeep:
                 purge.notes += self.keep_small(purge.purged + batch.recovered.purged).notes
@@ -128,10 +128,13 @@ class MemoryArchiver:
 
     def _flush_in_parallel(self, process: StagingProcess, batch: Batch, purge: Purge) -> None:
         """Purge each file while another process stages the next."""
+        # A SQLite connection that two Python threads use at once can make them wait for each other for ever.
+        self._reconciler.close()
         with ThreadPoolExecutor(1) as worker:
+            worker.submit(self._reconciler.look).result()
             jobs: deque[Future[None]] = deque([worker.submit(self._reconciler.prepare)])
             try:
-                for mark in self._publish_files(batch, process):
+                for mark in self._publish_files(batch, process, lambda: self._reconciler.version):
                     jobs.append(worker.submit(self._reconciler.purge_file, mark, purge))
                     # One file ahead is enough; and while the other process reads, the store's log can't begin anew.
                     most = 1 if self._reconciler.log_bytes() < LARGEST_LOG else 0
@@ -140,7 +143,9 @@ class MemoryArchiver:
                 while jobs:
                     jobs.popleft().result()
             finally:
-                worker.shutdown(cancel_futures=True)
+                for job in jobs:
+                    job.cancel()
+                worker.submit(self._reconciler.close).result()
 
     def _dry_run(self) -> FlushResult:
         rows = 0
@@ -202,7 +207,7 @@ class MemoryArchiver:
         with self.archive.lock("publish", self.lock_timeout):
             batch = self._begin()
             with contextlib.closing(self._stager()) as stager:
-                for _ in self._publish_files(batch, stager):
+                for _ in self._publish_files(batch, stager, self._reconciler.look):
                     pass
             return batch
 
@@ -218,14 +223,15 @@ class MemoryArchiver:
     def _stager(self) -> Stager:
         return Stager(self.store, self.archive, datetime.now(UTC), uuid.uuid4().hex, self.rows_per_file)
 
-    def _publish_files(self, batch: Batch, stager: Stager | StagingProcess) -> Iterator[Pending]:
+    def _publish_files(
+        self, batch: Batch, stager: Stager | StagingProcess, version_now: Callable[[], int]
+    ) -> Iterator[Pending]:
         """Publish file after file, each written and verified in a snapshot of its own."""
         last: Any = None
         while True:
-            with self.store.errors():
-                # The purging connection's version, before the snapshot and the schema that the file is made by:
-                # what changes after it makes the purge compare once more.
-                version = data_version(self._reconciler.connection())
+            # The purging connection's version, before the snapshot and the schema that the file is made by: what
+            # changes after it makes the purge compare once more.
+            version = version_now()
             path = self.archive.new_path(stager.moment)
             staged = stager.stage(
                 path, last, lambda rows: self._progress("archiving", batch.rows + rows, batch.waiting)

@@ -91,7 +91,7 @@ class HotStore:
         return text
 
     def connect(self, *, write: bool = False) -> sqlite3.Connection:
-        """Open a connection in autocommit mode; transactions are begun by hand.
+        """Open a connection in autocommit mode; transactions are begun by hand. It is for this thread alone.
 
         Raises:
             HotStoreError: the file does not exist, can't be read, or (``write``) can't be written.
@@ -124,7 +124,7 @@ class HotStore:
     def _open(self, mode: str) -> sqlite3.Connection:
         # A URI, so that a missing file is never created as an empty store.
         uri = f"file:{quote_uri(os.fsencode(self.path.resolve()))}?mode={mode}"
-        return sqlite3.connect(uri, uri=True, timeout=self.busy_timeout, isolation_level=None, check_same_thread=False)
+        return sqlite3.connect(uri, uri=True, timeout=self.busy_timeout, isolation_level=None)
 
     def _prepare_writing(self, con: sqlite3.Connection) -> None:
         # SQLite opens a file that it may not write as read-only without a word; ask before any work is done.

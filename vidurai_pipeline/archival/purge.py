@@ -52,12 +52,14 @@ class Purger:
         read_schema: reads the store's schema by a connection.
 
     Attributes:
+        version: the store's data version when this connection last looked.
         log_bytes: how much of the write-ahead log was in use at the last checkpoint.
     """
 
     def __init__(self, con: sqlite3.Connection, read_schema: Callable[[sqlite3.Connection], StoreSchema]) -> None:
         self._con = con
         self._read_schema = read_schema
+        self.version = data_version(con)
         self._schema_version = self._stored_schema_version()
         self._schema = read_schema(con)
         self._weight = _FIRST_WEIGHT
@@ -115,7 +117,7 @@ class Purger:
         """
         count = PurgeCount()
         # The version comes first: whatever changes after it is noticed inside the deleting transaction.
-        version = data_version(self._con)
+        version = self.version = data_version(self._con)
         if verified_at != version:
             self._refresh_schema()
             copies = self._equal(copies, count)
@@ -154,7 +156,8 @@ class Purger:
         began = time.monotonic()
         changed = False
         try:
-            changed = data_version(self._con) != version
+            self.version = data_version(self._con)
+            changed = self.version != version
             if changed:
                 self._refresh_schema()
                 copies = self._equal(copies, count)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from vidurai_pipeline.archival.archive import Archive, read_back
 from vidurai_pipeline.archival.files import archive_errors, sync_file
-from vidurai_pipeline.archival.hot_store import HotStore, json_ids, tolerant_text
+from vidurai_pipeline.archival.hot_store import HotStore, data_version, json_ids, tolerant_text
 from vidurai_pipeline.archival.pending import Pending
 from vidurai_pipeline.archival.purge import PurgeCount, Purger
 from vidurai_pipeline.archival.results import Progress, Purge, unwatched
@@ -40,6 +40,7 @@ class Reconciler:
         self._progress = progress
         self._con: sqlite3.Connection | None = None
         self._purger: Purger | None = None
+        self._version = -1
 
     def connection(self) -> sqlite3.Connection:
         """The connection that purges, opened when it is first needed.
@@ -61,6 +62,20 @@ class Reconciler:
             self._con.close()
             self._con = self._purger = None
             self.verified.clear()
+
+    @property
+    def version(self) -> int:
+        """The connection's data version when it last looked. Any thread may ask."""
+        purger = self._purger
+        return purger.version if purger else self._version
+
+    def look(self) -> int:
+        """Have the connection look whether anyone else has changed the store; gives its data version."""
+        with self.store.errors():
+            self._version = data_version(self.connection())
+        if self._purger:
+            self._purger.version = self._version
+        return self._version
 
     def prepare(self) -> None:
         """Do what every purge needs first, before the first file is there."""

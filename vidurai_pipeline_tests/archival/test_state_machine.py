@@ -1,11 +1,13 @@
 """Archival, deaths, restarts and the daemon's writes in any order: hypothesis looks for one that loses a memory."""
 
-import os
+import functools
+import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -13,7 +15,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline_tests.archival.crash_driver import KillSwitch, in_child
 from vidurai_pipeline_tests.archival.tiers import Row, cold_rows, hot_rows
 
 SCHEMA = """
@@ -33,6 +34,17 @@ PRAGMA journal_mode = WAL;
 """
 
 picks = st.integers(0, 1_000)
+
+
+@functools.cache
+def crash_server() -> subprocess.Popen[str]:
+    """Dies in our stead; ends when this process does, with its standard input."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vidurai_pipeline_tests.archival.crash_driver", "serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 class Lifecycle(RuleBasedStateMachine):
@@ -146,14 +158,16 @@ class Lifecycle(RuleBasedStateMachine):
         assert gists.fetchone() == (0,)
         con.close()
 
-    def die(self, call: int, work: Callable[[], object]) -> None:
-        switch = KillSwitch(call)
-        pid = in_child(lambda: (switch.install(), work(), None)[2])
-        os.waitpid(pid, 0)
+    def die(self, step: str, call: int) -> None:
+        server = crash_server()
+        assert server.stdin
+        assert server.stdout
+        print(json.dumps([str(self.db), str(self.archive), step, call]), file=server.stdin, flush=True)
+        assert server.stdout.readline() == "done\n"
 
     @rule(call=st.integers(1, 400))
     def flush_and_die(self, call: int) -> None:
-        self.die(call, self.archiver().flush_archived_memories)
+        self.die("flush_archived_memories", call)
 
     @rule()
     def publish(self) -> None:
@@ -163,7 +177,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(call=st.integers(1, 200))
     def purge_and_die(self, call: int) -> None:
-        self.die(call, self.archiver().purge)
+        self.die("purge", call)
 
     @rule()
     def purge(self) -> None:

@@ -20,7 +20,7 @@ import yaml
 from vidurai_pipeline.retention import prune_runs
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.deployment.postgres import postgres_server, server_programs
-from vidurai_pipeline_tests.deployment.processes import answer, dagster, finished_runs, free_port, running
+from vidurai_pipeline_tests.processes import answer, dagster, finished_runs, free_port, running
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/compose"

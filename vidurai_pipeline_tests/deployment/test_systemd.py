@@ -16,7 +16,7 @@ import dagster as dg
 import pytest
 
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.deployment.processes import answer, dagster, finished_runs, free_port, running
+from vidurai_pipeline_tests.processes import answer, dagster, finished_runs, free_port, running
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
 NAMES = ("vidurai-pipeline-daemon.service", "vidurai-pipeline-webserver.service")
