@@ -63,11 +63,14 @@ def answer(url: str, seconds: float = 90) -> Any:
             time.sleep(0.3)
 
 
-def finished_runs(instance: dg.DagsterInstance, count: int, seconds: float = 120) -> list[dg.DagsterRun]:
-    """The runs of an instance, once so many have ended."""
+def successful_runs(instance: dg.DagsterInstance, count: int, seconds: float = 120) -> list[dg.DagsterRun]:
+    """The runs of an instance, once so many have ended well."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         runs = [run for run in instance.get_runs() if run.is_finished]
+        if failed := [run for run in runs if not run.is_success]:
+            events = instance.all_logs(failed[0].run_id)
+            raise AssertionError("\n".join(str(event.dagster_event or event.user_message) for event in events))
         if len(runs) >= count:
             return runs
         time.sleep(0.5)
