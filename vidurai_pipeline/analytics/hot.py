@@ -71,7 +71,8 @@ class HotTier:
             yield HotRows(schema, iter(()), f"there is no hot store at {self.path}: `memories` shows the archive alone")
             return
         with contextlib.ExitStack() as stack:
-            con = stack.enter_context(contextlib.closing(self._store.connect()))
+            # DuckDB asks for the rows in threads of its own, never in two at once.
+            con = stack.enter_context(contextlib.closing(self._store.connect(check_same_thread=False)))
             stack.enter_context(self._store.errors())
             if con.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 con = stack.enter_context(_copied(con, scratch))

@@ -128,7 +128,7 @@ class MemoryArchiver:
 
     def _flush_in_parallel(self, process: StagingProcess, batch: Batch, purge: Purge) -> None:
         """Purge each file while another process stages the next."""
-        # A SQLite connection that two Python threads use at once can make them wait for each other for ever.
+        # The worker has a connection of its own; see HotStore.connect().
         self._reconciler.close()
         with ThreadPoolExecutor(1) as worker:
             worker.submit(self._reconciler.look).result()

@@ -90,8 +90,13 @@ class HotStore:
             return f"{text}; it and its folder must be readable and writable for this user"
         return text
 
-    def connect(self, *, write: bool = False) -> sqlite3.Connection:
-        """Open a connection in autocommit mode; transactions are begun by hand. It is for this thread alone.
+    def connect(self, *, write: bool = False, check_same_thread: bool = True) -> sqlite3.Connection:
+        """Open a connection in autocommit mode; transactions are begun by hand.
+
+        Args:
+            write: whether anything is to be changed by it.
+            check_same_thread: no other thread may use it. Two that do so at once may wait for each other for ever:
+                one holds SQLite's mutex and waits for Python's lock, the other the other way round.
 
         Raises:
             HotStoreError: the file does not exist, can't be read, or (``write``) can't be written.
@@ -104,7 +109,7 @@ class HotStore:
         if not self.path.is_file():
             raise HotStoreError(f"the hot store {self.path} is not a file: point VIDURAI_DB at Vidurai's SQLite file")
         with self.errors():
-            con = self._open("rw" if write else "ro")
+            con = self._open("rw" if write else "ro", check_same_thread)
             try:
                 con.execute("SELECT count(*) FROM sqlite_master").fetchone()
             except sqlite3.OperationalError as error:
@@ -112,7 +117,7 @@ class HotStore:
                 if write or not _name(error).startswith("SQLITE_READONLY"):
                     raise
                 # A daemon died and left its journal: only a connection that may write can roll it back.
-                con = self._open("rw")
+                con = self._open("rw", check_same_thread)
             if write:
                 try:
                     self._prepare_writing(con)
@@ -121,10 +126,12 @@ class HotStore:
                     raise
         return con
 
-    def _open(self, mode: str) -> sqlite3.Connection:
+    def _open(self, mode: str, check_same_thread: bool) -> sqlite3.Connection:
         # A URI, so that a missing file is never created as an empty store.
         uri = f"file:{quote_uri(os.fsencode(self.path.resolve()))}?mode={mode}"
-        return sqlite3.connect(uri, uri=True, timeout=self.busy_timeout, isolation_level=None)
+        return sqlite3.connect(
+            uri, uri=True, timeout=self.busy_timeout, isolation_level=None, check_same_thread=check_same_thread
+        )
 
     def _prepare_writing(self, con: sqlite3.Connection) -> None:
         # SQLite opens a file that it may not write as read-only without a word; ask before any work is done.
