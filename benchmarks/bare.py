@@ -43,17 +43,19 @@ def archive(db: Path, root: Path, rows_per_file: int = 25_000) -> int:
     """Move all ARCHIVED memories; returns how many."""
     store, cold, moment = BareStore(db), Archive(root), datetime.now(UTC)
     stager = BareStager(store, cold, moment, "bare", rows_per_file)
-    with contextlib.ExitStack() as stack:
-        con = stack.enter_context(contextlib.closing(store.connect(write=True)))
+    with contextlib.closing(store.connect()) as con:
         waiting = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
-        # As the archiver does.
+    with contextlib.ExitStack() as stack:
+        # As the archiver does: the purging connection belongs to the worker.
+        worker = stack.enter_context(ThreadPoolExecutor(1))
+        con = worker.submit(store.connect, write=True).result()
+        stack.callback(lambda: worker.submit(con.close).result())
+        purger = worker.submit(Purger, con, store.schema).result()
         source = (
             stack.enter_context(StagingProcess(stager))
             if waiting >= ROWS_WORTH_A_PROCESS
             else stack.enter_context(contextlib.closing(stager))
         )
-        worker = stack.enter_context(ThreadPoolExecutor(1))
-        purger = Purger(con, store.schema)
 
         def purge(path: Path) -> int:
             return sum(purger.purge(copies, data_version(con)).purged for copies in read_back(path))
