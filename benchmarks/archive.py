@@ -10,7 +10,8 @@ full        the whole service: read back and compare, clean the search index and
 upkeep      full, and afterwards merge the search index, so that it takes less space (by --contestants)
 
 Each run gets a fresh copy of the store, in a process of its own. A prober in a third process asks for the write lock
-all the time, to see how long a writer would have had to wait. Prints a table, and writes results/archive.json.
+all the time, to see how long a writer would have had to wait. Memory is the largest proportional set size seen: pages
+that the contestant's own processes share count once. Prints a table, and writes results/archive.json.
 Python of the reference: VIDURAI_REFERENCE_PYTHON, as `make bench` sets it.
 """
 
@@ -25,9 +26,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +39,7 @@ from vidurai_pipeline.demo import make_store
 RESULTS = Path(__file__).parent / "results"
 
 REFERENCE = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from loguru import logger
 logger.remove()
@@ -45,8 +48,7 @@ import pandas, pyarrow.parquet
 began = time.monotonic()
 rows = MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2])).flush_archived_memories()
 seconds = time.monotonic() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak}))
+print(json.dumps({"rows": rows, "seconds": seconds}))
 """
 
 PROBER = """
@@ -68,6 +70,13 @@ print(json.dumps(max(waits, default=0.0)))
 """
 
 
+def memory(process: psutil.Process) -> float:
+    """The proportional set size of a process and its children, in MB."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return sum(each.memory_full_info().pss for each in [process, *process.children()]) / 1024**2
+    return 0.0
+
+
 def run_once(who: str, store: Path, folder: Path) -> dict[str, Any]:
     """One run on a fresh copy of a store."""
     db, archive = folder / "vidurai.db", folder / "archive"
@@ -86,13 +95,20 @@ def run_once(who: str, store: Path, folder: Path) -> dict[str, Any]:
     )
     assert prober.stdout is not None
     prober.stdout.readline()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "HOME": str(folder)})
+    contestant = psutil.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "HOME": str(folder)})
+    peak = 0.0
+    while contestant.poll() is None:
+        peak = max(peak, memory(contestant))
+        time.sleep(0.05)
+    output, _ = contestant.communicate()
+    if contestant.returncode:
+        raise SystemExit(f"{who} failed")
     longest, _ = prober.communicate("stop\n")
     with contextlib.closing(sqlite3.connect(db)) as con:
         # The reference archives more than SQLite's 250,000 bound values, and then can't delete them.
         (left,) = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()
-    measured = json.loads(done.stdout.splitlines()[-1])
-    return {**measured, "left": left, "longest_wait_ms": json.loads(longest) * 1000}
+    measured = json.loads(output.splitlines()[-1])
+    return {**measured, "peak_mb": peak, "left": left, "longest_wait_ms": json.loads(longest) * 1000}
 
 
 def compare(rows: int, runs: int, contestants: list[str]) -> dict[str, Any]:
