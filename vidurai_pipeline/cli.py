@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vidurai_pipeline import display
-from vidurai_pipeline.config import load_settings
+from vidurai_pipeline.analytics.limits import MORE_MEMORY, bound_memory
+from vidurai_pipeline.config import load_settings, memory_bytes
 from vidurai_pipeline.errors import ConfigError, HotStoreWarning, PipelineError, QueryError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class _Group(click.Group):
         except PipelineError as error:
             click.echo(f"error: {display.one_line(str(error))}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError | QueryError) else 1)
+        except MemoryError:
+            click.echo(f"error: {MORE_MEMORY}", err=True)
+            ctx.exit(2)
         except OSError as error:
             if not isinstance(error, BrokenPipeError):
                 click.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
@@ -56,6 +60,7 @@ def _analyst(timeout: float | None) -> "Iterator[RepoAnalyst]":
     """An analyst whose warnings are lines on stderr, and so is that there is nothing to ask yet."""
     from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415  (DuckDB and Arrow are slow to import)
 
+    bound_memory(memory_bytes(load_settings().memory_limit))
     with warnings.catch_warnings(record=True, action="always", category=HotStoreWarning) as caught:
         try:
             with RepoAnalyst(timeout=timeout) as analyst:

@@ -1,11 +1,21 @@
 """Paths and settings, read once from ``VIDURAI_*`` environment variables."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vidurai_pipeline.errors import ConfigError
@@ -27,6 +37,13 @@ def _memory(text: str) -> str:
     if not (_SIZE.fullmatch(text) or _SHARE.fullmatch(text)):
         raise ValueError("not an amount of memory, such as 1GB, 512MiB, or 50% of this machine's")
     return text
+
+
+def memory_bytes(limit: str) -> int:
+    """An amount of memory in bytes, as DuckDB understands it: ``1GB``, ``512MiB``, or ``50%`` of this machine's."""
+    if share := _SHARE.fullmatch(limit):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * float(share[1]) / 100)
+    return int(TypeAdapter(ByteSize).validate_python(limit))
 
 
 def _size(value: Any) -> Any:

@@ -14,10 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from vidurai_pipeline.analytics.limits import MORE_MEMORY
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.analytics.archives import memory, write
 
 Store = Callable[[str], Path]
+PEAK = """
+import resource, sys
+from vidurai_pipeline import cli
+try:
+    cli.main()
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)  # kB
+"""
 COMMAND = (sys.executable, "-m", "vidurai_pipeline.cli")
 
 
@@ -168,14 +177,9 @@ def test_a_long_answer_is_written_while_it_comes(home: Path, form: str):
     write(home / "archive", [memory(1)])
 
     def peak(rows: int) -> int:
-        code = (
-            "import resource, sys; from vidurai_pipeline import cli\n"
-            "try: cli.main()\n"
-            "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
-        )
         sql = f"SELECT i, repeat('x', 200) AS text FROM range({rows}) t(i)"
         done = subprocess.run(
-            [sys.executable, "-c", code, "query", sql, "--format", form],
+            [sys.executable, "-c", PEAK, "query", sql, "--format", form],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -184,6 +188,40 @@ def test_a_long_answer_is_written_while_it_comes(home: Path, form: str):
         return int(done.stderr.split()[-1])
 
     assert peak(1_000_000) - peak(1_000) < 120_000  # of 200 MB of text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's memory this way")
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT length(repeat('x', 3000000000))",
+        "SELECT len(range(500000000))",
+        "SELECT max(len(range(i))) FROM range(1000000, 1100000) t(i)",
+        "SELECT len(list_resize([1], 800000000))",
+        "SELECT length(printf('%2000000000d', 1))",
+        "SELECT length(format('{:>2000000000}', 'x'))",
+        "SELECT length(replace(repeat('a', 100000), 'a', repeat('b', 100000)))",
+        "SELECT length(to_json(range(300000000))::VARCHAR)",
+        "SELECT length(hex(repeat('x', 1000000000)))",
+        "SELECT len(list(i)) FROM range(1000000000) t(i)",
+        "SELECT repeat('x', 1000000) FROM range(2000)",
+    ],
+)
+def test_no_single_value_takes_more_memory_than_a_query_may(
+    home: Path, monkeypatch: pytest.MonkeyPatch, sql: str
+) -> None:
+    """DuckDB's own limit doesn't count them."""
+    write(home / "archive", [memory(1)])
+    monkeypatch.setenv("VIDURAI_MEMORY_LIMIT", "200MB")
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, "query", sql],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *said, peak = done.stderr.splitlines()
+    assert (done.returncode, said) == (2, [f"error: {MORE_MEMORY}"])
+    assert int(peak) < 1_200_000
 
 
 def on_a_terminal(*arguments: str, height: int = 24, **environment: str) -> str:

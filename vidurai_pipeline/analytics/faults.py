@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from vidurai_pipeline.analytics.guard import VIEWS
+from vidurai_pipeline.analytics.limits import MORE_MEMORY
 from vidurai_pipeline.errors import ArchiveError, PipelineError, QueryError
 
 # These come before the first row is read: all they can quote is the statement.
@@ -22,8 +23,7 @@ _STATIC = (
     "Resource In Use Error",
 )
 _LIMITS = {
-    "Out of Memory Error": "the query needs more memory than it may have: ask for less (fewer columns, a month at a "
-    "time), or raise VIDURAI_MEMORY_LIMIT",
+    "Out of Memory Error": MORE_MEMORY,
     "INTERRUPT Error": "the query was stopped",
 }
 _PARAMETERS = re.compile(r"Invalid Input Error: (Values were not provided|.*prepared statement|.*parameter)", re.I)
