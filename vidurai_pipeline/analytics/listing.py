@@ -8,8 +8,8 @@ inode, and an entry that didn't change is the same file.
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 
@@ -45,8 +45,7 @@ _GLOB = re.compile(r"[*?\[]")
 Columns = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveFile:
+class ArchiveFile(NamedTuple):
     """One Parquet file as the folder shows it; equal entries are the same file with the same content.
 
     Attributes:

@@ -12,7 +12,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 import duckdb
@@ -61,7 +60,7 @@ class ListingCache:
             known = {tuple(row[:-1]): schemas[row[-1]] for row in found["files"]}
         except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return {}, None
-        return {file: known[row] for file in files if (row := astuple(file)) in known}, None
+        return {file: known[file] for file in files if file in known}, None
 
     def save(self, columns: Mapping[ArchiveFile, Columns], superseded: Iterable[int]) -> None:
         """Keep what was found out."""
@@ -75,7 +74,7 @@ class ListingCache:
             "format": _FORMAT,
             "schemas": list(numbers),
             "listing": _digest(old),
-            "files": [(*astuple(file), numbers[columns[file]]) for file in old],
+            "files": [(*file, numbers[columns[file]]) for file in old],
             "superseded": places if len(old) == len(columns) and len(places) <= _MOST_PLACES else None,
         }
         with contextlib.suppress(OSError):
