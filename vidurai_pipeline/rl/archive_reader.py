@@ -83,23 +83,34 @@ def _select(present: Mapping[str, str]) -> str:
     """
 
 
-def _fill(present: Mapping[str, str]) -> str:
+def _fill(present: Mapping[str, str], *, copies: bool) -> str:
+    """The statement that fills the table.
+
+    Args:
+        present: as for ``_select``.
+        copies: whether the archive may hold a version more than once.
+    """
     names = "".join(f", {name}" for name in present)
+    first, count, group = (
+        ("min(archived_at)", "count(*)", f"GROUP BY id, created_at, outcome, level, tokens{names}")
+        if copies
+        else ("archived_at", "1", "")
+    )
     return f"""
         INSERT INTO {TABLE} (archived_at, id, code, copies, reason{names})
         SELECT
-            min(archived_at),
+            {first},
             id,
             (tokens * {len(IMPORTANCES)} + level) * 2 + CAST(coalesce(outcome > 0, false) AS INTEGER),
-            count(*),
+            {count},
             CASE
                 WHEN id IS NULL THEN 'no usable id'
-                WHEN min(archived_at) IS NULL THEN 'no archived_at'
+                WHEN {first} IS NULL THEN 'no archived_at'
                 WHEN outcome IS NULL OR outcome NOT IN (-1, 1) THEN 'outcome not -1, 0 or 1'
             END
             {names}
         FROM ({_select(present)})
-        GROUP BY id, created_at, outcome, level, tokens{names}
+        {group}
     """
 
 
@@ -184,7 +195,11 @@ def read_archive(cursor: duckdb.DuckDBPyConnection, archive_base: Path, scratch:
             missing = [column for column in _COLUMNS if column not in columns]
             if not missing:
                 present = {name: columns[name] for name in logged.COLUMNS if name in columns}
-                cursor.execute(_fill(present), [names])
+                cursor.execute(_fill(present, copies=False), [names])
+                # Where no id comes twice, no version does; to find copies takes as long as to read all of it.
+                if cursor.execute(f"SELECT count(*) <> count(DISTINCT id) FROM {TABLE}").fetchall() == [(True,)]:
+                    cursor.execute(_CREATE)
+                    cursor.execute(_fill(present, copies=True), [names])
                 return _read_logged(cursor) if present else []
         except duckdb.Error as error:
             if attempt < _READ_ATTEMPTS and archive_files(archive_base) != files:
