@@ -100,24 +100,36 @@ class Mailbox:
         return AuthResult(success=data.password == b"hush")
 
 
-def run(instance: dg.DagsterInstance, job: str) -> dg.ExecuteInProcessResult:
-    definitions = build_definitions(load_settings())
-    return definitions.resolve_job_def(job).execute_in_process(instance=instance, raise_on_error=False)
+class Alerts:
+    """The alert sensors, as Dagster's daemon evaluates them: a cursor is kept only after a tick that went well."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.cursors: dict[str, str | None] = {}
+
+    def tick(self) -> list[str]:
+        """One tick of each; gives what they say."""
+        said = []
+        for sensor in build_definitions(load_settings()).get_repository_def().sensor_defs:
+            if sensor.name.startswith("alert_by_"):
+                context = dg.build_sensor_context(self.instance, cursor=self.cursors.get(sensor.name))
+                ticked = sensor.evaluate_tick(context)
+                self.cursors[sensor.name] = ticked.cursor
+                said.append(ticked.skip_message or "")
+        return said
 
 
-def tell(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> list[dg.SkipReason]:
-    """Evaluate the sensors that Dagster would evaluate after a run."""
-    skipped = []
-    what = "failed_checks" if result.success else "failed_runs"
-    event = result.get_run_success_event() if result.success else result.get_run_failure_event()
-    sensors = build_definitions(load_settings()).get_repository_def().sensor_defs
-    for sensor in [s for s in sensors if s.name.startswith(f"alert_of_{what}")]:
-        context = dg.build_run_status_sensor_context(
-            sensor_name=sensor.name, dagster_event=event, dagster_instance=instance, dagster_run=result.dagster_run
-        )
-        said = sensor(context if result.success else context.for_run_failure())
-        skipped += [said] if isinstance(said, dg.SkipReason) else []
-    return skipped
+@pytest.fixture
+def alerts(instance: dg.DagsterInstance) -> Alerts:
+    return Alerts(instance)
+
+
+def run(alerts: Alerts, job: str) -> dg.ExecuteInProcessResult:
+    """Run a job on an instance whose sensors are on."""
+    if not alerts.cursors:
+        alerts.tick()  # what was before the first one is not told
+    job_def = build_definitions(load_settings()).resolve_job_def(job)
+    return job_def.execute_in_process(instance=alerts.instance, raise_on_error=False)
 
 
 def knock(port: int) -> Callable[[], None]:
@@ -136,14 +148,12 @@ def test_silent_when_nothing_is_set(home: Path) -> None:
     assert not [name for name in names if "alert" in name]
 
 
-def test_a_failed_run_by_webhook(
-    home: Path, instance: dg.DagsterInstance, web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_run_by_webhook(home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", f"{web.address}/hook")
     monkeypatch.setenv("VIDURAI_ALERT_LINK", "http://dagster.example/")
     break_(home)
-    result = run(instance, "maintenance")
-    assert tell(instance, result) == []
+    result = run(alerts, "maintenance")
+    assert alerts.tick()[0].endswith("maintenance failed")
     ((path, body),) = web.posts
     assert path == "/hook"
     assert (body["kind"], body["job"], body["run_id"]) == ("run_failed", "maintenance", result.run_id)
@@ -154,34 +164,31 @@ def test_a_failed_run_by_webhook(
     assert SECRET not in json.dumps(body)
 
 
-def test_a_run_that_went_well_is_no_news(
-    home: Path, instance: dg.DagsterInstance, web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_went_well_is_no_news(home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     for job in ("maintenance", "health"):
-        (skipped,) = tell(instance, run(instance, job))
-        assert skipped.skip_message == "all of its checks passed"
+        run(alerts, job)
+        assert alerts.tick() == ["nothing new that anyone must hear of"]
     assert web.posts == []
 
 
 def test_failed_checks_of_a_run_that_went_well(
-    home: Path, instance: dg.DagsterInstance, web: Web, monkeypatch: pytest.MonkeyPatch
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
-    run(instance, "maintenance")
+    run(alerts, "maintenance")
     (path,) = (home / "archive").rglob("*.parquet")
     os.truncate(path, 1_000)
-    result = run(instance, "health")
-    assert result.success
-    tell(instance, result)
-    body = web.posts[0][1]
+    assert run(alerts, "health").success
+    alerts.tick()
+    ((_, body),) = web.posts
     assert body["kind"] == "checks_failed"
     assert any(line.startswith("archive_is_readable on parquet_archive: 1 of 1 file can't") for line in body["lines"])
     assert body["subject"].endswith("health found something")
 
 
 def test_the_blocking_check_is_told_with_the_failed_run(
-    home: Path, instance: dg.DagsterInstance, web: Web, monkeypatch: pytest.MonkeyPatch
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     publish = MemoryArchiver.publish
@@ -192,26 +199,29 @@ def test_the_blocking_check_is_told_with_the_failed_run(
         return batch
 
     monkeypatch.setattr(MemoryArchiver, "publish", publish_and_damage)
-    tell(instance, run(instance, "maintenance"))
+    run(alerts, "maintenance")
+    alerts.tick()
     assert "archive_equals_hot_store on parquet_archive: Nothing is purged" in web.posts[0][1]["text"]
 
 
 def test_a_run_that_was_turned_away_says_by_whom(
-    home: Path, instance: dg.DagsterInstance, web: Web, monkeypatch: pytest.MonkeyPatch
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     (home / "archive").write_text("in the way")
-    tell(instance, run(instance, "maintenance"))
+    run(alerts, "maintenance")
+    alerts.tick()
     assert "is not a folder: move it away" in web.posts[0][1]["text"]
 
 
 def test_an_unforeseen_error_may_quote_a_memory_and_is_not_told(
-    home: Path, instance: dg.DagsterInstance, web: Web, monkeypatch: pytest.MonkeyPatch
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     for target in ((MemoryArchiver, "backlog"), (MemoryArchiver, "run")):
         with mock.patch.object(*target, side_effect=ValueError(SECRET)):
-            tell(instance, run(instance, "maintenance"))
+            run(alerts, "maintenance")
+            alerts.tick()
     assert len(web.posts) == 2
     for _, body in web.posts:
         assert SECRET not in json.dumps(body)
@@ -219,26 +229,62 @@ def test_an_unforeseen_error_may_quote_a_memory_and_is_not_told(
 
 
 def test_a_webhook_that_does_not_answer_is_an_error_without_its_address(
-    home: Path, instance: dg.DagsterInstance, web: Web, monkeypatch: pytest.MonkeyPatch
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", f"{web.address}/token")
     break_(home)
-    result = run(instance, "maintenance")
+    run(alerts, "maintenance")
     web.status = 503
     with pytest.raises(dg.Failure) as caught:
-        tell(instance, result)
+        alerts.tick()
     assert "answered 503" in str(caught.value)
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", "http://127.0.0.1:1/token")
     with pytest.raises(dg.Failure) as caught:
-        tell(instance, result)
+        alerts.tick()
     assert "did not answer" in str(caught.value)
     assert "token" not in str(caught.value)
 
 
-@pytest.mark.parametrize("security", ["none", "starttls", "ssl"])
-def test_email(
-    home: Path, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, security: str
+def test_what_failed_while_the_channel_was_down_is_told_later_and_once(
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
+    alerts.tick()
+    break_(home)
+    web.status = 503
+    failed = []
+    for _ in range(3):
+        failed.append(run(alerts, "maintenance").run_id)
+        with pytest.raises(dg.Failure):
+            alerts.tick()
+    web.posts.clear()
+    web.status = 200
+    assert alerts.tick()[0].startswith("told: ")
+    web.status = 503
+    with pytest.raises(dg.Failure):
+        alerts.tick()
+    web.status = 200
+    for _ in range(4):
+        alerts.tick()
+    assert [body["run_id"] for _, body in web.posts] == [failed[0], failed[1], *failed[1:]]
+    assert alerts.tick() == ["nothing new that anyone must hear of"]
+
+
+def test_what_failed_before_the_channel_was_configured_is_not_told(
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_(home)
+    run(alerts, "maintenance")
+    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
+    for _ in range(2):
+        assert alerts.tick() == ["nothing new that anyone must hear of"]
+    run(alerts, "maintenance")
+    alerts.tick()
+    assert len(web.posts) == 1
+
+
+@pytest.mark.parametrize("security", ["none", "starttls", "ssl"])
+def test_email(home: Path, alerts: Alerts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, security: str) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -265,7 +311,8 @@ def test_email(
             monkeypatch.setenv(f"VIDURAI_ALERT_{name}", value)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         break_(home)
-        assert tell(instance, run(instance, "maintenance")) == []
+        run(alerts, "maintenance")
+        assert alerts.tick()[0].startswith("told: ")
     finally:
         server.stop(no_assert=True)
     (mail,) = mailbox.mails
@@ -277,13 +324,14 @@ def test_email(
     assert SECRET not in mail.as_string()
 
 
-def test_slack(home: Path, instance: dg.DagsterInstance, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slack(home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_SLACK_TOKEN", "xoxb-1")
     monkeypatch.setenv("VIDURAI_ALERT_SLACK_CHANNEL", "#memory")
     break_(home)
     client = WebClient("xoxb-1", base_url=f"{web.address}/")
     with mock.patch("dagster_slack.SlackResource.get_client", return_value=client):
-        tell(instance, run(instance, "maintenance"))
+        run(alerts, "maintenance")
+        alerts.tick()
     ((path, body),) = web.posts
     assert (path, body["channel"]) == ("/chat.postMessage", "#memory")
     assert "Drop the trigger" in body["text"]
@@ -302,9 +350,7 @@ def test_one_channel_that_is_down_does_not_silence_another(home: Path, monkeypat
     monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", "http://127.0.0.1:1")
     monkeypatch.setenv("VIDURAI_ALERT_EMAIL_TO", "ann@example.org")
     names = {sensor.name for sensor in build_definitions(load_settings()).get_repository_def().sensor_defs}
-    assert {n for n in names if n.startswith("alert")} == {
-        f"alert_of_failed_{what}_by_{channel}" for what in ("runs", "checks") for channel in ("email", "webhook")
-    }
+    assert {n for n in names if n.startswith("alert")} == {"alert_by_email", "alert_by_webhook"}
 
 
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
