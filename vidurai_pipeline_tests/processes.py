@@ -17,6 +17,14 @@ from typing import Any
 import dagster as dg
 
 
+#: For a daemon that is to run only what it is told to, whatever the hour and however full the disk.
+NOTHING_ON_ITS_OWN = {
+    "VIDURAI_EARLY_RUN": "false",
+    "VIDURAI_SCHEDULE": "0 0 29 2 *",
+    "VIDURAI_HEALTH_SCHEDULE": "0 0 29 2 *",
+}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -63,7 +71,7 @@ def answer(url: str, seconds: float = 90) -> Any:
             time.sleep(0.3)
 
 
-def successful_runs(instance: dg.DagsterInstance, count: int, seconds: float = 120) -> list[dg.DagsterRun]:
+def successful_runs(instance: dg.DagsterInstance, count: int, seconds: float = 200) -> list[dg.DagsterRun]:
     """The runs of an instance, once so many have ended well."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -29,7 +29,7 @@ from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.errors import VerificationError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.processes import dagster, running, successful_runs
+from vidurai_pipeline_tests.processes import NOTHING_ON_ITS_OWN, dagster, running, successful_runs
 from vidurai_pipeline_tests.rl.archives import memory, write_file
 
 ROOT = Path(__file__).parent.parent
@@ -496,7 +496,7 @@ def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_pat
     home.mkdir()
     shutil.copy(ROOT / "dagster.yaml", home)
     # Dagster may begin a run while the one before it still puts its lock away.
-    environment = {**os.environ, "DAGSTER_HOME": str(home), "VIDURAI_LOCK_TIMEOUT": "60"}
+    environment = {**os.environ, **NOTHING_ON_ITS_OWN, "DAGSTER_HOME": str(home), "VIDURAI_LOCK_TIMEOUT": "60"}
     before = hot_rows(settings.db_path)
     with dg.DagsterInstance.from_config(str(home)) as instance:  # Dagster can't create its databases in two at once.
         with running(DAEMON, environment, tmp_path / "daemon.log", ROOT):

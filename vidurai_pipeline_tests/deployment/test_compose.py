@@ -20,7 +20,7 @@ import yaml
 from vidurai_pipeline.retention import prune_runs
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.deployment.postgres import postgres_server, server_programs
-from vidurai_pipeline_tests.processes import answer, dagster, free_port, running, successful_runs
+from vidurai_pipeline_tests.processes import NOTHING_ON_ITS_OWN, answer, dagster, free_port, running, successful_runs
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/compose"
@@ -76,6 +76,7 @@ def environment(sample_store: Callable[[str], Path], tmp_path: Path) -> dict[str
     for name in ("dagster.yaml", "workspace.yaml"):
         shutil.copy(DEPLOY / name, home)
     return {
+        **NOTHING_ON_ITS_OWN,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "DAGSTER_HOME": str(home),

@@ -16,7 +16,7 @@ import dagster as dg
 import pytest
 
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.processes import answer, dagster, free_port, running, successful_runs
+from vidurai_pipeline_tests.processes import NOTHING_ON_ITS_OWN, answer, dagster, free_port, running, successful_runs
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
 NAMES = ("vidurai-pipeline-daemon.service", "vidurai-pipeline-webserver.service")
@@ -71,7 +71,7 @@ def test_both_services_started_at_once_in_a_new_home(
     sample_store("guardian").parent.rename(vidurai)
     before = hot_rows(vidurai / "vidurai.db")
     port = free_port()
-    units = [Unit(name, home, DAGSTER_WEBSERVER_PORT=str(port)) for name in NAMES]
+    units = [Unit(name, home, DAGSTER_WEBSERVER_PORT=str(port), **NOTHING_ON_ITS_OWN) for name in NAMES]
     first = [subprocess.Popen(unit.before, env=unit.environment, stdout=subprocess.PIPE, text=True) for unit in units]
     dagster_home = vidurai / "dagster"
     assert [(process.communicate()[0], process.returncode) for process in first] == [(f"{dagster_home}\n", 0)] * 2
