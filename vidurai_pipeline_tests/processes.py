@@ -16,7 +16,6 @@ from typing import Any
 
 import dagster as dg
 
-
 #: For a daemon that is to run only what it is told to, whatever the hour and however full the disk.
 NOTHING_ON_ITS_OWN = {
     "VIDURAI_EARLY_RUN": "false",
