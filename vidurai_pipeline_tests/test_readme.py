@@ -49,7 +49,7 @@ def test_every_command_of_the_command_line(home: Path) -> None:
     }
     for command in listed:
         if command[1] == "ui":
-            continue  # stays open; test_dagster.py opens it
+            continue  # stays open; test_browser.py opens it
         done = subprocess.run(
             [sys.executable, "-m", "vidurai_pipeline.cli", *command[1:]],
             cwd=home,

@@ -8,8 +8,7 @@ snapshot, by each query that names ``memories``, and by no other.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -21,6 +20,7 @@ from vidurai_pipeline.analytics import faults, guard
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.hot import HotTier
 from vidurai_pipeline.analytics.listing import list_files
+from vidurai_pipeline.analytics.query import Parameters, Query, unique_names
 from vidurai_pipeline.analytics.runner import Runner
 from vidurai_pipeline.analytics.search import Moment, Tier, readable_texts, search_sql, snippet
 from vidurai_pipeline.config import load_settings, store_in
@@ -29,7 +29,6 @@ from vidurai_pipeline.errors import ArchiveError, ConfigError, HotStoreWarning, 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and only one method needs it
 
-Parameters = Sequence[object] | Mapping[str, object] | None
 T = TypeVar("T")
 
 _BATCH = 10_000
@@ -163,7 +162,7 @@ class RepoAnalyst:
         query, (names, rows) = self._ask(sql, parameters, fetch)
         if query.about_nothing:
             return []
-        names = _unique(names)
+        names = unique_names(names)
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def query_arrow(self, sql: str, parameters: Parameters = None) -> pa.RecordBatchReader:
@@ -190,7 +189,7 @@ class RepoAnalyst:
 
         return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
-    def _next(self, query: "_Query", step: Callable[[], T]) -> T:
+    def _next(self, query: Query, step: Callable[[], T]) -> T:
         try:
             return query.runner.run(step)
         except (OSError, pa.ArrowException, duckdb.Error) as error:
@@ -214,7 +213,7 @@ class RepoAnalyst:
             HotStoreError: as for :meth:`query_archive`.
         """
         query, result = self._ask(sql, parameters, lambda connection, text: connection.execute(text, parameters))
-        names = _unique([column[0] for column in result.description or ()])
+        names = unique_names([column[0] for column in result.description or ()])
 
         def rows() -> Iterator[tuple[Any, ...]]:
             while batch := self._next(query, lambda: result.fetchmany(_BATCH)):
@@ -320,9 +319,9 @@ class RepoAnalyst:
 
     def _ask(
         self, sql: str, parameters: Parameters, fetch: Callable[[duckdb.DuckDBPyConnection, str], T]
-    ) -> tuple["_Query", T]:
+    ) -> tuple[Query, T]:
         """Run a statement; once more if files were withdrawn while it ran, or if it averages salience."""
-        query: _Query | None = None
+        query: Query | None = None
         statement: guard.Statement | None = None
         withdrawn = averaged = False
         while True:
@@ -345,11 +344,11 @@ class RepoAnalyst:
                     self._database.forget()
                 raise self._fault(message, query) from None
 
-    def _prepare(self, statement: "guard.Statement | str", parameters: Parameters) -> "_Query":
+    def _prepare(self, statement: "guard.Statement | str", parameters: Parameters) -> Query:
         connection = self._database.cursor()
         if isinstance(statement, str):
             statement = guard.check(connection, statement)
-        query = _Query(statement, parameters, connection, Runner(connection, self._timeout))
+        query = Query(statement, parameters, connection, Runner(connection, self._timeout))
         if not guard.names_table(statement, "memories"):
             query.about_nothing = not self._database.files
             return query
@@ -363,7 +362,7 @@ class RepoAnalyst:
             warnings.warn(note, HotStoreWarning, stacklevel=2)
         return query
 
-    def _fault(self, message: str, query: "_Query | None") -> PipelineError:
+    def _fault(self, message: str, query: Query | None) -> PipelineError:
         if query is None:  # it is no SQL
             return self._database.explained(message, bound=False)
         if faults.may_be_damage(message) and (damage := self._database.damaged()):
@@ -378,45 +377,3 @@ class RepoAnalyst:
             bound=refusal is None,
             quotes_at_will=query.statement.quotes_at_will,
         )
-
-
-@dataclass(slots=True)
-class _Query:
-    """A statement that runs, where, and what stops it.
-
-    Attributes:
-        columns: those of the view ``memories``, if the statement names it.
-        about_nothing: whether there is nothing yet that it could read.
-    """
-
-    statement: guard.Statement
-    parameters: Parameters
-    connection: duckdb.DuckDBPyConnection
-    runner: Runner
-    columns: Sequence[str] = ()
-    about_nothing: bool = False
-
-    def refusal(self, connection: duckdb.DuckDBPyConnection) -> str | None:
-        """Say why DuckDB refuses the statement as such, or None if it would begin to read rows.
-
-        Its message for the bare statement points at the place, which the one for a relation doesn't.
-        """
-        try:
-            connection.execute(f"EXPLAIN {self.statement.body}", self.parameters).fetchall()
-        except duckdb.Error:
-            try:
-                connection.execute(self.statement.body, self.parameters)
-            except duckdb.Error as error:
-                return str(error)
-        return None
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    unique: list[str] = []
-    for name in names:
-        candidate, number = name, 0
-        while candidate in unique:
-            number += 1
-            candidate = f"{name}_{number}"
-        unique.append(candidate)
-    return unique

@@ -1,0 +1,178 @@
+"""The lifecycle under Dagster's own processes: its commands, its daemon, several users at once."""
+
+import itertools
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from vidurai_pipeline.config import Settings, load_settings
+from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.processes import NOTHING_ON_ITS_OWN, dagster, running, successful_runs
+
+ROOT = Path(__file__).parent.parent
+DAEMON = [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"]
+
+
+@pytest.fixture
+def settings(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("VIDURAI_HOME", str(sample_store("guardian").parent))
+    return load_settings()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["job", "execute", "-m", "vidurai_pipeline.definitions", "-j", "maintenance"],
+        ["asset", "materialize", "-m", "vidurai_pipeline.definitions", "--select", "*"],
+    ],
+    ids=lambda command: " ".join(command[:2] + command[3:4]),
+)
+def test_dagsters_own_commands(settings: Settings, tmp_path: Path, command: list[str]) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    before = hot_rows(settings.db_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", *command],
+        cwd=ROOT,
+        env={**os.environ, "DAGSTER_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+    con = sqlite3.connect(settings.db_path)
+    assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
+    con.close()
+
+
+def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_path: Path) -> None:
+    """What `dagster job launch` and the UI's buttons do: a queued run, taken up by the daemon."""
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    # Dagster may begin a run while the one before it still puts its lock away.
+    environment = {**os.environ, **NOTHING_ON_ITS_OWN, "DAGSTER_HOME": str(home), "VIDURAI_LOCK_TIMEOUT": "60"}
+    before = hot_rows(settings.db_path)
+    with dg.DagsterInstance.from_config(str(home)) as instance:  # Dagster can't create its databases in two at once.
+        with running(DAEMON, environment, tmp_path / "daemon.log", ROOT):
+            for _ in range(2):
+                dagster("job launch -j maintenance", environment, ROOT / "workspace.yaml", ROOT)
+            assert len(successful_runs(instance, 2)) == 2
+        assert_never_at_once(instance)
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
+def test_schedule_sensor_queue_and_command_line_at_once(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    for name, value in {
+        "DAGSTER_HOME": str(home),
+        "VIDURAI_SCHEDULE": "* * * * *",
+        "VIDURAI_EARLY_RUN_ROWS": "1000",
+        "VIDURAI_EARLY_RUN_QUIET": "0",
+        "VIDURAI_LOCK_TIMEOUT": "120",
+    }.items():
+        monkeypatch.setenv(name, value)
+    before = hot_rows(settings.db_path)
+    with ExitStack() as stack:
+        instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
+        stack.enter_context(running(DAEMON, os.environ, tmp_path / "daemon.log", ROOT))
+        ways: dict[str, bool] = {}
+        deadline = time.monotonic() + 240
+        launched = False
+        while time.monotonic() < deadline:
+            runs = instance.get_runs()
+            if not launched and runs:  # as soon as the daemon has started one
+                launched = True
+                launch = [
+                    sys.executable,
+                    *["-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", "maintenance"],
+                ]
+                stack.enter_context(running(launch, os.environ, tmp_path / "launch.log", ROOT))
+                subprocess.run([sys.executable, "-m", "vidurai_pipeline.cli", "run"], check=True, capture_output=True)
+            ways |= {
+                "sensor": any("dagster/sensor_name" in run.tags for run in runs) or ways.get("sensor", False),
+                "schedule": any("dagster/schedule_name" in run.tags for run in runs),
+                "other": sum(not {"dagster/sensor_name", "dagster/schedule_name"} & run.tags.keys() for run in runs)
+                == 2,
+            }
+            if all(ways.values()) and all(run.is_finished for run in runs):
+                break
+            time.sleep(0.5)
+        assert ways == {"sensor": True, "schedule": True, "other": True}
+        finished = [run for run in instance.get_runs() if run.is_finished]
+        assert {run.status for run in finished} == {dg.DagsterRunStatus.SUCCESS}
+        assert_steps_never_at_once(instance, [run.run_id for run in finished])
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
+def assert_steps_never_at_once(instance: dg.DagsterInstance, runs: list[str]) -> None:
+    """A run that waits for the archive's lock is reported as started; its steps come when it holds it."""
+    spans = []
+    for run in runs:
+        steps = [e.timestamp for e in instance.all_logs(run) if e.dagster_event and e.dagster_event.is_step_event]
+        spans.append((min(steps), max(steps)))
+    for (_, ended), (began, _) in itertools.pairwise(sorted(spans)):
+        assert ended <= began
+
+
+def test_two_first_users_of_a_new_dagster_home(settings: Settings) -> None:
+    script = "from vidurai_pipeline import config, launch; print(launch.dagster_home(config.Settings()))"
+    users = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    assert [(user.communicate()[1], user.returncode) for user in users] == [("", 0)] * 4
+    home = settings.home / "dagster"
+    for name in ("history/runs.db", "history/runs/index.db", "schedules/schedules.db"):
+        con = sqlite3.connect(home / name)
+        assert con.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,), name
+        con.close()
+
+
+def assert_never_at_once(instance: dg.DagsterInstance) -> None:
+    spans = sorted((record.start_time, record.end_time) for record in instance.get_run_records())
+    for (_, ended), (began, _) in itertools.pairwise(spans):
+        assert ended is not None
+        assert began is not None
+        assert ended <= began
+
+
+def test_no_memory_text_in_dagsters_events(settings: Settings, tmp_path: Path) -> None:
+    secret = "correct horse battery staple"
+    con = sqlite3.connect(settings.db_path)
+    con.execute("UPDATE memories SET verbatim = ?, gist = ?, tags = ?", (secret,) * 3)
+    con.execute("UPDATE memories SET access_count = ? WHERE id % 50 = 0", (secret,))
+    con.commit()
+    con.close()
+    home = tmp_path / "dagster"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", "job", "execute", "-m", "vidurai_pipeline.definitions", "-j", "maintenance"],
+        cwd=ROOT,
+        env={**os.environ, "DAGSTER_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert secret not in done.stdout + done.stderr
+    for path in home.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+    assert json.loads(settings.q_table_path.read_text())["q_table"]
