@@ -130,10 +130,11 @@ class MemoryArchiver:
         """Purge each file while another process stages the next."""
         # The worker has a connection of its own; see HotStore.connect().
         self._reconciler.close()
+        jobs: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1) as worker:
-            worker.submit(self._reconciler.look).result()
-            jobs: deque[Future[None]] = deque([worker.submit(self._reconciler.prepare)])
             try:
+                worker.submit(self._reconciler.look).result()
+                jobs.append(worker.submit(self._reconciler.prepare))
                 for mark in self._publish_files(batch, process, lambda: self._reconciler.version):
                     jobs.append(worker.submit(self._reconciler.purge_file, mark, purge))
                     # One file ahead is enough; and while the other process reads, the store's log can't begin anew.

@@ -18,6 +18,7 @@ from vidurai_pipeline.archival import archiver as archiver_module
 from vidurai_pipeline.archival import purge as purge_module
 from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.reconciler import Reconciler
 from vidurai_pipeline.archival.staging_process import StagingProcess
 from vidurai_pipeline.errors import ArchiveError, HotStoreError
 from vidurai_pipeline_tests.archival.test_odd_rows import change
@@ -206,3 +207,25 @@ def test_it_ends_with_the_process_that_started_it(sample_store: Store, tmp_path:
             return  # dead, and whoever adopted it has not looked yet
         time.sleep(0.05)
     pytest.fail("it outlived its parent")
+
+
+@pytest.mark.parametrize("step", ["look", "prepare", "purge_file"])
+def test_what_fails_in_the_purging_thread_is_told_as_it_is(
+    sample_store: Store, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The connection is that thread's own: whoever closed it from another one would hide the error by one of his."""
+    db = sample_store("guardian")
+    before = hot_rows(db)
+    real = getattr(Reconciler, step)
+
+    def fail(*arguments: object) -> None:
+        real(*arguments)
+        raise HotStoreError("the disk is gone")
+
+    archiver = MemoryArchiver(db, db.parent / "archive", rows_per_file=300)
+    with monkeypatch.context() as patched:
+        patched.setattr(Reconciler, step, fail)
+        with pytest.raises(HotStoreError, match="the disk is gone"):
+            archiver.flush_archived_memories()
+    archiver.flush_archived_memories()
+    assert_one_tier(before, db, db.parent / "archive")
