@@ -16,7 +16,7 @@ import contextlib
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,8 @@ class MemoryArchiver:
             finally:
                 for job in jobs:
                     job.cancel()
-                worker.submit(self._reconciler.close).result()
+                # However often Ctrl-C is pressed: the archive's lock must not be free while the worker deletes.
+                _outlast(worker.submit(self._reconciler.close))
 
     def _dry_run(self) -> FlushResult:
         rows = 0
@@ -344,3 +345,13 @@ class MemoryArchiver:
     def get_archive_stats(self) -> dict[str, Any]:
         """Counts and sizes of the archive's files; see :meth:`Archive.stats`."""
         return self.archive.stats()
+
+
+def _outlast(work: Future[None]) -> None:
+    """Wait for work that must not be left alone, through all interruptions."""
+    while True:
+        try:
+            wait([work])
+        except KeyboardInterrupt:
+            continue
+        return work.result()

@@ -229,3 +229,39 @@ def test_what_fails_in_the_purging_thread_is_told_as_it_is(
             archiver.flush_archived_memories()
     archiver.flush_archived_memories()
     assert_one_tier(before, db, db.parent / "archive")
+
+
+def test_however_often_it_is_interrupted_the_lock_outlasts_the_purge(sample_store: Store, tmp_path: Path) -> None:
+    db = sample_store("guardian")
+    before = hot_rows(db)
+    script = textwrap.dedent(f"""
+        import sqlite3, time
+        from pathlib import Path
+        from vidurai_pipeline.archival import archiver, purge
+        archiver.ROWS_WORTH_A_PROCESS = 0
+        delete = purge.Purger._delete_portion
+        def slowly(*arguments):
+            print("purging", flush=True)
+            time.sleep(0.3)
+            delete(*arguments)
+        purge.Purger._delete_portion = slowly
+        def count():
+            con = sqlite3.connect({str(db)!r})
+            return con.execute("SELECT count(*) FROM memories").fetchone()
+        archive = archiver.MemoryArchiver(Path({str(db)!r}), Path({str(tmp_path / "archive")!r}), rows_per_file=300)
+        try:
+            archive.flush_archived_memories()
+        except KeyboardInterrupt:
+            left = count()
+            time.sleep(1)
+            print("interrupted", left == count(), flush=True)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "purging\n"
+        for _ in range(5):
+            running.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        assert running.stdout.read().splitlines()[-1] == "interrupted True"
+    assert MemoryArchiver(db, tmp_path / "archive").flush_archived_memories() >= 0
+    assert_one_tier(before, db, tmp_path / "archive")
