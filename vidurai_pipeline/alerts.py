@@ -9,23 +9,28 @@ A message holds what the pipeline itself says of a failure: figures, ids and pat
 that it did not foresee, only the kind is told.
 """
 
-import json
+import contextlib
 import smtplib
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 
 import dagster as dg
 import requests
+from pydantic import BaseModel, ValidationError
 
 from vidurai_pipeline.automation import ALL_JOBS
 from vidurai_pipeline.config import Settings
 from vidurai_pipeline.errors import ConfigError
 
 _TIMEOUT_SECONDS = 30
+#: Events are looked for again for so long.
+_OVERLAP_SECONDS = 3_600.0
+_MOST_EVENTS = 1_000
 _ENDS = (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_SUCCESS)
 _PORTS = {"none": 25, "starttls": 587, "ssl": 465}
 
@@ -94,39 +99,85 @@ def _sensor(channel: str, send: Send, settings: Settings) -> dg.SensorDefinition
     )
     def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         """Tell of the next run that people must hear of."""
-        instance = context.instance
-        behind: dict[str, int] = json.loads(context.cursor or "{}")
-        told = None
+        told = _read_cursor(context.cursor)
+        where = context.code_location_origin
+        message = None
         for ended in _ENDS:
-            if ended.value not in behind:
-                # Whoever configures a channel does not want to hear of all that ever failed.
-                latest = instance.fetch_run_status_changes(ended, limit=1).records
-                behind[ended.value] = latest[0].storage_id if latest else 0
-            while not told and (record := _next_end(instance, ended, behind[ended.value])):
-                if message := _message(instance, record.run_id, settings):
+            for record in _ends(context.instance, ended, told):
+                message = _message(context.instance, record.run_id, ended, where and where.location_name, settings)
+                if message:
                     send(message)
-                    # The next one has a tick of its own: should it fail, this one isn't sent again.
-                    told = message.subject
-                behind[ended.value] = record.storage_id
-        context.update_cursor(json.dumps(behind))
-        return dg.SkipReason(f"told: {told}" if told else "nothing new that anyone must hear of")
+                told.pass_by(ended, record.run_id, record.timestamp)
+                if message:
+                    break
+            if message:
+                # The next one has a tick of its own: should it fail, this one isn't sent again.
+                break
+        context.update_cursor(told.model_dump_json())
+        return dg.SkipReason(f"told: {message.subject}" if message else "nothing new that anyone must hear of")
 
     return alert
 
 
-def _next_end(instance: dg.DagsterInstance, ended: dg.DagsterEventType, behind: int) -> dg.EventLogRecord | None:
-    """The first end of a run behind a place in the event log."""
-    wanted = dg.RunStatusChangeRecordsFilter(ended, after_storage_id=behind)  # pyright: ignore[reportArgumentType]
-    return next(iter(instance.fetch_run_status_changes(wanted, limit=1, ascending=True).records), None)
+class _Told(BaseModel):
+    """How far a channel has come in the event log.
+
+    Not by the events' ids: once its newest run is deleted, SQLite gives them out again.
+
+    Attributes:
+        begun: when the channel was configured: nobody wants to hear of all that ever failed before. In seconds since
+            the epoch, as the others.
+        until: the moment of the last event, by the event's type.
+        passed: the moments of the events that are no more than so much older, by the event's type and the run's id:
+            events of several processes may be stored in another order than they happened in.
+    """
+
+    begun: float
+    until: dict[str, float] = {}
+    passed: dict[str, dict[str, float]] = {}
+
+    def since(self, ended: dg.DagsterEventType) -> float:
+        return max(self.begun, self.until.get(ended.value, 0.0) - _OVERLAP_SECONDS)
+
+    def has_passed(self, ended: dg.DagsterEventType, run_id: str) -> bool:
+        return run_id in self.passed.get(ended.value, {})
+
+    def pass_by(self, ended: dg.DagsterEventType, run_id: str, moment: float) -> None:
+        self.until[ended.value] = max(moment, self.until.get(ended.value, 0.0))
+        passed = {**self.passed.get(ended.value, {}), run_id: moment}
+        since = self.since(ended)
+        self.passed[ended.value] = {run: then for run, then in passed.items() if then >= since}
 
 
-def _message(instance: dg.DagsterInstance, run_id: str, settings: Settings) -> Alert | None:
+def _read_cursor(cursor: str | None) -> _Told:
+    with contextlib.suppress(ValidationError):
+        return _Told.model_validate_json(cursor or "")
+    return _Told(begun=time.time())
+
+
+def _ends(instance: dg.DagsterInstance, ended: dg.DagsterEventType, told: _Told) -> Iterator[dg.EventLogRecord]:
+    """The ends of runs that were not looked at yet, the oldest first."""
+    wanted = dg.RunStatusChangeRecordsFilter(
+        ended,  # pyright: ignore[reportArgumentType]
+        after_timestamp=told.since(ended),
+    )
+    records = instance.fetch_run_status_changes(wanted, limit=_MOST_EVENTS, ascending=True).records
+    return (record for record in records if not told.has_passed(ended, record.run_id))
+
+
+def _message(
+    instance: dg.DagsterInstance, run_id: str, ended: dg.DagsterEventType, location: str | None, settings: Settings
+) -> Alert | None:
     """What people must hear of a run that has ended, if anything."""
     run = instance.get_run_by_id(run_id)
     if run is None or run.job_name not in ALL_JOBS:
         return None
+    origin = run.remote_job_origin
+    if location and origin and origin.repository_origin.code_location_origin.location_name != location:
+        return None  # another project's job of the same name
     events = [entry.dagster_event for entry in instance.all_logs(run_id) if entry.dagster_event]
-    if run.is_success:
+    # Not by the run's status, which is stored after the event.
+    if ended == dg.DagsterEventType.RUN_SUCCESS:
         lines = _failed_checks(events)
         return _alert("checks_failed", run, lines, settings) if lines else None
     lines = [*_failures(events), *_failed_checks(events)] or ["it ended without a word"]
@@ -146,7 +197,8 @@ def _failures(events: Iterable[dg.DagsterEvent]) -> list[str]:
             said = data.user_failure_data.description if data.user_failure_data else None
             lines.append(f"{event.step_key}: {said or _kind(data.error)}")
         elif event.is_job_failure and not lines:
-            error = event.job_failure_data.error
+            # None where somebody else reported it: the sensor that ends dead runs, Dagster's own daemon.
+            error = getattr(event.event_specific_data, "error", None)
             while error is not None and error.cause is not None:
                 error = error.cause
             foreseen = error is not None and error.cls_name == "Failure"

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
     gamma: float = Field(default=0.9, ge=0, le=1, description="discount of later rewards")
     epsilon_max: float = Field(default=0.3, ge=0, le=1, description="share of random decisions at the beginning")
     epsilon_min: float = Field(default=0.05, ge=0, le=1, description="share of random decisions that remains")
-    epsilon_decay: float = Field(default=0.003, ge=0, description="how fast it falls, for each episode")
+    epsilon_decay: float = Field(
+        default=0.003, ge=0, allow_inf_nan=False, description="how fast it falls, for each episode"
+    )
     schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
     timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
         default=None, description="the schedule's time zone; default this machine's"

@@ -270,6 +270,59 @@ def test_what_failed_while_the_channel_was_down_is_told_later_and_once(
     assert alerts.tick() == ["nothing new that anyone must hear of"]
 
 
+def test_a_run_that_others_report_as_failed_is_told_in_their_words(
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the sensor that ends dead runs does, and Dagster's daemon."""
+    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
+    alerts.tick()
+    job = build_definitions(load_settings()).resolve_job_def("health")
+    dead = alerts.instance.create_run_for_job(job)
+    alerts.instance.report_run_failed(dead, "Its process ended without a word")
+    alerts.tick()
+    assert web.posts[0][1]["lines"] == ["Its process ended without a word"]
+    break_(home)
+    failed = run(alerts, "maintenance").run_id
+    alerts.tick()
+    assert web.posts[1][1]["run_id"] == failed
+
+
+def test_a_run_after_one_that_was_deleted_is_told(
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite gives the deleted events' ids to the next ones."""
+    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
+    break_(home)
+    runs = []
+    for _ in range(3):
+        runs.append(run(alerts, "maintenance").run_id)
+        alerts.tick()
+        alerts.instance.delete_run(runs[-1])
+    assert [body["run_id"] for _, body in web.posts] == runs
+
+
+def test_a_success_whose_status_is_not_stored_yet_is_no_failure(
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
+    run(alerts, "maintenance")
+    with mock.patch.object(dg.DagsterRun, "is_success", False):
+        assert alerts.tick() == ["nothing new that anyone must hear of"]
+
+
+@pytest.mark.parametrize("cursor", ["xx", "[]", "null", "5", '{"begun": "yesterday"}', '{"PIPELINE_FAILURE": 5}'])
+def test_a_cursor_that_cannot_be_read_begins_anew(
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch, cursor: str
+) -> None:
+    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
+    alerts.cursors["alert_by_webhook"] = cursor
+    alerts.tick()
+    break_(home)
+    run(alerts, "maintenance")
+    alerts.tick()
+    assert len(web.posts) == 1
+
+
 def test_what_failed_before_the_channel_was_configured_is_not_told(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:

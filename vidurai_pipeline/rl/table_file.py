@@ -21,6 +21,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from vidurai_pipeline.rl.states import Action
 VERSIONS = 5
 MAX_BYTES = 256 * 1024 * 1024
 PROGRESS_KEY = "vidurai_pipeline"
+_MOST_EPISODES = 2**53
 _REREADS = 5
 _REREAD_PAUSE = 0.2
 _STALE_SECONDS = 3600
@@ -113,13 +115,13 @@ def decode(raw: bytes) -> TableContents:
         DamagedTableError: they are no Q-table; the message says in what way, without quoting them.
     """
     try:
-        document = json.loads(raw, parse_constant=_reject_constant)
+        document = json.loads(raw, parse_constant=_reject_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise DamagedTableError("it is not JSON" if raw else "it is empty") from None
     if not isinstance(document, dict) or not isinstance(document.get("q_table"), dict):
         raise DamagedTableError("it holds no object `q_table`")
     episodes = document.get("episodes", 0)
-    if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 0:
+    if not isinstance(episodes, int) or isinstance(episodes, bool) or not 0 <= episodes <= _MOST_EPISODES:
         raise DamagedTableError("`episodes` is not a count")
     return TableContents(
         q_table={state: _decode_row(row) for state, row in document["q_table"].items()},
@@ -192,8 +194,11 @@ class TableFile:
             temporary = self._write_beside(new.raw)
             try:
                 old = self._bytes()
+                if expected is not True and old != (None if expected is None else expected.raw):
+                    raise TableChangedError(f"{self.path} was written by another program meanwhile")
                 if old is not None and old != new.raw:
                     self._keep_version(old)
+                # Once more, for what was written while the old one was kept.
                 if expected is not True and self._bytes() != (None if expected is None else expected.raw):
                     raise TableChangedError(f"{self.path} was written by another program meanwhile")
                 temporary.replace(self.path)
@@ -330,8 +335,17 @@ def _reject_constant(_name: str) -> NoReturn:
     raise DamagedTableError("it holds NaN or Infinity")
 
 
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise DamagedTableError("it holds a number that is too large")
+
+
 def _read_bytes(path: Path) -> bytes | None:
     try:
+        # A pipe would be waited for, and a device may have no end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(None, "not a regular file", str(path))
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise DamagedTableError(f"it is larger than {MAX_BYTES // 1024**2} MiB")
@@ -362,6 +376,6 @@ def _write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise QTableError(
-            f"{path} can't be written: {error.strerror}; the table is unchanged. Make room or give the right to "
-            "write, or set VIDURAI_Q_TABLE"
+            f"{path} can't be written: {error.strerror}; it is unchanged. Make room or give the right to write, or "
+            "set VIDURAI_Q_TABLE"
         ) from error
