@@ -60,7 +60,8 @@ def _analyst(timeout: float | None) -> "Iterator[RepoAnalyst]":
     """An analyst whose warnings are lines on stderr, and so is that there is nothing to ask yet."""
     from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415  (DuckDB and Arrow are slow to import)
 
-    bound_memory(memory_bytes(load_settings().memory_limit))
+    settings = load_settings()
+    bound_memory(memory_bytes(settings.memory_limit), settings.threads)
     with warnings.catch_warnings(record=True, action="always", category=HotStoreWarning) as caught:
         try:
             with RepoAnalyst(timeout=timeout) as analyst:

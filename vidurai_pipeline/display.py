@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Self
 
 import click
@@ -30,7 +31,8 @@ class ProgressLine:
 
     def __init__(self) -> None:
         # A descriptor of its own: while a Dagster run goes on, Dagster captures the usual one.
-        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        # Some service managers close it.
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr else Path(os.devnull).open("w")  # noqa: SIM115
         self._console = Console(file=self._stream)
         self._began = time.monotonic()
         self._bar: Progress | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from vidurai_pipeline.analytics.limits import MORE_MEMORY
+from vidurai_pipeline.analytics.query import unique_names
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.analytics.archives import memory, write
 
@@ -222,6 +223,24 @@ def test_no_single_value_takes_more_memory_than_a_query_may(
     *said, peak = done.stderr.splitlines()
     assert (done.returncode, said) == (2, [f"error: {MORE_MEMORY}"])
     assert int(peak) < 1_200_000
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("1MB", "2"), ("100MB", "64"), ("1GB", "300")])
+def test_too_little_memory_is_not_a_broken_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch, limit: str, threads: str
+) -> None:
+    write(home / "archive", [memory(1)])
+    monkeypatch.setenv("VIDURAI_MEMORY_LIMIT", limit)
+    monkeypatch.setenv("VIDURAI_THREADS", threads)
+    done = cli("query", "SELECT count(*) FROM history", "--format", "csv")
+    assert (done.stdout.splitlines()[-1:], done.returncode) in ((["1"], 0), ([], 2)), done.stderr
+    assert "readable" not in done.stderr
+
+
+def test_thousands_of_columns_of_one_name_take_no_time() -> None:
+    names = unique_names(["id"] * 20_000)
+    assert (names[:3], len(set(names))) == (["id", "id_1", "id_2"], 20_000)
+    assert unique_names(["a_1", "a", "a"]) == ["a_1", "a", "a_2"]
 
 
 def on_a_terminal(*arguments: str, height: int = 24, **environment: str) -> str:

@@ -19,6 +19,7 @@ from vidurai_pipeline.analytics.listing import (
     ArchiveFile,
     Footers,
     broken_message,
+    lacks_resources,
     linked_targets,
     list_files,
     quote,
@@ -156,7 +157,9 @@ class ArchiveDatabase:
             source = f"read_parquet({quote(f'{root}/{file.relative}')}, hive_partitioning = false)"
             try:
                 connection.execute(f"SELECT max(hash(COLUMNS(*))) FROM {source}").fetchall()
-            except duckdb.Error:
+            except duckdb.Error as error:
+                if lacks_resources(error):
+                    continue
                 if (self.base / file.relative).exists():  # else it was withdrawn
                     broken.append(file)
         return broken_message(self.base, broken) if broken else None

@@ -8,7 +8,7 @@ the pages are copied first, which takes a fraction of the time that reading the 
 import contextlib
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,13 +80,21 @@ class HotTier:
             schema = self._store.schema(con, to_purge=False)
             rows = HotRows(schema.arrow_schema, iter(()))
 
-            def batches() -> Iterator[pa.RecordBatch]:
+            def batches() -> Generator[pa.RecordBatch, None, None]:
                 for batch in read_all(con, schema):
                     rows.losses += len(batch.rejected)
                     rows.lost += batch.rejected[: _NAMED - len(rows.lost)]
                     yield batch.record_batch(schema, archived_at=None)
 
-            rows.batches = batches()
+            reading = batches()
+
+            def stop_reading() -> None:
+                # Before the connection is closed; unless a query that was stopped still reads in a thread of its own.
+                with contextlib.suppress(ValueError):
+                    reading.close()
+
+            stack.callback(stop_reading)
+            rows.batches = reading
             yield rows
 
     def loss(self, rows: HotRows) -> str | None:

@@ -19,7 +19,7 @@ _BESIDE = 256 * 1024 * 1024
 _THREAD = 16 * 1024 * 1024
 
 
-def bound_memory(limit: int) -> None:
+def bound_memory(limit: int, threads: int | None) -> None:
     """Let this process take no more than twice a limit of DuckDB's, and something, beside what it has now.
 
     For processes whose only work is a question: what asks for more, whoever it is, gets an error. Only Linux counts
@@ -27,13 +27,14 @@ def bound_memory(limit: int) -> None:
 
     Args:
         limit: DuckDB's, in bytes.
+        threads: DuckDB's; None for one for each core.
     """
     if sys.platform != "linux":
         return
     import resource  # noqa: PLC0415  (not everywhere)
 
     taken = re.search(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    most = (int(taken[1]) * 1024 if taken else 0) + 2 * limit + _BESIDE + (os.cpu_count() or 1) * _THREAD
+    most = (int(taken[1]) * 1024 if taken else 0) + 2 * limit + _BESIDE + (threads or os.cpu_count() or 1) * _THREAD
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     bounds = [most, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))

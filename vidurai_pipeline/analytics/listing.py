@@ -204,6 +204,13 @@ def _read_footers(
     return {file: found[f"{root}/{file.relative}"] for file in files}
 
 
+def lacks_resources(error: duckdb.Error) -> bool:
+    """Whether DuckDB lacked memory or threads, or was stopped: no file is to blame for that."""
+    return isinstance(error, (duckdb.OutOfMemoryException, duckdb.InterruptException)) or any(
+        said in str(error) for said in ("bad_alloc", "temporarily unavailable")
+    )
+
+
 def broken_message(base: Path, broken: Sequence[ArchiveFile]) -> str:
     """Name the first broken file, how many more there are, and what to do."""
     more = f" ({len(broken) - 1} more like it)" if len(broken) > 1 else ""
@@ -213,7 +220,9 @@ def broken_message(base: Path, broken: Sequence[ArchiveFile]) -> str:
 def _readable(connection: duckdb.DuckDBPyConnection, root: str, file: ArchiveFile) -> bool:
     try:
         _schemas(connection, root, [file])
-    except duckdb.Error:
+    except duckdb.Error as error:
+        if lacks_resources(error):
+            raise duckdb.OutOfMemoryException(f"Out of Memory Error: {error}") from None
         return not Path(root, file.relative).exists()
     return True
 

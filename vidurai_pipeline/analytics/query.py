@@ -44,11 +44,12 @@ class Query:
 
 def unique_names(names: Sequence[str]) -> list[str]:
     """Columns' names, each once: the second ``name`` is called ``name_1``."""
-    unique: list[str] = []
+    unique: dict[str, None] = {}
+    numbers: dict[str, int] = {}
     for name in names:
-        candidate, number = name, 0
+        candidate = name
         while candidate in unique:
-            number += 1
-            candidate = f"{name}_{number}"
-        unique.append(candidate)
-    return unique
+            numbers[name] = numbers.get(name, 0) + 1
+            candidate = f"{name}_{numbers[name]}"
+        unique[candidate] = None
+    return list(unique)

@@ -46,6 +46,7 @@ class StagingProcess(contextlib.AbstractContextManager["StagingProcess"]):
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            process_group=0,  # or Ctrl-C would reach it while it starts, before it can ignore it
             env={**_FRUGAL, **os.environ},
         )
         self.moment, self.batch = stager.moment, stager.batch
@@ -106,7 +107,7 @@ def start_staging_process(stager: Stager) -> StagingProcess | None:
 
 def serve() -> None:
     """The child's side: stage what is asked for, until there is no one left to ask."""
-    # Ctrl-C reaches the whole terminal; whoever asked decides what it means.
+    # Whoever asked decides what an interruption means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Rows hold no reference cycles; looking for some would take a fifth of the time.
     gc.disable()
