@@ -20,6 +20,7 @@ HIT = ("«", "»")
 """What stands before and after each hit in a snippet."""
 
 _SNIPPET = 160
+_MOST = 2**31 - 1
 _MOST_WORDS, _LONGEST = 32, 1_000
 _RE2_SPECIAL = re.compile(r"[!-/:-@\[-`{-~]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -75,7 +76,7 @@ def search_sql(
         raise QueryError(f"the limit can't be negative: {limit}")
     if tier not in get_args(Tier):
         raise QueryError(f"there is no tier {tier!r}: use {', '.join(get_args(Tier))}")
-    parameters: dict[str, object] = {"most": limit}
+    parameters: dict[str, object] = {"most": min(limit, _MOST)}
     conditions: list[str] = []
     scores: list[str] = []
     # The longest word is the rarest, as a rule, and what it rules out need not be searched for the others.
@@ -154,8 +155,11 @@ def _moment(name: str, value: Moment | None) -> dt.datetime | None:
             raise QueryError(f"{name} is not an ISO date or time, such as 2024-12-31: {value!r}") from None
     if not isinstance(value, dt.datetime):
         return dt.datetime.combine(value, dt.time())
-    # Vidurai writes UTC without saying so.
-    return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+    try:
+        # Vidurai writes UTC without saying so.
+        return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+    except OverflowError:
+        raise QueryError(f"{name} is no moment of the years 1 to 9999 in UTC: {value}") from None
 
 
 def _saliences(salience: str | Sequence[str] | None) -> list[str] | None:

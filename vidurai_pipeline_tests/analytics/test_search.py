@@ -151,6 +151,8 @@ def test_filters(tmp_path: Path):
         ("x", {"limit": -1}, "negative"),
         ("x", {"since": "last spring"}, "since is not an ISO date"),
         ("x", {"until": "2024-13-01"}, "until is not an ISO date"),
+        ("x", {"until": "9999-12-31T23:59:59-14:00"}, "until is no moment of the years 1 to 9999"),
+        ("x", {"since": "0001-01-01T00:00:00+14:00"}, "since is no moment of the years 1 to 9999"),
         ("x", {"salience": "HIHG"}, "no salience 'HIHG'"),
         ("x " * 600, {}, "1000 characters"),
         (" ".join(map(str, range(40))), {}, "32 words"),
