@@ -29,6 +29,20 @@ def settings(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatc
     return load_settings()
 
 
+def call_dagster(command: list[str], home: Path) -> subprocess.CompletedProcess[str]:
+    """Run one of Dagster's own commands, without a daemon, to its good end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", *command],
+        cwd=ROOT,
+        env={**os.environ, "DAGSTER_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    return done
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -42,15 +56,7 @@ def test_dagsters_own_commands(settings: Settings, tmp_path: Path, command: list
     home.mkdir()
     shutil.copy(ROOT / "dagster.yaml", home)
     before = hot_rows(settings.db_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "dagster", *command],
-        cwd=ROOT,
-        env={**os.environ, "DAGSTER_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2_000:]
+    call_dagster(command, home)
     assert_one_tier(before, settings.db_path, settings.archive_path)
     con = sqlite3.connect(settings.db_path)
     assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
@@ -162,15 +168,7 @@ def test_no_memory_text_in_dagsters_events(settings: Settings, tmp_path: Path) -
     con.close()
     home = tmp_path / "dagster"
     home.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "dagster", "job", "execute", "-m", "vidurai_pipeline.definitions", "-j", "maintenance"],
-        cwd=ROOT,
-        env={**os.environ, "DAGSTER_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2_000:]
+    done = call_dagster(["job", "execute", "-m", "vidurai_pipeline.definitions", "-j", "maintenance"], home)
     assert secret not in done.stdout + done.stderr
     for path in home.rglob("*"):
         if path.is_file():
