@@ -85,6 +85,7 @@ def environment(sample_store: Callable[[str], Path], tmp_path: Path) -> dict[str
         "CODE_HOST": "127.0.0.1",
         "CODE_PORT": str(free_port()),
         "UI_PORT": str(free_port()),
+        "VIDURAI_LOCK_TIMEOUT": "60",  # for two runs that Dagster takes up at once
     }
 
 
