@@ -14,16 +14,9 @@ import duckdb
 import pyarrow as pa
 
 from vidurai_pipeline.analytics import faults
+from vidurai_pipeline.analytics.footers import Footers, broken_message, lacks_resources
 from vidurai_pipeline.analytics.hot import HotRows
-from vidurai_pipeline.analytics.listing import (
-    ArchiveFile,
-    Footers,
-    broken_message,
-    lacks_resources,
-    linked_targets,
-    list_files,
-    quote,
-)
+from vidurai_pipeline.analytics.listing import ArchiveFile, linked_targets, list_files, quote
 from vidurai_pipeline.analytics.listing_cache import ListingCache
 from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, memories
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError

@@ -17,7 +17,8 @@ from pathlib import Path
 import duckdb
 from platformdirs import user_cache_path
 
-from vidurai_pipeline.analytics.listing import ArchiveFile, Columns
+from vidurai_pipeline.analytics.footers import Columns
+from vidurai_pipeline.analytics.listing import ArchiveFile
 
 FEWEST_FILES = 32
 """Fewer files are opened in no time."""
@@ -26,7 +27,7 @@ SETTLED_SECONDS = 2.0
 """A file that changed more recently may change again within one tick of its file system's clock."""
 
 _MOST_PLACES = 20_000
-_FORMAT = f"1 {duckdb.__version__}"
+_FORMAT = f"2 {duckdb.__version__}"
 
 
 class ListingCache:

@@ -25,8 +25,11 @@ _MOST_WORDS, _LONGEST = 32, 1_000
 _RE2_SPECIAL = re.compile(r"[!-/:-@\[-`{-~]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Vidurai stores tags as JSON, and writes what isn't ASCII as \uXXXX.
-_TAGS = r"""CASE WHEN contains(tags, '\')
-    THEN coalesce(array_to_string(try_cast(try_cast(tags AS JSON) AS VARCHAR[]), ' '), tags) ELSE tags END"""
+_READ_TAGS = "coalesce(array_to_string(try_cast(try_cast(tags AS JSON) AS VARCHAR[]), ' '), tags)"
+# To read it is slow, so it is done only where it matters: for an escape, and for a word that the JSON around the tags
+# might hold.
+_TAGS = rf"CASE WHEN contains(tags, '\') THEN {_READ_TAGS} ELSE tags END"
+_AROUND_TAGS = frozenset('[]",')
 
 Moment = str | dt.date | dt.datetime
 Tier = Literal["hot", "cold", "all"]
@@ -84,7 +87,8 @@ def search_sql(
         word, whole = f"word_{number}", f"whole_{number}"
         parameters[word] = pattern(term)
         parameters[whole] = rf"(?:^|[^\pL\pN_])(?:{parameters[word]})(?:$|[^\pL\pN_])"
-        hits = {field: _matches(field, word) for field in ("gist", "file_path", f"({_TAGS})", "verbatim")}
+        tags = _TAGS if _AROUND_TAGS.isdisjoint(term) else _READ_TAGS
+        hits = {field: _matches(field, word) for field in ("gist", "file_path", f"({tags})", "verbatim")}
         conditions.append(f"({' OR '.join(hits.values())})")
         weights = zip(hits.values(), (4, 2, 2), strict=False)  # where the whole text has the word adds nothing
         scores += [f"{weight} * coalesce({hit}, false)::INTEGER" for hit, weight in weights]
@@ -93,7 +97,7 @@ def search_sql(
         ("project_id = $project", "project", project),
         ("try_cast(created_at AS TIMESTAMP) >= $since", "since", _moment("since", since)),
         ("try_cast(created_at AS TIMESTAMP) < $until", "until", _moment("until", until)),
-        ("list_contains($salience, upper(trim(salience)))", "salience", _saliences(salience)),
+        ("list_contains($salience, salience_score(salience))", "salience", _saliences(salience)),
         ("outcome = $outcome", "outcome", outcome),
         ("tier = $tier", "tier", "hot" if tier == "hot" else None),
     ):
@@ -162,13 +166,13 @@ def _moment(name: str, value: Moment | None) -> dt.datetime | None:
         raise QueryError(f"{name} is no moment of the years 1 to 9999 in UTC: {value}") from None
 
 
-def _saliences(salience: str | Sequence[str] | None) -> list[str] | None:
+def _saliences(salience: str | Sequence[str] | None) -> list[int] | None:
     if salience is None:
         return None
     wanted = [level.strip().upper() for level in ([salience] if isinstance(salience, str) else salience)]
     if unknown := [level for level in wanted if level not in SALIENCES]:
         raise QueryError(f"there is no salience {unknown[0]!r}: use {', '.join(SALIENCES)}")
-    return wanted
+    return [len(SALIENCES) - SALIENCES.index(level) for level in wanted]
 
 
 def readable_texts(row: Mapping[str, object]) -> list[object]:

@@ -9,7 +9,8 @@ and the files it needs: no footer is read to plan a query, and the partition col
 
 from collections.abc import Mapping, Sequence
 
-from vidurai_pipeline.analytics.listing import ArchiveFile, file_list, is_nested, quote
+from vidurai_pipeline.analytics.footers import is_nested
+from vidurai_pipeline.analytics.listing import ArchiveFile, file_list, quote
 
 SUPERSEDED = "_superseded"
 _PARTITIONED, _LOOSE = "_partitioned_files", "_loose_files"
@@ -17,9 +18,13 @@ HOT = "_hot"
 """The session's table of the hot store's memories."""
 
 SALIENCE_SCORE = """(x VARCHAR) AS CASE upper(trim(x))
-    WHEN 'CRITICAL' THEN 5 WHEN 'HIGH' THEN 4 WHEN 'MEDIUM' THEN 3 WHEN 'LOW' THEN 2 WHEN 'NOISE' THEN 1 END,
+    WHEN 'CRITICAL' THEN 5 WHEN 'HIGH' THEN 4 WHEN 'MEDIUM' THEN 3 WHEN 'LOW' THEN 2 WHEN 'NOISE' THEN 1
+    ELSE CASE try_cast(x AS DOUBLE) WHEN 5 THEN 5 WHEN 4 THEN 4 WHEN 3 THEN 3 WHEN 2 THEN 2 WHEN 1 THEN 1 END END,
     (x) AS x"""
-"""The overloads of the macro ``salience_score``: text becomes its level, anything else stays what it is."""
+"""The overloads of the macro ``salience_score``: text becomes its level, anything else stays what it is.
+
+Files of others may hold the levels as numbers, which the views show as text.
+"""
 
 # A place in the archive as one number: the file's position in its list, then the row's in the file.
 _PLACE = "((file_index::BIGINT << 32) + file_row_number)"

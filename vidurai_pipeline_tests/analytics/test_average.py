@@ -1,15 +1,17 @@
 """AVG over salience means the levels' numbers; over everything else it stays DuckDB's."""
 
 import datetime as dt
+import decimal
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.errors import QueryError
-from vidurai_pipeline_tests.analytics.archives import memory, write
+from vidurai_pipeline_tests.analytics.archives import OWN, memory, write
 
 LEVELS = ("CRITICAL", "high", "Medium", " low ", "NOISE", "NOISE", "strange", None)
 
@@ -124,3 +126,20 @@ def test_the_average_of_other_text_is_an_error_that_tells_of_salience_score(anal
         with pytest.raises(QueryError, match=r"\(VARCHAR\)[^¬]*salience_score\(salience\)"):
             analyst.query_archive(sql)
     assert values(analyst, "SELECT sum(salience_score(salience)), salience_score(7) FROM history") == [(16, 7)]
+
+
+@pytest.mark.parametrize("type_", [pa.int64(), pa.float64(), pa.decimal128(3, 1), pa.string()], ids=str)
+def test_levels_as_numbers_are_levels(tmp_path: Path, type_: pa.DataType):
+    schema = OWN.set(OWN.get_field_index("salience"), pa.field("salience", type_))
+    levels = [5, 4, 1, 1] if type_ != pa.string() else ["5", " 4", "1.0", "NOISE"]
+    rows = [memory(i, salience=decimal.Decimal(x) if pa.types.is_decimal(type_) else x) for i, x in enumerate(levels)]
+    write(tmp_path, rows, schema=schema)
+    analyst = RepoAnalyst(tmp_path)
+    assert values(analyst, "SELECT AVG(salience), count(salience_score(salience)) FROM history") == [(2.75, 4)]
+    assert {row["id"] for row in analyst.search_archive("memory", salience=["CRITICAL", "NOISE"])} == {0, 2, 3}
+    assert analyst.get_memory_stats()["avg_salience"] == 2.75
+
+
+def test_other_numbers_are_no_levels(tmp_path: Path):
+    write(tmp_path, [memory(i, salience=text) for i, text in enumerate(["0", "6", "2.5", "nan", "1e400", "", "LOW"])])
+    assert values(RepoAnalyst(tmp_path), "SELECT AVG(salience) FROM history") == [(2.0,)]

@@ -1,5 +1,6 @@
 """Files that are not what the archive holds."""
 
+import decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -109,6 +110,25 @@ def test_a_column_of_another_type_is_named(tmp_path: Path, column: str, type_: p
         RepoAnalyst(tmp_path).query_archive("SELECT 1")
     assert str(odd) in str(caught.value)
     assert repr(column) in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["id", "access_count", "outcome", "project_id"])
+@pytest.mark.parametrize("type_", [pa.float32(), pa.float64(), pa.decimal128(10, 2)], ids=str)
+def test_fractions_in_an_integer_column_are_named_never_rounded(tmp_path: Path, column: str, type_: pa.DataType):
+    """Whole numbers are welcome: pandas makes floats of an integer column with gaps."""
+    schema = OWN.set(OWN.get_field_index(column), pa.field(column, type_))
+    cast = decimal.Decimal if pa.types.is_decimal(type_) else float
+    whole = [memory(1, **{column: cast(7)}), memory(2, **{column: cast(8) if column == "id" else None})]
+    write(tmp_path, whole, "2024-10", schema=schema)
+    analyst = RepoAnalyst(tmp_path)
+    rows = analyst.query_archive(f"SELECT {column} AS c FROM history ORDER BY c")
+    assert [row["c"] for row in rows] == [7, 8 if column == "id" else None]
+    odd = write(tmp_path, [memory(3, **{column: cast("0.5")})], "2024-11", schema=schema)
+    for _ in range(2):
+        with pytest.raises(
+            ArchiveError, match=rf"{odd} is not .*: its column '{column}' holds fractions, not integers"
+        ):
+            analyst.query_archive("SELECT 1")
 
 
 def test_further_columns_of_several_types_become_one_or_are_named(tmp_path: Path):

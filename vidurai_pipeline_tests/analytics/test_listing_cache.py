@@ -8,7 +8,7 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
-from vidurai_pipeline.analytics import listing, listing_cache
+from vidurai_pipeline.analytics import footers, listing_cache
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline_tests.analytics.archives import BASE, OWN, memory, write
@@ -39,13 +39,13 @@ def ask(base: Path) -> list[dict]:
 
 def files_read(base: Path) -> int:
     """How many files' footers an analyst that is opened now reads."""
-    read, schemas = [], listing._schemas
+    read, schemas = [], footers._schemas
 
     def count(connection, root, files):
         read.extend(files)
         return schemas(connection, root, files)
 
-    with mock.patch.object(listing, "_schemas", count):
+    with mock.patch.object(footers, "_schemas", count):
         ask(base)
     return len(read)
 

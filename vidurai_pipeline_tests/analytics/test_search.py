@@ -92,6 +92,13 @@ def test_words_are_plain_text(tmp_path: Path, word: str, matching: str, other: s
     assert ids(analyst, word) == [1]
 
 
+@pytest.mark.parametrize("word", ['"', "[", "]", ",", '","', '["a'])
+def test_the_json_around_tags_is_no_text(tmp_path: Path, word: str):
+    bare = {"verbatim": "v", "gist": "g", "file_path": "f"}
+    write(tmp_path, [memory(1, tags='["a","b"]', **bare), memory(2, tags=json.dumps([f"x{word}y"]), **bare)])
+    assert ids(RepoAnalyst(tmp_path), word) == [2]
+
+
 def test_tags_are_searched_as_they_read_not_as_they_are_stored(tmp_path: Path):
     tags = json.dumps(["naïve", "日本"])
     assert "\\u" in tags
