@@ -115,7 +115,7 @@ def _about_a_file(message: str, archive: Folder) -> ArchiveError | None:
         name, found, wanted = misfit.groups()
         return ArchiveError(
             f"{path} disagrees with the other files: its column {name!r} holds {found} that is not {wanted}; "
-            "move it out of the archive"
+            "ask without that column, and move the file out of the archive only if another program wrote it"
         )
     return ArchiveError(f"{path} is not a readable Parquet file: {_ADVICE}")
 
