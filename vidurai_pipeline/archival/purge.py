@@ -8,7 +8,7 @@ before it held the lock.
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from vidurai_pipeline.archival.comparison import compare
 from vidurai_pipeline.archival.hot_store import data_version, json_ids
 from vidurai_pipeline.archival.schema import StoreSchema, quote
+from vidurai_pipeline.archival.search_index import SearchIndex
 
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.030
@@ -25,6 +26,8 @@ _TRANSACTIONS_PER_CHECKPOINT = 16
 _FIRST_WEIGHT = 256.0
 _MOST_WEIGHT = 16_384.0
 _BYTES_PER_WEIGHT = 2_048
+_INDEX_ROWS = 128
+_STILL_THERE = "SELECT id FROM memories WHERE id IN (SELECT value FROM json_each(?))"
 
 
 @dataclass
@@ -70,43 +73,23 @@ class Purger:
         self._logged = con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         if self._logged:
             con.execute("PRAGMA wal_autocheckpoint = 0")
-        if self._schema.search_index:
-            self._index_strays()
+        self._purged: list[int] = []
+        self._index = SearchIndex(con)
+        self._index.read_columns(present=self._schema.search_index)
+        self._index.scan()
 
     def _stored_schema_version(self) -> int:
         return self._con.execute("PRAGMA schema_version").fetchone()[0]
 
-    def _refresh_schema(self) -> None:
+    def _refresh_schema(self) -> bool:
         """A column or a table may be added at any time; what it holds must be archived before it is deleted."""
-        if (version := self._stored_schema_version()) != self._schema_version:
-            self._schema = self._read_schema(self._con)
-            self._schema_version = version
-
-    def _index_strays(self) -> None:
-        """List the search index's rows whose rowid is not their memory's id.
-
-        ``memory_id`` is not indexed: looking each memory up would scan the whole search index every time. One scan
-        finds the exceptions; for all others the rowid is the id.
-        """
-        columns = [n for (n,) in self._con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
-        # The index's own content table is far cheaper to scan than the virtual table over it.
-        key = f"c{columns.index('memory_id')}"
-        self._con.execute("DROP TABLE IF EXISTS temp.search_strays")
-        self._con.execute("CREATE TEMP TABLE search_strays (memory_id INTEGER, search_rowid INTEGER PRIMARY KEY)")
-        self._con.execute(
-            f"INSERT INTO temp.search_strays SELECT CAST({key} AS INTEGER), id FROM main.memories_fts_content "
-            f"WHERE CAST({key} AS INTEGER) IS NOT id"
-        )
-        self._con.execute("CREATE INDEX temp.search_strays_memory ON search_strays (memory_id)")
-        # Both look once more whose row it is: rowids can have been given anew since the scan.
-        self._select_search_rowids = (
-            "SELECT f.id FROM json_each(?1) AS wanted CROSS JOIN main.memories_fts_content AS f ON f.id = wanted.value "
-            f"WHERE CAST(f.{key} AS INTEGER) = wanted.value UNION ALL "
-            "SELECT f.id FROM json_each(?1) AS wanted "
-            "CROSS JOIN temp.search_strays AS s ON s.memory_id = wanted.value "
-            "CROSS JOIN main.memories_fts_content AS f "
-            f"ON f.id = s.search_rowid AND CAST(f.{key} AS INTEGER) = s.memory_id"
-        )
+        if (version := self._stored_schema_version()) == self._schema_version:
+            return False
+        self._schema = self._read_schema(self._con)
+        # It is scanned by `finish`, where nobody waits for the lock.
+        self._index.read_columns(present=self._schema.search_index)
+        self._schema_version = version
+        return True
 
     def purge(self, copies: pa.RecordBatch, verified_at: int | None = None) -> PurgeCount:
         """Delete the rows of archived copies that are equal to them.
@@ -118,8 +101,8 @@ class Purger:
         count = PurgeCount()
         # The version comes first: whatever changes after it is noticed inside the deleting transaction.
         version = self.version = data_version(self._con)
+        self._refresh_schema()
         if verified_at != version:
-            self._refresh_schema()
             copies = self._equal(copies, count)
         for portion in self._portions(copies):
             self._delete_portion(portion, version, count)
@@ -177,6 +160,7 @@ class Purger:
             self._delete_around(copies, undeleted, version, count)
         else:
             count.purged += copies.num_rows
+            self._purged += ids
 
     def _delete_around(
         self, copies: pa.RecordBatch, undeleted: set[int] | None, version: int, count: PurgeCount
@@ -198,9 +182,7 @@ class Purger:
     def _delete(self, ids: list[int]) -> set[int]:
         """Delete rows with all that belongs to them; returns those that are still there."""
         wanted = json_ids(ids)
-        indexed = (
-            self._con.execute(self._select_search_rowids, (wanted,)).fetchall() if self._schema.search_index else []
-        )
+        indexed = self._index.rows(ids)
         for satellite in self._schema.satellites:
             if satellite.virtual:
                 self._con.executemany(
@@ -214,15 +196,55 @@ class Purger:
                 )
         self._con.execute("DELETE FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
         # A trigger of the store's own may have kept a row, or put it back.
-        rows = self._con.execute("SELECT id FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
-        if still := {id_ for (id_,) in rows}:
+        if still := {id_ for (id_,) in self._con.execute(_STILL_THERE, (wanted,))}:
             return still
-        if indexed:
-            self._con.execute(
-                "DELETE FROM memories_fts WHERE rowid IN (SELECT value FROM json_each(?))",
-                (json_ids(rowid for (rowid,) in indexed),),
-            )
+        self._index.delete(indexed)
         return set()
+
+    def finish(self, gone: Sequence[int] = ()) -> float:
+        """Delete what the search index still holds of purged memories: rows that came, or moved, behind its scan.
+
+        Args:
+            gone: ids of memories that a run before this one may have purged without coming to this.
+
+        Returns:
+            the longest time that a transaction held the write lock, in seconds.
+        """
+        ids, self._purged = [*self._purged, *gone], []
+        longest = 0.0
+        while ids and (gone or self._index.outdated()):
+            self._refresh_schema()
+            self._index.scan()
+            left = sorted({id_ for id_, _ in self._index.rows(ids)})
+            for first in range(0, len(left), _INDEX_ROWS):
+                held = self._delete_index_rows(left[first : first + _INDEX_ROWS])
+                if held is None:
+                    break
+                longest = max(longest, held)
+            else:
+                break
+        return longest
+
+    def _delete_index_rows(self, ids: list[int]) -> float | None:
+        """Delete purged memories' rows of the search index; returns how long that held the lock.
+
+        None if the index was made anew since its scan: nothing was deleted then.
+        """
+        self._con.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        try:
+            if self._refresh_schema():
+                return None
+            # An id can have been given to another memory.
+            again = {id_ for (id_,) in self._con.execute(_STILL_THERE, (json_ids(ids),))}
+            self._index.delete([row for row in self._index.rows(ids) if row[0] not in again])
+            self._con.execute("COMMIT")
+        finally:
+            if self._con.in_transaction:
+                self._con.execute("ROLLBACK")
+        held = time.monotonic() - began
+        time.sleep(held)
+        return held
 
     def checkpoint(self) -> None:
         """Move the write-ahead log's pages into the store, between transactions, as far as its readers let us.

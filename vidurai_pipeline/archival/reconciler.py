@@ -114,6 +114,7 @@ class Reconciler:
                 count.missing += part.missing
                 count.longest_hold = max(count.longest_hold, part.longest_hold)
                 self._progress("purging", result.purged + count.purged, 0)
+            count.longest_hold = max(count.longest_hold, purger.finish([] if certain else count.missing))
         stale = set(count.kept)
         if certain:
             stale |= set(count.missing)
@@ -228,10 +229,12 @@ class Reconciler:
     def _purge_equal(self, path: Path, result: Purge) -> None:
         with archive_errors(path):
             sync_file(path)
+            purger = self._purger_of(self.connection())
             for copies in read_back(path):
-                count = self._purger_of(self.connection()).purge(copies)
+                count = purger.purge(copies)
                 result.purged += count.purged
                 result.longest_hold = max(result.longest_hold, count.longest_hold)
+            result.longest_hold = max(result.longest_hold, purger.finish())
         self._sync_store()
 
     def _purger_of(self, con: sqlite3.Connection) -> Purger:
