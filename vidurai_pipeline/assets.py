@@ -147,7 +147,8 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
         upkeep = archiver.archiver.keep_small(result.purged)
         after = archiver.archiver.size()
         _, holds = archive_readable(archiver.archiver.archive, thorough=False)
-    for line in upkeep.notes:
+    notes = result.notes + upkeep.notes
+    for line in notes:
         context.log.warning(line)
     context.add_output_metadata(
         {
@@ -165,6 +166,7 @@ def purge(context: dg.OpExecutionContext, archiver: ArchiverResource) -> None:
             "search index merge steps": upkeep.merge_steps,
             "vacuum (seconds)": round(upkeep.vacuum_seconds, 3),
             **_speed(result.purged, seconds),
+            "report": dg.MetadataValue.json({"notes": notes}),
         }
     )
 

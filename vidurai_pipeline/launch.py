@@ -37,7 +37,7 @@ class RunReport:
         numbers: the figures that each asset reported.
         files: the new files of the archive.
         rejected: memories that stay hot: id, column, reason.
-        notes: what an interrupted run left and was put right.
+        notes: what was put right, and what could not be done this time.
         errors: what failed or needs a person, in words.
     """
 
@@ -179,11 +179,11 @@ def _note_materialization(materialization: dg.AssetMaterialization, report: RunR
         if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue)
     }
     details = metadata.get("report")
-    if name == "parquet_archive" and isinstance(details, dg.JsonMetadataValue) and isinstance(details.data, dict):
-        report.files = details.data["files"]
-        report.rejected = details.data["rejected"]
-        report.notes = details.data["notes"]
-        report.errors += details.data["problems"]
+    if isinstance(details, dg.JsonMetadataValue) and isinstance(details.data, dict):
+        report.files += details.data.get("files", [])
+        report.rejected += details.data.get("rejected", [])
+        report.notes += details.data.get("notes", [])
+        report.errors += details.data.get("problems", [])
 
 
 def _failure(event: dg.DagsterEvent) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.archival.hot_store import json_ids
+from vidurai_pipeline.archival.hot_store import is_of_rows, json_ids
 from vidurai_pipeline.archival.schema import PYTHON_TYPES, Column, Satellite, StoreSchema, quote
 
 
@@ -58,6 +58,21 @@ def compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch
     Returns:
         Each copy's id in one of three groups.
     """
+    try:
+        return _compare(con, schema, copies)
+    except sqlite3.Error as error:
+        if not is_of_rows(error):
+            raise
+    # Some row holds what SQLite can't compute a column from.
+    if copies.num_rows == 1:
+        return Comparison(differing={copies.column("id")[0].as_py(): "a value that can't be computed"})
+    half = copies.num_rows // 2
+    result = compare(con, schema, copies.slice(0, half))
+    result += compare(con, schema, copies.slice(half))
+    return result
+
+
+def _compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch) -> Comparison:
     ids: list[int] = copies.column("id").to_pylist()
     with _raw_text(con):
         names, oddity = _select(schema.archived, "m")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidurai_pipeline.archival.comparison import compare
-from vidurai_pipeline.archival.hot_store import data_version, json_ids
+from vidurai_pipeline.archival.hot_store import data_version, is_of_rows, json_ids
 from vidurai_pipeline.archival.schema import StoreSchema, quote
 from vidurai_pipeline.archival.search_index import SearchIndex
 
@@ -37,12 +37,14 @@ class PurgeCount:
     Attributes:
         purged: rows deleted from the hot store.
         kept: ids of rows that stay hot, since they are not what was archived, or can't be deleted.
+        held: those of them that the store's own rules (a trigger, a foreign key) don't let go.
         missing: ids that the hot store has no row of.
         longest_hold: the longest time that a transaction held the write lock, in seconds.
     """
 
     purged: int = 0
-    kept: dict[int, str] = field(default_factory=dict)
+    kept: set[int] = field(default_factory=set)
+    held: list[int] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     longest_hold: float = 0.0
 
@@ -115,7 +117,7 @@ class Purger:
     def _equal(self, copies: pa.RecordBatch, count: PurgeCount) -> pa.RecordBatch:
         """Those copies that are equal to their rows; the others are counted."""
         found = compare(self._con, self._schema, copies)
-        count.kept |= found.differing
+        count.kept |= found.differing.keys()
         count.missing += found.missing
         return copies if len(found.equal) == copies.num_rows else _only(copies, found.equal)
 
@@ -138,6 +140,7 @@ class Purger:
         self._con.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
         changed = False
+        ids: list[int] = []
         try:
             self.version = data_version(self._con)
             changed = self.version != version
@@ -148,7 +151,9 @@ class Purger:
             undeleted = self._delete(ids)
             if not undeleted:
                 self._con.execute("COMMIT")
-        except sqlite3.IntegrityError:
+        except sqlite3.Error as error:
+            if not is_of_rows(error):
+                raise
             undeleted = None
         finally:
             if self._con.in_transaction:
@@ -170,7 +175,8 @@ class Purger:
         if undeleted is None and len(ids) == 1:
             undeleted = set(ids)
         if undeleted:
-            count.kept |= dict.fromkeys(undeleted, "the store's own rules forbid its deletion")
+            count.kept |= undeleted
+            count.held += sorted(undeleted)
             portions = [_only(copies, [id_ for id_ in ids if id_ not in undeleted])]
         else:
             half = len(ids) // 2

@@ -20,6 +20,8 @@ from vidurai_pipeline.archival.results import Progress, Purge, unwatched
 from vidurai_pipeline.archival.schema import quote
 from vidurai_pipeline.errors import VerificationError
 
+_NAMED = 10
+
 
 class Reconciler:
     """Purges the memories of pending files, and finishes what a dead run left.
@@ -111,11 +113,14 @@ class Reconciler:
                 part = purger.purge(copies, self.verified.get(path))
                 count.purged += part.purged
                 count.kept |= part.kept
+                count.held += part.held
                 count.missing += part.missing
                 count.longest_hold = max(count.longest_hold, part.longest_hold)
                 self._progress("purging", result.purged + count.purged, 0)
             count.longest_hold = max(count.longest_hold, purger.finish([] if certain else count.missing))
-        stale = set(count.kept)
+        stale = count.kept
+        if count.held:
+            result.notes.append(_held_note(count.held))
         if certain:
             stale |= set(count.missing)
         else:
@@ -251,6 +256,15 @@ class Reconciler:
         """What pending marks know the hot store by: its real path, and its path relative to the archive."""
         real = self.store.path.resolve()
         return str(real), os.path.relpath(real, self.archive.root.resolve())
+
+
+def _held_note(ids: list[int]) -> str:
+    named = ", ".join(map(str, ids[:_NAMED])) + (f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else "")
+    what = "memory" if len(ids) == 1 else f"{len(ids):,} memories"
+    return (
+        f"{what} can't be deleted from the hot store, whose own triggers or foreign keys forbid it, and what was "
+        f"archived of them was taken back: {named}"
+    )
 
 
 def _may_hold(metadata: pq.FileMetaData, lowest: int, highest: int) -> bool:

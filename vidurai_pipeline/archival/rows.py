@@ -14,12 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.archival.hot_store import BrokenText, json_ids, tolerant_text
+from vidurai_pipeline.archival.hot_store import BrokenText, Unreadable, is_of_rows, json_ids, tolerant_text
 from vidurai_pipeline.archival.schema import PYTHON_TYPES, SPECIFIED, Column, Satellite, StoreSchema, quote
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 24 * 1024 * 1024
 _LONG_TEXTS = {"verbatim", "gist", "tags", "decay_reason"}
+_ODD_IDS = ("id IS NULL", "id >= ''")
 _KIND_NAMES = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
 
 
@@ -37,13 +38,13 @@ class Rejected:
 
 @dataclass
 class RowBatch:
-    """Rows of one read, as Arrow arrays by Parquet name, and the last id that was read, rejected or not.
+    """Rows of one read, as Arrow arrays by Parquet name, and the last numeric id that was read, rejected or not.
 
     What :func:`read_all` can't show as it is, it names in ``rejected``, too.
     """
 
     ids: list[int]
-    last: Any
+    last: float | None
     arrays: dict[str, pa.Array]
     rejected: list[Rejected] = field(default_factory=list)
 
@@ -57,7 +58,7 @@ class RowBatch:
 
 
 def read_archived(
-    con: sqlite3.Connection, schema: StoreSchema, *, after: int | str | None = None, rows: int | None = None
+    con: sqlite3.Connection, schema: StoreSchema, *, after: float | None = None, rows: int | None = None
 ) -> Iterator[RowBatch]:
     """Read ARCHIVED memories in order of id, in batches of bounded size.
 
@@ -72,7 +73,7 @@ def read_archived(
     read = 0
     with contextlib.closing(_Rows(con, schema, after)) as source:
         while values := source.take(BATCH_ROWS if rows is None else min(BATCH_ROWS, rows - read)):
-            batch = _to_arrow(con, schema, values)
+            batch = _to_arrow(con, schema, values, source.last)
             read += len(batch.ids)
             yield batch
 
@@ -89,79 +90,127 @@ def read_all(con: sqlite3.Connection, schema: StoreSchema) -> Iterator[RowBatch]
     """
     with contextlib.closing(_Rows(con, schema, None, "TRUE")) as source:
         while values := source.take(BATCH_ROWS):
-            yield _all_to_arrow(con, schema, values)
+            yield _all_to_arrow(con, schema, values, source.last)
 
 
 class _Rows:
-    """Rows as tuples; text that is not UTF-8 comes as ``BrokenText`` and does not stop the rest."""
+    """Rows as tuples; one that can't be read as it is does not stop the rest.
+
+    Text that is not UTF-8 comes as ``BrokenText``, a value that can't be computed as ``Unreadable``.
+
+    Attributes:
+        last: the last id that was read, of those that are numbers.
+    """
 
     def __init__(
         self,
         con: sqlite3.Connection,
         schema: StoreSchema,
-        after: int | str | None,
+        after: float | None,
         which: str = "status = 'ARCHIVED'",
     ) -> None:
+        self.last = after
         self._con = con
         self._which = which
-        names = [quote(column.name) for column in schema.archived]
+        self._names = [quote(column.name) for column in schema.archived]
         # What the specification bounds to a few words can't fill the memory; texts of unknown kind can.
         sizes = [
             f"+ ifnull(length(CAST({name} AS BLOB)), 0)"
-            for name, column in zip(names, schema.archived, strict=True)
+            for name, column in zip(self._names, schema.archived, strict=True)
             if column.type != pa.int64() and (column.field in _LONG_TEXTS or column.field not in SPECIFIED)
         ]
         # SQLite adds each row's size up far faster than Python would.
-        self._selected = f"{', '.join(names)}, 0 {' '.join(sizes)}"
-        self._last: Any = after
-        self._cursor = self._select()
+        self._selected = f"{', '.join(self._names)}, 0 {' '.join(sizes)}"
+        # Only an id that is a number is a place to go on from: NULLs, texts and blobs are read at once, at first.
+        self._odd = self._select_odd() if after is None else None
+        self._cursor = self._select_behind()
 
-    def _select(self) -> sqlite3.Cursor:
-        behind = "" if self._last is None else "AND id > ?"
+    def _select(self, where: str, *values: Any, selected: str | None = None) -> sqlite3.Cursor:
         return self._con.execute(
-            f"SELECT {self._selected} FROM memories WHERE {self._which} {behind} ORDER BY id",
-            () if self._last is None else (self._last,),
+            f"SELECT {selected or self._selected} FROM memories WHERE {self._which} AND {where} ORDER BY id", values
         )
+
+    def _select_odd(self) -> sqlite3.Cursor | None:
+        # Two looks at the primary key's ends, where nearly always nothing is, instead of a scan.
+        exists = " OR ".join(f"EXISTS (SELECT 1 FROM memories WHERE {odd})" for odd in _ODD_IDS)
+        if not self._con.execute(f"SELECT {exists}").fetchone()[0]:
+            return None
+        return self._select(f"({' OR '.join(_ODD_IDS)})")
+
+    def _select_behind(self, selected: str | None = None) -> sqlite3.Cursor:
+        if self.last is None:
+            return self._select("id < ''", selected=selected)
+        return self._select("id > ? AND id < ''", self.last, selected=selected)
 
     def take(self, most: int) -> list[tuple]:
         """The next rows, at most so many and of bounded size (each may be as large as a batch); their size is last."""
         rows: list[tuple] = []
-        size = 0
-        while len(rows) < most and size < BATCH_BYTES:
-            try:
-                for row in self._cursor:
-                    rows.append(row)
-                    size += row[-1]
-                    if len(rows) == most or size >= BATCH_BYTES:
-                        break
-                else:
-                    break
-            except sqlite3.OperationalError as error:
-                if "decode" not in str(error).lower():
-                    raise
-                rows.append(self._broken(rows[-1][0] if rows else self._last))
+        if self._odd is not None:
+            with tolerant_text(self._con):
+                _fetch(self._odd, rows, most)
+            if rows:
+                return rows
+            self._odd = None
+        try:
+            _fetch(self._cursor, rows, most)
+        except sqlite3.Error as error:
+            if not is_of_rows(error):
+                raise
+            if rows:
+                self.last = rows[-1][0]
+            self._take_singly(rows, most)
         if rows:
-            self._last = rows[-1][0]
+            self.last = rows[-1][0]
         return rows
 
-    def _broken(self, before: Any) -> tuple:
-        """The row behind an id, which holds broken text, read with a slower eye; reading goes on behind it."""
-        self._last = before
+    def _take_singly(self, rows: list[tuple], most: int) -> None:
+        """Add rows one by one, with a slower eye; then all goes on behind them."""
+        ids = self._select_behind("id").fetchmany(most - len(rows))
+        size = sum(row[-1] for row in rows)
         with tolerant_text(self._con):
-            row = self._select().fetchone()
-        self._last = row[0]
-        self._cursor = self._select()
-        return row
+            for (id_,) in ids:
+                rows.append(self._single(id_))
+                size += rows[-1][-1]
+                if size >= BATCH_BYTES:
+                    break
+        self.last = rows[-1][0]
+        self._cursor = self._select_behind()
+
+    def _single(self, id_: float) -> tuple:
+        try:
+            return self._select("id = ?", id_).fetchone()
+        except sqlite3.Error as error:
+            if not is_of_rows(error):
+                raise
+        values = []
+        for name in self._names:
+            try:
+                values += self._select("id = ?", id_, selected=name).fetchone()
+            except sqlite3.Error as error:
+                if not is_of_rows(error):
+                    raise
+                values.append(Unreadable())
+        return (*values, 0)
 
     def close(self) -> None:
-        self._cursor.close()
+        for cursor in (self._odd, self._cursor):
+            if cursor is not None:
+                cursor.close()
 
 
-def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -> RowBatch:
+def _fetch(cursor: sqlite3.Cursor, rows: list[tuple], most: int) -> None:
+    size = 0
+    for row in cursor if most > 0 else ():
+        rows.append(row)
+        size += row[-1]
+        if len(rows) == most or size >= BATCH_BYTES:
+            break
+
+
+def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple], last: float | None) -> RowBatch:
     faults: dict[int, Rejected] = {}
     *columns, _ = zip(*rows, strict=True)
     ids = list(columns[0])
-    last = ids[-1]
     _check(zip(schema.archived, columns, strict=True), ids, faults)
     for reference in schema.restricting:
         _reject_referenced(con, reference, ids, faults)
@@ -174,7 +223,7 @@ def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -
     return RowBatch(ids, last, _arrays(schema, columns, ids, owned), [faults[n] for n in sorted(faults)])
 
 
-def _all_to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple]) -> RowBatch:
+def _all_to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple], last: float | None) -> RowBatch:
     *columns, _ = zip(*rows, strict=True)
     ids = list(columns[0])
     lost: list[Rejected] = []
@@ -185,7 +234,7 @@ def _all_to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple
         satellite: _shown_rows(satellite, _read_satellite(con, satellite, ids, {}), lost)
         for satellite in schema.satellites
     }
-    return RowBatch(ids, ids[-1], _arrays(schema, columns, ids, owned), lost)
+    return RowBatch(ids, last, _arrays(schema, columns, ids, owned), lost)
 
 
 def _arrays(
@@ -245,7 +294,7 @@ def _converted(expected: type, value: Any) -> tuple[Any, bool]:
     if expected is str and isinstance(value, bytes):
         text = value.decode(errors="replace")
         return text, text.encode() == value
-    if expected is str:
+    if expected is str and not isinstance(value, Unreadable):
         return str(value), True
     if expected is bytes and isinstance(value, str | bytes):
         return value.encode() if isinstance(value, str) else bytes(value), True
@@ -259,6 +308,8 @@ def _converted(expected: type, value: Any) -> tuple[Any, bool]:
 def _reason(expected: type, value: object) -> str:
     if isinstance(value, BrokenText):
         return "text that is not valid UTF-8"
+    if isinstance(value, Unreadable):
+        return "a value that can't be computed for this memory: correct what it is computed from"
     return f"{_KIND_NAMES[type(value)]} where the column holds {_KIND_NAMES[expected].removeprefix('an ')}"
 
 

@@ -355,10 +355,15 @@ def _declared_type(declared: str) -> pa.DataType | None:
 
 def _stored_type(con: sqlite3.Connection, table: str, column: str, declared: str, rows: str) -> pa.DataType:
     """The type that most values of a column without a telling declaration have."""
-    found = con.execute(
-        f"SELECT typeof({quote(column)}) AS class FROM {quote(table)} WHERE {rows} "
-        "GROUP BY class HAVING class <> 'null' ORDER BY count(*) DESC, class LIMIT 1"
-    ).fetchone()
+    try:
+        found = con.execute(
+            f"SELECT typeof({quote(column)}) AS class FROM {quote(table)} WHERE {rows} "
+            "GROUP BY class HAVING class <> 'null' ORDER BY count(*) DESC, class LIMIT 1"
+        ).fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        found = None  # a generated column that can't be computed for every row
     if found is not None:
         return _STORAGE_CLASSES[found[0]]
     return pa.binary() if "BLOB" in declared.upper() or "[" in declared else pa.string()
