@@ -24,6 +24,7 @@ class _Group(click.Group):
     """Shows the errors that users are meant to read as one line: exit code 2 for a wrong request, 1 otherwise."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        display.open_standard_streams()
         try:
             return super().invoke(ctx)
         except PipelineError as error:
@@ -279,7 +280,8 @@ def doctor(form: str) -> None:
     else:
         for finding in findings:
             colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding.status]
-            click.echo(f"{click.style(f'{finding.status:<8}', fg=colour)}{finding.check}: {finding.detail}")
+            detail = finding.detail.replace("\n", "\\n")  # a path may hold one
+            click.echo(f"{click.style(f'{finding.status:<8}', fg=colour)}{finding.check}: {detail}")
     if any(finding.status == "failed" for finding in findings):
         raise click.exceptions.Exit(1)
 

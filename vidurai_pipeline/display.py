@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, Self
 
 import click
@@ -20,10 +19,24 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+_LAST_STANDARD = 2
 _SLOW_SECONDS = 1.0
 _SHOWN = 20
 _ROWS_PER_TABLE = 1_000
 _PLACE = re.compile(r"\s*\nLINE (?P<line>\d+): (?P<excerpt>[^\n]*)\n(?P<indent> *)\^+")
+
+
+def open_standard_streams() -> None:
+    """Send what is printed nowhere if the caller (cron, some service managers) has closed the standard streams.
+
+    Otherwise the next file that is opened, the archive's perhaps, would get the number of the standard output.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
+        pass
+    os.close(descriptor)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 class ProgressLine:
@@ -31,8 +44,7 @@ class ProgressLine:
 
     def __init__(self) -> None:
         # A descriptor of its own: while a Dagster run goes on, Dagster captures the usual one.
-        # Some service managers close it.
-        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr else Path(os.devnull).open("w")  # noqa: SIM115
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
         self._console = Console(file=self._stream)
         self._began = time.monotonic()
         self._bar: Progress | None = None

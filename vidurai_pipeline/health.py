@@ -138,7 +138,9 @@ def one_tier(store: HotStore, archive: Archive) -> Finding:
                 if path not in marked:
                     both += _shared(con, path, hot)
     except (PipelineError, sqlite3.Error, *_UNREADABLE):
-        return Finding("one tier", "warning", "could not be checked: `vidurai-pipeline doctor` says what can't be read")
+        return Finding(
+            "one tier", "warning", "could not be checked: a store or file can't be read, which the other checks name"
+        )
     if both:
         return Finding(
             "one tier",
@@ -189,7 +191,9 @@ def no_duplicates(archive: Archive) -> Finding:
                 "AS copy GROUP BY copy HAVING count(*) > 1)"
             )[0]
     except ArchiveError:
-        return Finding("duplicates", "warning", "could not be checked: `vidurai-pipeline doctor` says which file")
+        return Finding(
+            "duplicates", "warning", "could not be checked: a file can't be read, which the other checks name"
+        )
     if found["n"]:
         return Finding(
             "duplicates",

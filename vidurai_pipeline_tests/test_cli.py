@@ -232,6 +232,27 @@ def test_doctor(home: Path) -> None:
     assert str(file) in done.stdout
 
 
+def test_doctor_keeps_to_one_line_for_a_folder_of_two(tmp_path: Path) -> None:
+    done = cli("doctor", VIDURAI_HOME=f"{tmp_path}/two\nlines")
+    assert f"{tmp_path}/two\\nlines" in done.stdout
+    assert {line.split()[0] for line in done.stdout.splitlines()} <= {"ok", "warning", "failed"}
+
+
+@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])
+@pytest.mark.parametrize("command", [["flush"], ["flush", "--format", "json"], ["run"], ["stats"]])
+def test_standard_streams_may_be_closed(home: Path, closed: list[int], command: list[str]) -> None:
+    before = hot_rows(home / "vidurai.db")
+    redirections = " ".join(f"{number}>&-" for number in closed)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m vidurai_pipeline.cli "$@" {redirections}', sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_one_tier(before, home / "vidurai.db", home / "archive")
+
+
 @pytest.mark.parametrize("name", ["VIDURAI_SCHEDULE", "VIDURAI_HEALTH_SCHEDULE"])
 def test_doctor_refuses_a_schedule_that_is_none(home: Path, name: str) -> None:
     done = cli("doctor", **{name: "nope"})

@@ -35,12 +35,28 @@ def _advice(error: OSError) -> str:
             return text
 
 
+def require_text(path: Path) -> None:
+    """Refuse a path that is not UTF-8: neither Arrow nor DuckDB could open a file there.
+
+    Raises:
+        ArchiveError: it is none.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ArchiveError(
+            f"{str(path)!r} is not valid UTF-8, and no Parquet file can be used there: rename the folder, or set "
+            "VIDURAI_ARCHIVE"
+        ) from None
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents for this user's eyes only, durably.
 
     Raises:
         ArchiveError: it can't be created, or something else stands in its place.
     """
+    require_text(folder)
     with archive_errors(folder):
         if folder.is_dir():
             return

@@ -165,7 +165,7 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
         raise SchemaError(
             f"`memories` has no column `status` (schema version {_version(con)}): what is missing is Vidurai's "
             "Guardian migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open "
-            "this store once; until then nothing can be archived. Nothing was touched"
+            "this store once; until then nothing can be archived"
         )
     tables = {name: sql or "" for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")}
     ordinary = {name for name, sql in tables.items() if not sql.upper().startswith("CREATE VIRTUAL")}
@@ -302,13 +302,13 @@ def _refuse_greedy_triggers(con: sqlite3.Connection, tables: list[str]) -> None:
         for table in tables:
             con.execute(f"EXPLAIN DELETE FROM {quote(table)}").close()
     except sqlite3.OperationalError as error:
-        raise SchemaError(f"lets no memory be deleted ({error}): mend that first; nothing was touched") from None
+        raise SchemaError(f"lets no memory be deleted ({error}): mend that first, then run again") from None
     finally:
         con.set_authorizer(None)
     for trigger, table in greedy:
         raise SchemaError(
             f"has a trigger `{trigger}` that deletes or changes rows of `{table}` when a memory is deleted: those "
-            "can't be archived with it, so nothing is. Drop the trigger to archive without them; nothing was touched"
+            "can't be archived with it, so nothing is. Drop the trigger to archive without them"
         )
 
 

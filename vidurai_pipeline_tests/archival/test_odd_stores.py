@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.errors import HotStoreError, SchemaError
+from vidurai_pipeline.errors import ArchiveError, HotStoreError, SchemaError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.archival.users import error_of_an_ordinary_user, open_to_all
 
@@ -147,6 +147,20 @@ def test_paths_of_any_name(sample_store: Store, tmp_path: Path, name: str) -> No
     before = hot_rows(db)
     assert flush(db) == 71
     assert_one_tier(before, db, folder / "archive")
+
+
+def test_an_archive_whose_path_is_not_utf_8_is_refused(sample_store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "bad\udcff"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    db = sample_store("schema_v7").rename(folder / "vidurai.db")
+    with pytest.raises(ArchiveError, match=r"^'.*bad\\udcff/archive' is not valid UTF-8"):
+        flush(db)
+    assert not (folder / "archive").exists()
+    elsewhere = MemoryArchiver(db, tmp_path / "archive")
+    assert elsewhere.flush_archived_memories() == 71
 
 
 def test_a_store_that_may_not_be_written(sample_store: Store) -> None:
