@@ -37,6 +37,7 @@ RESERVED = frozenset({"year", "month", "filename", "file_row_number", "file_inde
 
 _ADVICE = "move it out of the archive or restore it from a backup"
 _NUMBERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE|DECIMAL\(.*\)")
+_TIMES = re.compile(r"DATE|TIMESTAMP.*")
 _FRACTIONS = re.compile(r"FLOAT|DOUBLE|DECIMAL\(\d+,[1-9]\d*\)")
 
 Columns = tuple[tuple[str, str], ...]
@@ -67,16 +68,16 @@ class Footers:
             ArchiveError: a file is damaged, is not of memories, or disagrees with the others; it is named.
         """
         known = {file: columns for file in files if (columns := self.known.get(file)) is not None}
-        if new := [file for file in files if file not in known]:
-            found = _read_footers(connection, root, base, new)
-            _refuse_fractions(connection, root, base, found)
-            known.update(found)
-        self.known = known
+        new = [file for file in files if file not in known]
+        if new:
+            known |= _read_footers(connection, root, base, new)
         samples: dict[Columns, ArchiveFile] = {}
         for file in files:
             samples.setdefault(known[file], file)
         for columns, file in samples.items():
             _check_base(columns, base / file.relative)
+        _refuse_fractions(connection, root, base, {file: known[file] for file in new})
+        self.known = known
         merged = dict(BASE_COLUMNS)
         if not samples:
             return merged
@@ -84,9 +85,12 @@ class Footers:
             f"DESCRIBE SELECT * FROM read_parquet({file_list(root, list(samples.values()))}, "
             "union_by_name = true, hive_partitioning = false)"
         ).fetchall()
+        types: dict[str, set[str]] = {}
+        for name, type_ in (column for columns in samples for column in columns):
+            types.setdefault(name.lower(), set()).add(type_)
         for name, type_ in ((str(row[0]), str(row[1])) for row in rows):
             if name.lower() not in BASE_COLUMNS and name.lower() not in RESERVED:
-                merged[name] = "VARCHAR" if type_ == '"NULL"' else type_
+                merged[name] = _united(types.get(name.lower(), {type_}), type_)
         _check_nested(samples, merged, base)
         return merged
 
@@ -161,6 +165,21 @@ def _after(elements: Sequence[tuple[str, int, str | None]], position: int) -> in
         open_ += int(elements[position][1]) - 1
         position += 1
     return position
+
+
+def _united(types: set[str], common: str) -> str:
+    """The type in which a column is shown that holds several in several files; text suits all but nested ones.
+
+    SQLite gives a value of a column without a declared type the type that it comes with: one night's rows may hold
+    numbers there, the next night's blobs.
+
+    Args:
+        types: those of the files.
+        common: what DuckDB makes of them, such as BLOB of numbers and blobs, although it can't cast the ones to it.
+    """
+    types = types - {'"NULL"'}
+    alike = len(types) == 1 or any(all(kind.fullmatch(t) for t in types) for kind in (_NUMBERS, _TIMES))
+    return common if types and (alike or any(map(is_nested, types))) else "VARCHAR"
 
 
 def is_nested(type_: str) -> bool:

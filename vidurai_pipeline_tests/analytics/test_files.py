@@ -1,6 +1,8 @@
 """Files that are not what the archive holds."""
 
+import datetime
 import decimal
+import itertools
 from pathlib import Path
 
 import pyarrow as pa
@@ -144,6 +146,28 @@ def test_further_columns_of_several_types_become_one_or_are_named(tmp_path: Path
     write(tmp_path, [memory(4, extra=[1])], "2025-01", schema=odd)
     with pytest.raises(ArchiveError, match="disagrees with the other files: its column 'extra'"):
         analyst.query_archive("SELECT 1")
+
+
+OF_EACH_TYPE = {
+    "blob": (pa.binary(), b"\x00\xff'\\", r"\x00\xFF\x27\x5C"),
+    "text": (pa.string(), "नमस्ते \\x", "नमस्ते \\x"),
+    "real": (pa.float64(), 0.1, "0.1"),
+    "integer": (pa.int64(), 2**63 - 1, "9223372036854775807"),
+    "truth": (pa.bool_(), True, "true"),
+    "time": (pa.timestamp("us"), datetime.datetime(2024, 2, 29, 1, 2, 3), "2024-02-29 01:02:03"),
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [p for p in itertools.permutations(OF_EACH_TYPE, 2) if not set(p) <= {"real", "integer", "truth"}]
+)
+def test_a_further_column_of_types_that_differ_is_shown_as_text(tmp_path: Path, one: str, other: str):
+    for number, kind in enumerate((one, other), start=1):
+        type_, value, _ = OF_EACH_TYPE[kind]
+        schema = OWN.append(pa.field("extra", type_))
+        write(tmp_path, [memory(number, extra=value), memory(number + 2)], f"2024-1{number}", schema=schema)
+    rows = RepoAnalyst(tmp_path).query_archive("SELECT extra FROM history ORDER BY id")
+    assert [row["extra"] for row in rows] == [OF_EACH_TYPE[one][2], OF_EACH_TYPE[other][2], None, None]
 
 
 def test_columns_may_have_any_name(tmp_path: Path):

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.results import FlushResult
 from vidurai_pipeline.errors import SchemaError
@@ -186,6 +187,22 @@ def test_a_mixed_column_keeps_its_commonest_type(sample_store: Store) -> None:
     assert odd
     assert [r.id for r in result.rejected] == odd
     assert result == WAITING - len(odd)
+
+
+def test_a_column_that_holds_another_type_each_night(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    flush(db)
+    change(db, "ALTER TABLE memories ADD COLUMN score NUMERIC")
+    values = {1.5: "1.5", b"\x00\xff": r"\x00\xFF", "n/a": "n/a", 7: "7"}
+    ids = []
+    for value in values:
+        ids.append(insert(db, score=value))
+        assert flush(db) == 1
+        assert archived(db, ids[-1])["score"] == value
+    with RepoAnalyst(db.parent / "archive", hot_store=db) as analyst:
+        for view in ("history", "history_all", "memories"):
+            rows = analyst.query_archive(f"SELECT id, score FROM {view} WHERE score IS NOT NULL ORDER BY id")
+            assert [(row["id"], row["score"]) for row in rows] == list(zip(ids, values.values(), strict=True))
 
 
 def test_a_table_without_rowid(sample_store: Store) -> None:
