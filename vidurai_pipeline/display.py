@@ -217,7 +217,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, Decimal):  # a sum of integers, mostly: it stays one
-        return float(value) if value.as_tuple().exponent else int(value)
+        if not value.as_tuple().exponent:
+            return int(value)
+        # A number of JSON is a float to most who read it: more digits than that holds are kept as text.
+        return float(value) if Decimal(repr(float(value))) == value else str(value)
     if isinstance(value, bytes):
         return value.hex()
     return str(value)

@@ -20,13 +20,15 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.analytics.archives import memory, write
 
 Store = Callable[[str], Path]
-PEAK = """
-import resource, sys
+PEAK = r"""
+import pathlib, re, sys
 from vidurai_pipeline import cli
 try:
     cli.main()
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)  # kB
+    # In kB. Of the resources used, getrusage() would count those of the process that this one was forked from.
+    status = pathlib.Path("/proc/self/status").read_text()
+    print(re.search(r"VmHWM:\s*(\d+)", status).group(1), file=sys.stderr)
 """
 COMMAND = (sys.executable, "-m", "vidurai_pipeline.cli")
 
@@ -39,6 +41,16 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VIDURAI_HOME", str(tmp_path))
     return tmp_path
+
+
+def test_json_keeps_every_digit_of_a_decimal(home: Path) -> None:
+    write(home / "archive", [memory(1)])
+    values = {"short": "0.10", "long": "12345678901234567.89", "tiny": "0.12345678901234567890123", "sum": "7"}
+    columns = ", ".join(
+        f"CAST({text!r} AS DECIMAL(38, {len(text.partition('.')[2])})) AS {name}" for name, text in values.items()
+    )
+    done = cli("query", f"SELECT {columns} FROM history", "--format", "json")
+    assert json.loads(done.stdout) == [{"short": 0.1, "long": values["long"], "tiny": values["tiny"], "sum": 7}]
 
 
 @pytest.fixture

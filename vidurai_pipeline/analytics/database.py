@@ -18,7 +18,7 @@ from vidurai_pipeline.analytics.footers import Footers, broken_message, lacks_re
 from vidurai_pipeline.analytics.hot import HotRows
 from vidurai_pipeline.analytics.listing import ArchiveFile, linked_targets, list_files, quote
 from vidurai_pipeline.analytics.listing_cache import ListingCache
-from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, memories
+from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, listed_memories, memories
 from vidurai_pipeline.archival.files import require_text
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
 
@@ -137,21 +137,28 @@ class ArchiveDatabase:
         folder = faults.Folder(self.root(), self.base, names, columns or self._columns)
         return faults.explain(message, archive=folder, **known)
 
-    def damaged(self) -> str | None:
+    def damaged(self, connection: duckdb.DuckDBPyConnection, files: Sequence[ArchiveFile] | None = None) -> str | None:
         """Look for files that can't be read in full, for when a query failed and nothing else explains it.
+
+        Args:
+            connection: reads them; what interrupts it ends the search.
+            files: which; default the listing's.
 
         Returns:
             what to tell the user, or None if all is well.
-        """
-        return self._damaged(self.cursor(), self.files)
 
-    def _damaged(self, connection: duckdb.DuckDBPyConnection, files: Sequence[ArchiveFile]) -> str | None:
+        Raises:
+            duckdb.InterruptException: the search was stopped.
+        """
         root, broken = self.root(), []
+        files = self.files if files is None else files
         for file in files:
             source = f"read_parquet({quote(f'{root}/{file.relative}')}, hive_partitioning = false)"
             try:
                 connection.execute(f"SELECT max(hash(COLUMNS(*))) FROM {source}").fetchall()
             except duckdb.Error as error:
+                if isinstance(error, duckdb.InterruptException):
+                    raise
                 if lacks_resources(error):
                     continue
                 if (self.base / file.relative).exists():  # else it was withdrawn
@@ -192,7 +199,7 @@ class ArchiveDatabase:
         try:
             self._make_views(connection, root, files)
         except duckdb.Error as error:
-            if faults.may_be_damage(str(error)) and (damage := self._damaged(connection, files)):
+            if faults.may_be_damage(str(error)) and (damage := self.damaged(connection, files)):
                 raise ArchiveError(damage) from None
             raise
         if self._given is None:
@@ -252,6 +259,7 @@ class ArchiveDatabase:
         history = views.history(duplicates=bool(superseded))
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {history}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
+        connection.execute(f"CREATE OR REPLACE {kind} VIEW memories AS {listed_memories(self._columns)}")
         for statement in fill_in:
             connection.execute(statement)
 

@@ -24,7 +24,7 @@ from vidurai_pipeline.analytics.query import Parameters, Query, unique_names
 from vidurai_pipeline.analytics.runner import Runner
 from vidurai_pipeline.analytics.search import Moment, Tier, readable_texts, search_sql, snippet
 from vidurai_pipeline.config import load_settings, store_in
-from vidurai_pipeline.errors import ArchiveError, ConfigError, HotStoreWarning, PipelineError
+from vidurai_pipeline.errors import ArchiveError, ConfigError, HotStoreWarning, PipelineError, QueryError
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and only one method needs it
@@ -362,10 +362,18 @@ class RepoAnalyst:
             warnings.warn(note, HotStoreWarning, stacklevel=2)
         return query
 
+    def _damage(self, query: Query) -> str | None:
+        """What is wrong with the archive's files, as far as the query's time allows to look."""
+        connection = self._database.cursor()
+        try:
+            return query.runner.on(connection).run(lambda: self._database.damaged(connection))
+        except (QueryError, duckdb.InterruptException):
+            return None
+
     def _fault(self, message: str, query: Query | None) -> PipelineError:
         if query is None:  # it is no SQL
             return self._database.explained(message, bound=False)
-        if faults.may_be_damage(message) and (damage := self._database.damaged()):
+        if faults.may_be_damage(message) and (damage := self._damage(query)):
             return ArchiveError(damage)
         # A view of the session's own is in no other session.
         connection = query.connection if query.columns else self._database.cursor()

@@ -45,6 +45,8 @@ def names_a_file(message: str) -> bool:
 
 def may_be_damage(message: str) -> bool:
     """Whether a file's content may be the cause though the error names none."""
+    if about_the_statement(message):
+        return False
     kind = message.partition(": ")[0]
     return kind in {"IO Error", "INTERNAL Error", "Serialization Error"} or (
         # an error that is none of DuckDB's kinds comes from the depths of the Parquet reader

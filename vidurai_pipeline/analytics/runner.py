@@ -34,6 +34,12 @@ class Runner:
         self._timeout = timeout
         self._left = timeout
 
+    def on(self, connection: duckdb.DuckDBPyConnection) -> "Runner":
+        """A runner of steps on another connection, with the time that is left."""
+        other = Runner(connection, self._timeout)
+        other._left = self._left
+        return other
+
     def run(self, step: Callable[[], T]) -> T:
         """Run one step and wait for it.
 

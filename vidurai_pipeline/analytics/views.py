@@ -175,6 +175,17 @@ def memories(cold: Mapping[str, str], hot: Mapping[str, str]) -> tuple[str, list
     return sql, [*columns, "tier"]
 
 
+def listed_memories(columns: Sequence[str]) -> str:
+    """What stands for the view of both tiers as long as no statement names it, so that it is listed with the others.
+
+    Args:
+        columns: those of ``history``.
+    """
+    names = ", ".join(identifier(name) for name in columns if name.lower() != "tier")
+    reason = "the hot store was not read: ask for `memories` by this name alone"
+    return f"SELECT {names}, CAST(NULL AS VARCHAR) AS tier FROM history WHERE error({quote(reason)}) IS NULL"
+
+
 def _only_text_suits(one: str, other: str) -> bool:
     """Whether values of both types fit into one column as text only; DuckDB itself unites numbers, and structs."""
     if one == other or all(type_.startswith("STRUCT(") and type_.endswith(")[]") for type_ in (one, other)):

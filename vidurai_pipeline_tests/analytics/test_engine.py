@@ -145,7 +145,7 @@ def test_without_duplicates_the_view_is_a_plain_scan(tmp_path: Path):
     plan = analyst.query_archive("EXPLAIN SELECT verbatim FROM history")[0]["explain_value"]
     assert "Join" not in plan
     assert "Window" not in plan
-    assert [row["name"] for row in analyst.query_archive("SHOW TABLES")] == ["history", "history_all"]
+    assert [row["name"] for row in analyst.query_archive("SHOW TABLES")] == ["history", "history_all", "memories"]
 
 
 def test_a_long_lived_analyst_sees_what_changes(tmp_path: Path):

@@ -170,6 +170,22 @@ def test_a_further_column_of_types_that_differ_is_shown_as_text(tmp_path: Path, 
     assert [row["extra"] for row in rows] == [OF_EACH_TYPE[one][2], OF_EACH_TYPE[other][2], None, None]
 
 
+def test_nested_values_that_cannot_be_united_are_named_where_they_are_asked_for(tmp_path: Path):
+    for month, type_, value in (("2024-10", pa.float64(), 0.5), ("2024-11", pa.binary(), b"\xff")):
+        schema = OWN.append(pa.field("extra", pa.list_(pa.struct([("v", type_)]))))
+        number = 1 if value == 0.5 else 2
+        odd = write(tmp_path, [memory(number, extra=[{"v": value}])], month, schema=schema)
+    analyst = RepoAnalyst(tmp_path)
+    assert analyst.query_archive("SELECT count(*) AS n, max(id) AS last FROM history") == [{"n": 2, "last": 2}]
+    with pytest.raises(ArchiveError) as caught:
+        analyst.query_archive("SELECT extra FROM history")
+    assert str(odd.parent.parent) in str(caught.value)
+    assert "disagrees with the other files: its column 'extra'" in str(caught.value)
+    assert str(caught.value).endswith(
+        "; ask without that column, and move the file out of the archive only if another program wrote it"
+    )
+
+
 def test_columns_may_have_any_name(tmp_path: Path):
     names = ["it's", 'dou"ble', "semi;colon", "Ünï", "select", "year", "filename", "file_row_number", "place", "x y"]
     schema = OWN

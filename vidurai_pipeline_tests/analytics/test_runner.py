@@ -1,12 +1,17 @@
 import threading
 import time
+from pathlib import Path
+from unittest import mock
 
 import duckdb
 import pytest
 
 from vidurai_pipeline.analytics import runner
+from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.runner import Runner
 from vidurai_pipeline.errors import QueryError
+from vidurai_pipeline_tests.analytics.archives import memory, write
 
 
 def test_what_cannot_be_interrupted_is_left_behind(monkeypatch: pytest.MonkeyPatch):
@@ -18,6 +23,49 @@ def test_what_cannot_be_interrupted_is_left_behind(monkeypatch: pytest.MonkeyPat
         Runner(connection, 0.1).run(lambda: release.wait(60))
     assert time.monotonic() - began < 30
     release.set()
+
+
+CONVERSION = "SELECT CAST(verbatim AS INTEGER) FROM history"
+
+
+def test_a_failed_query_looks_for_damage_no_longer_than_it_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A memory's own text may look like a damaged file's."""
+    write(tmp_path, [memory(1, verbatim="parquet")])
+    looked = []
+
+    def damaged(_self: ArchiveDatabase, connection: duckdb.DuckDBPyConnection) -> None:
+        looked.append(True)
+        connection.execute("SELECT count(*) FROM range(10_000_000_000) AS a, range(10_000_000_000) AS b").fetchall()
+
+    monkeypatch.setattr(ArchiveDatabase, "damaged", damaged)
+    with RepoAnalyst(tmp_path, timeout=2.0) as analyst, pytest.raises(QueryError, match=r"^Conversion Error"):
+        analyst.query_archive(CONVERSION)
+    assert looked
+
+
+def test_a_wrong_statement_is_no_reason_to_look_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, [memory(1)])
+    monkeypatch.setattr(ArchiveDatabase, "damaged", mock.Mock(side_effect=AssertionError))
+    with RepoAnalyst(tmp_path) as analyst:
+        for sql in (
+            "SELECT parquet FROM history",
+            "SELECT 'parquet' FROM",
+            "SELECT id + 'parquet' AS x, y FROM history",
+        ):
+            with pytest.raises(QueryError):
+                analyst.query_archive(sql)
+
+
+def test_the_search_for_damage_ends_when_it_is_interrupted(tmp_path: Path):
+    for month in range(1, 10):
+        write(tmp_path, [memory(month)], f"2024-0{month}")
+    database = ArchiveDatabase(tmp_path, None, "1GB", 1)
+    database.cursor()
+    connection = mock.Mock(execute=mock.Mock(side_effect=duckdb.InterruptException))
+    with pytest.raises(duckdb.InterruptException):
+        database.damaged(connection)
+    assert connection.execute.call_count == 1
+    database.close()
 
 
 def test_an_error_of_the_step_is_the_runners():
