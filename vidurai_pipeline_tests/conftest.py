@@ -4,10 +4,16 @@ import lzma
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from vidurai_pipeline.config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 DATA = Path(__file__).parent / "data"
 
@@ -48,3 +54,20 @@ def sample_store(_stores: Path, tmp_path: Path) -> Callable[[str], Path]:
         return Path(shutil.copy(_stores / f"{name}.db", home / "vidurai.db"))
 
     return copy
+
+
+@pytest.fixture
+def settings(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a home with a sample store, where no run waits for another."""
+    monkeypatch.setenv("VIDURAI_HOME", str(sample_store("guardian").parent))
+    monkeypatch.setenv("VIDURAI_LOCK_TIMEOUT", "0.1")
+    return load_settings()
+
+
+@pytest.fixture
+def instance() -> "Iterator[DagsterInstance]":
+    """A Dagster instance in a folder of its own."""
+    from dagster import instance_for_test  # noqa: PLC0415  (slow to import, and most tests need it not)
+
+    with instance_for_test() as instance:
+        yield instance

@@ -3,16 +3,9 @@
 import base64
 import json
 import os
-import shutil
 import sqlite3
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import dagster as dg
@@ -23,43 +16,14 @@ from vidurai_pipeline import resources
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.lock import RunLock
 from vidurai_pipeline.archival.results import Batch
-from vidurai_pipeline.automation import dream_after_failure
 from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.errors import VerificationError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.dagster_runs import ASSETS, execute, holding, materialized
 from vidurai_pipeline_tests.rl.archives import memory, write_file
 
 ROOT = Path(__file__).parent.parent
-ASSETS = ["archived_rows", "parquet_archive", "purged_rows", "q_table"]
-
-
-@pytest.fixture
-def settings(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("VIDURAI_HOME", str(sample_store("guardian").parent))
-    monkeypatch.setenv("VIDURAI_LOCK_TIMEOUT", "0.1")
-    return load_settings()
-
-
-@pytest.fixture
-def instance() -> Any:
-    with dg.instance_for_test() as instance:
-        yield instance
-
-
-def execute(settings: Settings, instance: dg.DagsterInstance, job: str = "maintenance") -> dg.ExecuteInProcessResult:
-    definitions = build_definitions(settings)
-    return definitions.resolve_job_def(job).execute_in_process(instance=instance, raise_on_error=False)
-
-
-def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
-    return {
-        event.asset_key.to_user_string(): {
-            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
-        }
-        for event in result.get_asset_materialization_events()
-        if event.asset_key
-    }
 
 
 def comparison(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
@@ -272,32 +236,6 @@ def test_a_second_run_at_the_same_time_is_turned_away(settings: Settings, instan
     assert execute(settings, instance).success
 
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from vidurai_pipeline.archival.lock import RunLock
-with RunLock(Path(sys.argv[1])).hold("test holder", 0):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@contextmanager
-def holding(archive: Path, *, really: bool = True) -> Iterator[subprocess.Popen[str]]:
-    """Another process holds the archive's lock, until it is killed."""
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(archive)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    if not really:
-        holder.kill()
-        holder.wait()
-    try:
-        yield holder
-    finally:
-        holder.kill()
-        holder.wait()
-
-
 def test_the_lock_is_free_after_a_failed_run(settings: Settings, instance: dg.DagsterInstance) -> None:
     settings.q_table_path.write_text("not JSON")
     assert not execute(settings, instance).success
@@ -370,90 +308,3 @@ def test_a_table_that_was_spoilt_is_seen(settings: Settings, instance: dg.Dagste
     check = q_table_checks(result)["q_table_is_well_formed"]
     assert check.passed, "another program may know more"
     assert check.metadata["taught by another program only"].value == 1
-
-
-def test_a_failure_before_the_dream_starts_a_dream(settings: Settings, instance: dg.DagsterInstance) -> None:
-    shutil.rmtree(settings.home)
-    settings.home.mkdir()
-    result = execute(settings, instance)
-    assert not result.success
-    request = sense(settings, instance, result)
-    assert isinstance(request, dg.RunRequest)
-    assert request.run_key == f"dream-after-{result.run_id}"
-
-
-def test_a_failure_of_the_dream_itself_starts_no_other(settings: Settings, instance: dg.DagsterInstance) -> None:
-    settings.q_table_path.write_text("not JSON")
-    result = execute(settings, instance)
-    assert not result.success
-    assert list(materialized(result)) == ASSETS[:3]
-    assert isinstance(sense(settings, instance, result), dg.SkipReason)
-
-
-def sense(settings: Settings, instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> Any:
-    context = dg.build_run_status_sensor_context(
-        sensor_name="dream_after_failure",
-        dagster_event=result.get_run_failure_event(),
-        dagster_instance=instance,
-        dagster_run=result.dagster_run,
-    ).for_run_failure()
-    return dream_after_failure(context)
-
-
-def test_a_run_that_was_turned_away_starts_no_dream(settings: Settings, instance: dg.DagsterInstance) -> None:
-    settings.archive_path.mkdir()
-    with holding(settings.archive_path):
-        result = execute(settings, instance)
-    assert isinstance(sense(settings, instance, result), dg.SkipReason)
-
-
-def test_a_failed_dream_job_starts_no_other(settings: Settings, instance: dg.DagsterInstance) -> None:
-    settings.q_table_path.write_text("not JSON")
-    result = execute(settings, instance, "dream_job")
-    assert not result.success
-    assert isinstance(sense(settings, instance, result), dg.SkipReason)
-
-
-@pytest.mark.parametrize("alive", [True, False])
-def test_runs_whose_process_died_are_ended(settings: Settings, instance: dg.DagsterInstance, alive: bool) -> None:
-    definitions = build_definitions(settings)
-    run = instance.create_run_for_job(definitions.resolve_job_def("maintenance"))
-    instance.report_dagster_event(
-        dg.DagsterEvent(event_type_value="PIPELINE_START", job_name="maintenance"), run_id=run.run_id
-    )
-    settings.archive_path.mkdir()
-
-    def evaluate() -> str:
-        repository = definitions.get_repository_def()
-        with dg.build_sensor_context(instance=instance, repository_def=repository) as context:
-            return repository.get_sensor_def("end_dead_runs").evaluate_tick(context).skip_message or ""
-
-    assert "only just begun" in evaluate()
-    with mock.patch("time.time", return_value=time.time() + 120), holding(settings.archive_path, really=alive):
-        message = evaluate()
-    assert ("another run is at work" in message) == alive
-    status = instance.get_run_by_id(run.run_id)
-    assert status
-    assert status.status == (dg.DagsterRunStatus.STARTED if alive else dg.DagsterRunStatus.FAILURE)
-
-
-def test_schedule_is_on_and_starts_the_job(settings: Settings) -> None:
-    definitions = build_definitions(settings)
-    schedule = definitions.resolve_schedule_def("nightly")
-    assert schedule.cron_schedule == "0 2 * * *"
-    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
-    assert schedule.job_name == "maintenance"
-    tick = schedule.evaluate_tick(
-        dg.build_schedule_context(
-            scheduled_execution_time=datetime(2026, 1, 1, 2), repository_def=definitions.get_repository_def()
-        )
-    )
-    assert tick.run_requests
-    assert len(tick.run_requests) == 1
-
-
-def test_schedule_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDURAI_SCHEDULE", "30 4 * * 1")
-    monkeypatch.setenv("VIDURAI_TIMEZONE", "Asia/Kolkata")
-    schedule = build_definitions(load_settings()).resolve_schedule_def("nightly")
-    assert (schedule.cron_schedule, schedule.execution_timezone) == ("30 4 * * 1", "Asia/Kolkata")

@@ -1,6 +1,8 @@
 """Makes archives as the pipeline and others write them."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +88,28 @@ def write(
     known = [{field: row.get(field) for field in schema.names} for row in rows]
     pq.write_table(pa.Table.from_pylist(known, schema=schema), path)
     return path
+
+
+SCHEMA = """
+    CREATE TABLE memories (
+        id INTEGER PRIMARY KEY, project_id INTEGER, verbatim TEXT, gist TEXT, salience TEXT, event_type TEXT,
+        file_path TEXT, tags TEXT, access_count INTEGER, created_at TIMESTAMP, expires_at TIMESTAMP, status TEXT,
+        decay_reason TEXT, outcome INTEGER
+    )
+"""
+
+
+@contextlib.contextmanager
+def changing(db: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(db)) as con, con:
+        yield con
+
+
+def small_store(db: Path, *rows: dict, schema: str = SCHEMA) -> Path:
+    db.parent.mkdir(parents=True, exist_ok=True)
+    with changing(db) as con:
+        con.execute(schema)
+        for row in rows:
+            names = ", ".join(f'"{name}"' for name in row)
+            con.execute(f"INSERT INTO memories ({names}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
+    return db

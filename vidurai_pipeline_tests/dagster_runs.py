@@ -1,0 +1,54 @@
+"""Runs of Dagster's jobs in this process, and other processes that hold the archive's lock meanwhile."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from vidurai_pipeline.config import Settings
+from vidurai_pipeline.definitions import build_definitions
+
+ASSETS = ["archived_rows", "parquet_archive", "purged_rows", "q_table"]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vidurai_pipeline.archival.lock import RunLock
+with RunLock(Path(sys.argv[1])).hold("test holder", 0):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def holding(archive: Path, *, really: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the archive's lock, until it is killed."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(archive)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    if not really:
+        holder.kill()
+        holder.wait()
+    try:
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def execute(settings: Settings, instance: dg.DagsterInstance, job: str = "maintenance") -> dg.ExecuteInProcessResult:
+    definitions = build_definitions(settings)
+    return definitions.resolve_job_def(job).execute_in_process(instance=instance, raise_on_error=False)
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    return {
+        event.asset_key.to_user_string(): {
+            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }

@@ -1,0 +1,102 @@
+"""What starts jobs and ends them: the schedule and the sensors."""
+
+import shutil
+import time
+from datetime import datetime
+from typing import Any
+from unittest import mock
+
+import dagster as dg
+import pytest
+
+from vidurai_pipeline.automation import dream_after_failure
+from vidurai_pipeline.config import Settings, load_settings
+from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline_tests.dagster_runs import ASSETS, execute, holding, materialized
+
+
+def test_a_failure_before_the_dream_starts_a_dream(settings: Settings, instance: dg.DagsterInstance) -> None:
+    shutil.rmtree(settings.home)
+    settings.home.mkdir()
+    result = execute(settings, instance)
+    assert not result.success
+    request = sense(settings, instance, result)
+    assert isinstance(request, dg.RunRequest)
+    assert request.run_key == f"dream-after-{result.run_id}"
+
+
+def test_a_failure_of_the_dream_itself_starts_no_other(settings: Settings, instance: dg.DagsterInstance) -> None:
+    settings.q_table_path.write_text("not JSON")
+    result = execute(settings, instance)
+    assert not result.success
+    assert list(materialized(result)) == ASSETS[:3]
+    assert isinstance(sense(settings, instance, result), dg.SkipReason)
+
+
+def sense(settings: Settings, instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> Any:
+    context = dg.build_run_status_sensor_context(
+        sensor_name="dream_after_failure",
+        dagster_event=result.get_run_failure_event(),
+        dagster_instance=instance,
+        dagster_run=result.dagster_run,
+    ).for_run_failure()
+    return dream_after_failure(context)
+
+
+def test_a_run_that_was_turned_away_starts_no_dream(settings: Settings, instance: dg.DagsterInstance) -> None:
+    settings.archive_path.mkdir()
+    with holding(settings.archive_path):
+        result = execute(settings, instance)
+    assert isinstance(sense(settings, instance, result), dg.SkipReason)
+
+
+def test_a_failed_dream_job_starts_no_other(settings: Settings, instance: dg.DagsterInstance) -> None:
+    settings.q_table_path.write_text("not JSON")
+    result = execute(settings, instance, "dream_job")
+    assert not result.success
+    assert isinstance(sense(settings, instance, result), dg.SkipReason)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_runs_whose_process_died_are_ended(settings: Settings, instance: dg.DagsterInstance, alive: bool) -> None:
+    definitions = build_definitions(settings)
+    run = instance.create_run_for_job(definitions.resolve_job_def("maintenance"))
+    instance.report_dagster_event(
+        dg.DagsterEvent(event_type_value="PIPELINE_START", job_name="maintenance"), run_id=run.run_id
+    )
+    settings.archive_path.mkdir()
+
+    def evaluate() -> str:
+        repository = definitions.get_repository_def()
+        with dg.build_sensor_context(instance=instance, repository_def=repository) as context:
+            return repository.get_sensor_def("end_dead_runs").evaluate_tick(context).skip_message or ""
+
+    assert "only just begun" in evaluate()
+    with mock.patch("time.time", return_value=time.time() + 120), holding(settings.archive_path, really=alive):
+        message = evaluate()
+    assert ("another run is at work" in message) == alive
+    status = instance.get_run_by_id(run.run_id)
+    assert status
+    assert status.status == (dg.DagsterRunStatus.STARTED if alive else dg.DagsterRunStatus.FAILURE)
+
+
+def test_schedule_is_on_and_starts_the_job(settings: Settings) -> None:
+    definitions = build_definitions(settings)
+    schedule = definitions.resolve_schedule_def("nightly")
+    assert schedule.cron_schedule == "0 2 * * *"
+    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+    assert schedule.job_name == "maintenance"
+    tick = schedule.evaluate_tick(
+        dg.build_schedule_context(
+            scheduled_execution_time=datetime(2026, 1, 1, 2), repository_def=definitions.get_repository_def()
+        )
+    )
+    assert tick.run_requests
+    assert len(tick.run_requests) == 1
+
+
+def test_schedule_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDURAI_SCHEDULE", "30 4 * * 1")
+    monkeypatch.setenv("VIDURAI_TIMEZONE", "Asia/Kolkata")
+    schedule = build_definitions(load_settings()).resolve_schedule_def("nightly")
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("30 4 * * 1", "Asia/Kolkata")
