@@ -50,6 +50,7 @@ class Archive:
         self.root = Path(root)
         self.compression = compression
         self.pending = PendingMarks(self.root)
+        self._locks = 0
 
     def files(self) -> list[Path]:
         """All published files, oldest first by name."""
@@ -68,14 +69,20 @@ class Archive:
             "archive_base": str(self.root),
         }
 
-    def lock(self, purpose: str, timeout: float = 0.0) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self, purpose: str, timeout: float = 0.0) -> Iterator[None]:
         """Hold the archive for one run; see :class:`RunLock`.
 
         Raises:
             LockedError: another run holds it and did not finish within ``timeout`` seconds.
         """
         make_folder(self.root)
-        return RunLock(self.root).hold(purpose, timeout)
+        with RunLock(self.root).hold(purpose, timeout):
+            self._locks += 1
+            try:
+                yield
+            finally:
+                self._locks -= 1
 
     def new_path(self, moment: datetime) -> Path:
         """A name for a new file, by the moment of archival, that no file has yet."""
@@ -139,6 +146,10 @@ class Archive:
         Raises:
             ArchiveError: it could not be done; the old file still stands.
         """
+        if not self._locks:
+            # As when Ctrl-C ends the run around a thread that still purges: what is missing from the hot store may
+            # then have been purged by the next run already.
+            raise ArchiveError(f"{path}: left to the next run, as this one no longer holds the archive")
         with archive_errors(path):
             source = pq.ParquetFile(path)
             rows = 0

@@ -24,8 +24,8 @@ class RunLock:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        # One lock object for each path and process: a run that holds it may take it again.
-        self._lock = FileLock(root / ".lock", is_singleton=True, thread_local=False, mode=0o600)
+        # One for each path and thread: a run that holds it may take it again, another of the same process may not.
+        self._lock = FileLock(root / ".lock", is_singleton=True, thread_local=True, mode=0o600)
         self._holder = root / ".lock.json"
 
     @contextlib.contextmanager

@@ -5,16 +5,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.errors import LockedError
+from vidurai_pipeline.errors import ArchiveError, LockedError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+
+Store = Callable[[str], Path]
 
 HOLDER = """
 import sys, time
@@ -113,3 +118,42 @@ def test_an_unsigned_lock_is_a_lock_all_the_same(sample_store: Callable[[str], P
     assert time.monotonic() - began >= 0.3
     holder.kill()
     holder.wait()
+
+
+def test_threads_of_one_process_exclude_each_other(sample_store: Store) -> None:
+    db = sample_store("guardian")
+    archive = db.parent / "archive"
+    before = hot_rows(db)
+    together = threading.Barrier(4)
+
+    def flush() -> int:
+        together.wait()
+        return MemoryArchiver(db, archive, rows_per_file=40, lock_timeout=60).flush_archived_memories()
+
+    with ThreadPoolExecutor(4) as threads:
+        flushes = [threads.submit(flush) for _ in range(4)]
+    assert sorted(done.result() for done in flushes) == [0, 0, 0, 1_148]
+    assert_one_tier(before, db, archive)
+
+
+def test_a_thread_is_told_of_the_run_in_another(sample_store: Store) -> None:
+    db = sample_store("guardian")
+    archive = Archive(db.parent / "archive")
+    with archive.lock("the first"), ThreadPoolExecutor(1) as other:
+        flush = other.submit(MemoryArchiver(db, archive.root, lock_timeout=0).flush_archived_memories)
+        with pytest.raises(LockedError, match=rf"process {os.getpid()} on .* \(the first\)"):
+            flush.result()
+
+
+def test_no_copy_is_withdrawn_by_a_run_that_has_lost_the_archive(sample_store: Store) -> None:
+    db = sample_store("guardian")
+    archiver = MemoryArchiver(db, db.parent / "archive")
+    (file,) = archiver.publish().files
+    (mark,) = archiver.archive.pending.all()
+    content = file.path.read_bytes()
+    with pytest.raises(ArchiveError, match="no longer holds the archive"):
+        archiver.archive.rewrite(file.path, mark, {1})
+    assert file.path.read_bytes() == content
+    with archiver.archive.lock("test"):
+        archiver.archive.rewrite(file.path, mark, {pq.read_table(file.path)["id"][0].as_py()})
+    assert pq.read_table(file.path).num_rows == file.rows - 1
