@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from vidurai_pipeline.archival.archive import Archive
-from vidurai_pipeline.archival.files import require_text
+from vidurai_pipeline.archival.files import require_usable
 from vidurai_pipeline.archival.hot_store import HotStore
 from vidurai_pipeline.archival.reconciler import Reconciler
 from vidurai_pipeline.config import Settings
@@ -58,12 +58,13 @@ def _hot_store(store: HotStore) -> Iterator[Finding]:
 
 def _archive_files(archive: Archive) -> Iterator[Finding]:
     try:
-        require_text(archive.root)
+        require_usable(archive.root)
     except PipelineError as error:
         yield Finding("archive folder", "failed", str(error))
         return
-    if os.path.lexists(archive.root) and not (archive.root.is_dir() and os.access(archive.root, os.W_OK | os.X_OK)):
-        yield Finding("archive folder", "failed", f"{archive.root} is not a folder that this user may write")
+    there = next(folder for folder in (archive.root, *archive.root.parents) if os.path.lexists(folder))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        yield Finding("archive folder", "failed", f"{there} is not a folder that this user may write")
         return
     yield archive_readable(archive, thorough=True)[0]
     loose = [path for path in archive.files() if path.stat().st_mode & 0o077]

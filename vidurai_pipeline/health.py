@@ -88,7 +88,10 @@ def archive_readable(
     """
     pending = {archive.root / mark.file for mark in _marks(archive)}
     # What a pending file is worth, the next run finds out.
-    files = [path for path in archive.files() if path not in pending]
+    try:
+        files = [path for path in archive.files() if path not in pending]
+    except PipelineError as error:
+        return Finding("archive", "failed", str(error)), ArchiveSize(0, 0)
     broken, rows = [], 0
     for path in files:
         try:

@@ -19,7 +19,7 @@ from vidurai_pipeline.analytics.hot import HotRows
 from vidurai_pipeline.analytics.listing import ArchiveFile, linked_targets, list_files, quote
 from vidurai_pipeline.analytics.listing_cache import ListingCache
 from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, listed_memories, memories
-from vidurai_pipeline.archival.files import require_text
+from vidurai_pipeline.archival.files import require_usable
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
 
 _LARGEST_SPILL = "20GB"
@@ -172,7 +172,7 @@ class ArchiveDatabase:
         read. So an archive in such a folder is read through a link.
         """
         root = str(self.base)
-        require_text(self.base)
+        require_usable(self.base)
         if not any(character in root for character in "*?["):
             return root
         with self._lock:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vidurai_pipeline.archival.files import require_usable
 from vidurai_pipeline.errors import ArchiveError
 
 _PARTITION = re.compile(r"year=\d{1,4}/month=\d{1,2}/[^/]+")
@@ -48,6 +49,7 @@ def list_files(base: Path) -> tuple[ArchiveFile, ...]:
         ArchiveError: the folder, or one below it, can't be listed; a file's name is one that DuckDB can't be given.
     """
     if not base.exists():
+        require_usable(base)
         return ()
     try:
         files = sorted(_walk(base, base, frozenset()), key=lambda file: file.relative)
@@ -71,7 +73,7 @@ def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterat
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name == "lost+found":  # for root alone, on an archive's own disk
                 continue
             if entry.is_dir():
                 yield from _walk(Path(entry.path), base, above | {here})

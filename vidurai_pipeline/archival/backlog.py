@@ -113,7 +113,7 @@ def last_write(path: Path) -> float:
 
 
 def _stats(path: Path) -> Iterator[os.stat_result | None]:
-    for file in (path, Path(f"{path.resolve()}-wal")):
+    for file in (path, Path(f"{os.path.realpath(path)}-wal")):
         try:
             stat = file.stat()
         except OSError:

@@ -35,12 +35,18 @@ def _advice(error: OSError) -> str:
             return text
 
 
-def require_text(path: Path) -> None:
-    """Refuse a path that is not UTF-8: neither Arrow nor DuckDB could open a file there.
+def require_usable(path: Path) -> None:
+    """Refuse a path at which there can be no archive, although it may look like one that is not made yet.
 
     Raises:
-        ArchiveError: it is none.
+        ArchiveError: it is not UTF-8, so that neither Arrow nor DuckDB could open a file there; or it is, or lies
+            below, a link that leads nowhere, as to a disk that is not mounted.
     """
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            raise ArchiveError(
+                f"{link} is a link to {link.readlink()}, which is not there: mount or restore it or set VIDURAI_ARCHIVE"
+            )
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -56,7 +62,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         ArchiveError: it can't be created, or something else stands in its place.
     """
-    require_text(folder)
+    require_usable(folder)
     with archive_errors(folder):
         if folder.is_dir():
             return

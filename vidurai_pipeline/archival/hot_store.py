@@ -108,6 +108,11 @@ class HotStore:
             )
         if not self.path.is_file():
             raise HotStoreError(f"the hot store {self.path} is not a file: point VIDURAI_DB at Vidurai's SQLite file")
+        if write and self.path.stat().st_nlink > 1:
+            raise HotStoreError(
+                f"the hot store {self.path} is a file with several names (hard links): SQLite keeps a log by each, so "
+                "two programs that use different names destroy it. Replace the others by copies or symbolic links"
+            )
         with self.errors():
             con = self._open("rw" if write else "ro", check_same_thread)
             try:
@@ -128,14 +133,17 @@ class HotStore:
 
     def _open(self, mode: str, check_same_thread: bool) -> sqlite3.Connection:
         # A URI, so that a missing file is never created as an empty store.
-        uri = f"file:{quote_uri(os.fsencode(self.path.resolve()))}?mode={mode}"
+        uri = f"file:{quote_uri(os.path.realpath(os.fsencode(self.path)))}?mode={mode}"
         return sqlite3.connect(
             uri, uri=True, timeout=self.busy_timeout, isolation_level=None, check_same_thread=check_same_thread
         )
 
     def _prepare_writing(self, con: sqlite3.Connection) -> None:
-        # SQLite opens a file that it may not write as read-only without a word; ask before any work is done.
+        # SQLite opens a file that it may not write as read-only without a word, and on a read-only disk it even
+        # begins a transaction to write; ask for something to write before any work is done.
         con.execute("BEGIN IMMEDIATE")
+        (version,) = con.execute("PRAGMA user_version").fetchone()
+        con.execute(f"PRAGMA user_version = {version}")
         con.execute("ROLLBACK")
         # As the daemon's own connection has it: rows that refer to a memory go with it, or forbid its deletion.
         con.execute("PRAGMA foreign_keys = ON")
@@ -158,7 +166,7 @@ class HotStore:
 
     def size(self, con: sqlite3.Connection) -> StoreSize:
         """How large the store is, and how much of it is in use."""
-        log = Path(f"{self.path.resolve()}-wal")
+        log = Path(f"{os.path.realpath(self.path)}-wal")
         with self.errors():
             pages, free, size = (
                 con.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")

@@ -165,7 +165,7 @@ class Reconciler:
 
     def _sync_store(self) -> None:
         """Wait until the deletions are on the disk: with a WAL, ``synchronous=NORMAL`` leaves that open."""
-        log = Path(f"{self.store.path.resolve()}-wal")
+        log = Path(f"{os.path.realpath(self.store.path)}-wal")
         if log.exists():
             with archive_errors(log):
                 # The log carries none of SQLite's locks, so closing it here drops none.
@@ -254,8 +254,8 @@ class Reconciler:
 
     def identity(self) -> tuple[str, str]:
         """What pending marks know the hot store by: its real path, and its path relative to the archive."""
-        real = self.store.path.resolve()
-        return str(real), os.path.relpath(real, self.archive.root.resolve())
+        real = os.path.realpath(self.store.path)
+        return real, os.path.relpath(real, os.path.realpath(self.archive.root))
 
 
 def _held_note(ids: list[int]) -> str:

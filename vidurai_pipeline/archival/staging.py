@@ -7,7 +7,7 @@ can be left to a process of its own, which may die at any point.
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -83,8 +83,9 @@ class Stager:
             schema = self._store.schema(con)
             staged = StagedFile(schema.arrow_schema, last=after)
             parts = _noted(read_archived(con, schema, after=after, rows=self._rows_per_file), staged, progress)
-            if (first := next(parts, None)) is not None:
-                self._write(con, schema, path, itertools.chain([first], parts), staged)
+            with contextlib.closing(parts):  # before the connection is
+                if (first := next(parts, None)) is not None:
+                    self._write(con, schema, path, itertools.chain([first], parts), staged)
         return staged
 
     def _write(
@@ -129,7 +130,9 @@ def compare_file(con: sqlite3.Connection, path: Path, schema: StoreSchema) -> Co
     return result
 
 
-def _noted(source: Iterator[RowBatch], staged: StagedFile, progress: Callable[[int], None]) -> Iterator[RowBatch]:
+def _noted(
+    source: Iterator[RowBatch], staged: StagedFile, progress: Callable[[int], None]
+) -> Generator[RowBatch, None, None]:
     """Pass on what holds rows; note how far it is and what was rejected."""
     with contextlib.closing(source):  # pyright: ignore[reportArgumentType]
         for part in source:

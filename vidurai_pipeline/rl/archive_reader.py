@@ -16,6 +16,7 @@ import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 from duckdb.sqltypes import BIGINT, VARCHAR
 
+from vidurai_pipeline.archival.files import require_usable
 from vidurai_pipeline.errors import ArchiveError, ConfigError
 from vidurai_pipeline.rl import logged
 from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, IMPORTANCES, MAX_TOKENS, SALIENCES
@@ -138,11 +139,13 @@ def archive_files(archive_base: Path) -> list[str]:
         ArchiveError: the archive is not a folder, or a folder in it can't be listed.
     """
     if not archive_base.exists():
+        require_usable(archive_base)
         return []
     files: list[str] = []
     try:
         # Not rglob: it passes over folders that it may not read, and their memories would silently not be learned.
-        for folder, _, names in os.walk(archive_base, onerror=_raise):
+        for folder, folders, names in os.walk(archive_base, onerror=_raise):
+            folders[:] = [name for name in folders if name != "lost+found"]  # for root alone, on a disk of its own
             files += [
                 f"{folder}/{name}"
                 for name in names

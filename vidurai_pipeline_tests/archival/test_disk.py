@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def test_a_limit_on_the_size_of_files(sample_store: Store, limit: int, processes
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-@pytest.mark.parametrize("size", ["32k", "96k", "180k"])
+@pytest.mark.filterwarnings("error")  # nothing may fail on the way out, unseen
+@pytest.mark.parametrize("size", ["4k", "32k", "96k", "180k"])
 def test_a_full_file_system(sample_store: Store, tmp_path: Path, size: str) -> None:
     db = sample_store("guardian")
     small = tmp_path / "small"
@@ -81,6 +83,34 @@ def test_a_full_file_system(sample_store: Store, tmp_path: Path, size: str) -> N
         assert_nothing_half_done(before, db, archive)
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system read-only")
+def test_a_store_on_a_read_only_disk_is_refused_before_anything_is_published(
+    sample_store: Store, tmp_path: Path
+) -> None:
+    """With the daemon's log still there, SQLite begins a transaction to write all the same."""
+    db = sample_store("guardian")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "none", str(disk)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("this sandbox may not mount")
+    try:
+        con = sqlite3.connect(db)
+        con.execute("PRAGMA journal_mode = WAL")
+        con.execute("UPDATE memories SET access_count = 2 WHERE id = 1")
+        con.commit()
+        for path in db.parent.glob("vidurai.db*"):
+            shutil.copy(path, disk)
+        con.close()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(HotStoreError, match=r"readonly database; it and its folder must be .* writable"):
+            MemoryArchiver(disk / "vidurai.db", tmp_path / "archive").flush_archived_memories()
+        assert not list((tmp_path / "archive").rglob("*.parquet"))
+        assert not list((tmp_path / "archive" / ".pending").glob("*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_an_archive_that_is_a_file(sample_store: Store) -> None:
