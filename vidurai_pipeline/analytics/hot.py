@@ -15,7 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from vidurai_pipeline.archival.hot_store import HotStore, snapshot
-from vidurai_pipeline.archival.rows import Rejected, read_all
+from vidurai_pipeline.archival.rejection import Rejected
+from vidurai_pipeline.archival.rows import read_all
 from vidurai_pipeline.archival.schema import SPECIFIED
 
 _NAMED = 3

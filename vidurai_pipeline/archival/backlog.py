@@ -5,6 +5,7 @@ milliseconds, nothing at all while its files have not changed, and never more th
 """
 
 import contextlib
+import math
 import os
 import shutil
 import sqlite3
@@ -152,12 +153,14 @@ def _by_index(con: sqlite3.Connection) -> tuple[int, int]:
 
 def _by_portions(con: sqlite3.Connection) -> tuple[int, int]:
     """Go through the table by its ids: a reader of the whole would hold up checkpoints, or without a WAL writers."""
-    waiting = total = 0
-    last = con.execute("SELECT min(id) FROM memories").fetchone()[0]
+    counts = "count(*), coalesce(sum(status = 'ARCHIVED'), 0)"
+    # Behind an id that is no number (there is hardly any) it can't go on.
+    total, waiting = con.execute(f"SELECT {counts} FROM memories WHERE id IS NULL OR id >= ''").fetchone()
+    last = -math.inf
     while last is not None:
         rows, archived, last = con.execute(
-            "SELECT count(*), coalesce(sum(status = 'ARCHIVED'), 0), max(id) + 1 FROM (SELECT id, status FROM memories "
-            f"NOT INDEXED WHERE id >= ? ORDER BY id LIMIT {_ROWS_AT_A_TIME})",
+            f"SELECT {counts}, max(id) FROM (SELECT id, status FROM memories "
+            f"NOT INDEXED WHERE id > ? AND id < '' ORDER BY id LIMIT {_ROWS_AT_A_TIME})",
             (last,),
         ).fetchone()
         waiting, total = waiting + archived, total + rows

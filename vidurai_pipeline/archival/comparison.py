@@ -14,8 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.archival.hot_store import is_of_rows, json_ids
-from vidurai_pipeline.archival.schema import PYTHON_TYPES, Column, Satellite, StoreSchema, quote
+from vidurai_pipeline.archival.hot_store import json_ids
+from vidurai_pipeline.archival.schema import PYTHON_TYPES, Column, Satellite, StoreSchema, is_of_rows, quote
+
+_TERMS = 50
 
 
 @dataclass
@@ -119,7 +121,9 @@ def _select(columns: Sequence[Column], alias: str) -> tuple[str, str]:
             odd.append(f"typeof({name}) = 'blob'")
         elif column.type == pa.binary():
             odd.append(f"typeof({name}) = 'text'")
-    return ", ".join(names), f"({' OR '.join(odd) or 'FALSE'})"
+    # SQLite bounds how deep an expression may be.
+    groups = [f"({' OR '.join(odd[n : n + _TERMS])})" for n in range(0, len(odd), _TERMS)]
+    return ", ".join(names), f"({' OR '.join(groups) or 'FALSE'})"
 
 
 def _plain(array: pa.Array) -> list[Any]:

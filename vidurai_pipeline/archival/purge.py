@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidurai_pipeline.archival.comparison import compare
-from vidurai_pipeline.archival.hot_store import data_version, is_of_rows, json_ids
-from vidurai_pipeline.archival.schema import StoreSchema, quote
+from vidurai_pipeline.archival.hot_store import data_version, json_ids
+from vidurai_pipeline.archival.schema import StoreSchema, is_of_rows, quote
 from vidurai_pipeline.archival.search_index import SearchIndex
 
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
@@ -101,18 +101,23 @@ class Purger:
             verified_at: the data version of this connection at which all copies were found equal to their rows.
         """
         count = PurgeCount()
+        self._purge(copies, verified_at, count)
+        return count
+
+    def _purge(self, copies: pa.RecordBatch, verified_at: int | None, count: PurgeCount) -> None:
         # The version comes first: whatever changes after it is noticed inside the deleting transaction.
         version = self.version = data_version(self._con)
         self._refresh_schema()
         if verified_at != version:
             copies = self._equal(copies, count)
         for portion in self._portions(copies):
-            self._delete_portion(portion, version, count)
+            undeleted = self._delete_portion(portion, version, count)
             time.sleep(self._pause)
             self._deletions += 1
             if self._deletions % _TRANSACTIONS_PER_CHECKPOINT == 0:
                 self.checkpoint()
-        return count
+            if undeleted is None or undeleted:
+                self._delete_around(portion, undeleted, version, count)
 
     def _equal(self, copies: pa.RecordBatch, count: PurgeCount) -> pa.RecordBatch:
         """Those copies that are equal to their rows; the others are counted."""
@@ -135,18 +140,25 @@ class Purger:
             yield copies.slice(first, last - first)
             first = last
 
-    def _delete_portion(self, copies: pa.RecordBatch, version: int, count: PurgeCount) -> None:
-        """Delete one portion in one transaction, or in several where some row can't be deleted."""
+    def _delete_portion(self, copies: pa.RecordBatch, version: int, count: PurgeCount) -> set[int] | None:
+        """Delete one portion in one transaction.
+
+        Returns:
+            nothing, if all were deleted; otherwise none was, and these are the rows that refuse to go, or None if it
+            is not known which they are.
+        """
         self._con.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
         changed = False
         ids: list[int] = []
+        undeleted: set[int] | None = None
+        found = PurgeCount()
         try:
             self.version = data_version(self._con)
             changed = self.version != version
             if changed:
                 self._refresh_schema()
-                copies = self._equal(copies, count)
+                copies = self._equal(copies, found)
             ids = copies.column("id").to_pylist()
             undeleted = self._delete(ids)
             if not undeleted:
@@ -154,18 +166,19 @@ class Purger:
         except sqlite3.Error as error:
             if not is_of_rows(error):
                 raise
-            undeleted = None
         finally:
             if self._con.in_transaction:
                 self._con.execute("ROLLBACK")
         held = time.monotonic() - began
         count.longest_hold = max(count.longest_hold, held)
-        self._adapt(held, changed=changed)
-        if undeleted is None or undeleted:
-            self._delete_around(copies, undeleted, version, count)
-        else:
-            count.purged += copies.num_rows
+        deleted = undeleted is not None and not undeleted
+        self._adapt(held, changed=changed, grow=deleted)
+        if deleted:
+            count.kept |= found.kept
+            count.missing += found.missing
+            count.purged += len(ids)
             self._purged += ids
+        return undeleted
 
     def _delete_around(
         self, copies: pa.RecordBatch, undeleted: set[int] | None, version: int, count: PurgeCount
@@ -183,7 +196,8 @@ class Purger:
             portions = [copies.slice(0, half), copies.slice(half)]
         for portion in portions:
             if portion.num_rows:
-                self._delete_portion(portion, version, count)
+                # Compared anew, before the lock is taken, if anyone has written since.
+                self._purge(portion, version, count)
 
     def _delete(self, ids: list[int]) -> set[int]:
         """Delete rows with all that belongs to them; returns those that are still there."""
@@ -202,7 +216,18 @@ class Purger:
                 )
         self._con.execute("DELETE FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
         # A trigger of the store's own may have kept a row, or put it back.
-        if still := {id_ for (id_,) in self._con.execute(_STILL_THERE, (wanted,))}:
+        still = {id_ for (id_,) in self._con.execute(_STILL_THERE, (wanted,))}
+        for satellite in self._schema.satellites:
+            key = quote(satellite.key)
+            if not satellite.virtual:
+                still |= {
+                    id_
+                    for (id_,) in self._con.execute(
+                        f"SELECT {key} FROM {quote(satellite.table)} WHERE {key} IN (SELECT value FROM json_each(?))",
+                        (wanted,),
+                    )
+                }
+        if still:
             return still
         self._index.delete(indexed)
         return set()
@@ -261,10 +286,11 @@ class Purger:
             _, pages, _ = self._con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             self.log_bytes = pages * self._page_size
 
-    def _adapt(self, held: float, *, changed: bool) -> None:
+    def _adapt(self, held: float, *, changed: bool, grow: bool) -> None:
         """Size the next transaction by how long this one took, and leave the lock alone while others want it."""
         ratio = TARGET_SECONDS / max(held, 1e-4)
-        self._weight = min(_MOST_WEIGHT, max(1.0, self._weight * min(1.5, max(0.25, ratio))))
+        # What failed early took no time, which says nothing.
+        self._weight = min(_MOST_WEIGHT, max(1.0, self._weight * min(1.5 if grow else 1.0, max(0.25, ratio))))
         # A waiting writer polls: it finds the lock free as often as we leave it free.
         self._pause = held if changed else 0.001
 

@@ -202,8 +202,10 @@ class Reconciler:
         Writing them once more would give the archive the same version twice.
         """
         con = self.connection()
-        lowest, highest = con.execute("SELECT min(id), max(id) FROM memories WHERE status = 'ARCHIVED'").fetchone()
-        if not isinstance(lowest, int) or not isinstance(highest, int):
+        lowest, highest = con.execute(
+            "SELECT min(id), max(id) FROM memories WHERE status = 'ARCHIVED' AND typeof(id) = 'integer'"
+        ).fetchone()
+        if lowest is None:
             return
         for path in self.archive.files():
             # A pending file's copies may yet be withdrawn, by the run of another store too: nothing to rely on.

@@ -8,7 +8,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from vidurai_pipeline.archival.archive import PublishedFile
-from vidurai_pipeline.archival.rows import Rejected
+from vidurai_pipeline.archival.rejection import Rejected
 
 #: Called with what is being done, how many memories are done, and how many there are (0: not known).
 Progress = Callable[[str, int, int], None]

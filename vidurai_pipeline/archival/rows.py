@@ -14,26 +14,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.archival.hot_store import BrokenText, Unreadable, is_of_rows, json_ids, tolerant_text
-from vidurai_pipeline.archival.schema import PYTHON_TYPES, SPECIFIED, Column, Satellite, StoreSchema, quote
+from vidurai_pipeline.archival.hot_store import BrokenText, Unreadable, json_ids, tolerant_text
+from vidurai_pipeline.archival.rejection import Rejected, reject_broken_utf16, reject_referenced, reject_vectors
+from vidurai_pipeline.archival.schema import PYTHON_TYPES, SPECIFIED, Column, Satellite, StoreSchema, is_of_rows, quote
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 24 * 1024 * 1024
 _LONG_TEXTS = {"verbatim", "gist", "tags", "decay_reason"}
+_UNCOMPUTED = "a value that can't be computed for this memory: correct what it is computed from"
+_TERMS = 50
 _ODD_IDS = ("id IS NULL", "id >= ''")
 _KIND_NAMES = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A memory that stays hot because Parquet can't hold it faithfully, and why."""
-
-    id: int | str | None
-    column: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"memory {self.id}: {self.column}: {self.reason}"
 
 
 @dataclass
@@ -115,27 +106,42 @@ class _Rows:
         self._names = [quote(column.name) for column in schema.archived]
         # What the specification bounds to a few words can't fill the memory; texts of unknown kind can.
         sizes = [
-            f"+ ifnull(length(CAST({name} AS BLOB)), 0)"
+            f"ifnull(length(CAST({name} AS BLOB)), 0)"
             for name, column in zip(self._names, schema.archived, strict=True)
             if column.type != pa.int64() and (column.field in _LONG_TEXTS or column.field not in SPECIFIED)
         ]
-        # SQLite adds each row's size up far faster than Python would.
-        self._selected = f"{', '.join(self._names)}, 0 {' '.join(sizes)}"
-        # Only an id that is a number is a place to go on from: NULLs, texts and blobs are read at once, at first.
-        self._odd = self._select_odd() if after is None else None
-        self._cursor = self._select_behind()
+        # SQLite adds each row's size up far faster than Python would; it bounds how deep an expression may be.
+        sums = [f"({' + '.join(sizes[n : n + _TERMS])})" for n in range(0, len(sizes), _TERMS)]
+        self._selected = f"{', '.join(self._names)}, {' + '.join(['0', *sums])}"
+        # Only an id that is a number is a place to go on from: NULLs, texts and blobs are read apart, at first.
+        self._odd = self._odd_rows() if after is None else iter(())
+        # SQLite reads the first row when it is asked, so this waits until a failure can be dealt with.
+        self._cursor: sqlite3.Cursor | None = None
+
+    def _odd_rows(self) -> Iterator[tuple]:
+        # Two looks at the primary key's ends, where nearly always nothing is, instead of a scan.
+        exists = " OR ".join(f"EXISTS (SELECT 1 FROM memories WHERE {odd})" for odd in _ODD_IDS)
+        if not self._con.execute(f"SELECT {exists}").fetchone()[0]:
+            return
+        odd = f"({' OR '.join(_ODD_IDS)})"
+        names = []
+        with tolerant_text(self._con):
+            for name in self._names:
+                try:
+                    for _ in self._select(odd, selected=name):
+                        pass
+                except sqlite3.Error as error:
+                    if not is_of_rows(error):
+                        raise
+                    names.append("NULL")  # for some it can't be computed; they are named for their ids anyway
+                else:
+                    names.append(name)
+        yield from self._select(odd, selected=f"{', '.join(names)}, 0")
 
     def _select(self, where: str, *values: Any, selected: str | None = None) -> sqlite3.Cursor:
         return self._con.execute(
             f"SELECT {selected or self._selected} FROM memories WHERE {self._which} AND {where} ORDER BY id", values
         )
-
-    def _select_odd(self) -> sqlite3.Cursor | None:
-        # Two looks at the primary key's ends, where nearly always nothing is, instead of a scan.
-        exists = " OR ".join(f"EXISTS (SELECT 1 FROM memories WHERE {odd})" for odd in _ODD_IDS)
-        if not self._con.execute(f"SELECT {exists}").fetchone()[0]:
-            return None
-        return self._select(f"({' OR '.join(_ODD_IDS)})")
 
     def _select_behind(self, selected: str | None = None) -> sqlite3.Cursor:
         if self.last is None:
@@ -145,13 +151,13 @@ class _Rows:
     def take(self, most: int) -> list[tuple]:
         """The next rows, at most so many and of bounded size (each may be as large as a batch); their size is last."""
         rows: list[tuple] = []
-        if self._odd is not None:
-            with tolerant_text(self._con):
-                _fetch(self._odd, rows, most)
-            if rows:
-                return rows
-            self._odd = None
+        with tolerant_text(self._con):
+            _fetch(self._odd, rows, most)
+        if rows:
+            return rows
         try:
+            if self._cursor is None:
+                self._cursor = self._select_behind()
             _fetch(self._cursor, rows, most)
         except sqlite3.Error as error:
             if not is_of_rows(error):
@@ -173,8 +179,7 @@ class _Rows:
                 size += rows[-1][-1]
                 if size >= BATCH_BYTES:
                     break
-        self.last = rows[-1][0]
-        self._cursor = self._select_behind()
+        self._cursor = None
 
     def _single(self, id_: float) -> tuple:
         try:
@@ -193,14 +198,13 @@ class _Rows:
         return (*values, 0)
 
     def close(self) -> None:
-        for cursor in (self._odd, self._cursor):
-            if cursor is not None:
-                cursor.close()
+        if self._cursor is not None:
+            self._cursor.close()
 
 
-def _fetch(cursor: sqlite3.Cursor, rows: list[tuple], most: int) -> None:
+def _fetch(source: Iterator[tuple], rows: list[tuple], most: int) -> None:
     size = 0
-    for row in cursor if most > 0 else ():
+    for row in source if most > 0 else ():
         rows.append(row)
         size += row[-1]
         if len(rows) == most or size >= BATCH_BYTES:
@@ -212,11 +216,13 @@ def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple], l
     *columns, _ = zip(*rows, strict=True)
     ids = list(columns[0])
     _check(zip(schema.archived, columns, strict=True), ids, faults)
-    for reference in schema.restricting:
-        _reject_referenced(con, reference, ids, faults)
+    for restriction in schema.restricting:
+        reject_referenced(con, restriction, ids, faults)
     if schema.sealed_vectors:
-        _reject_vectors(con, ids, faults)
+        reject_vectors(con, schema.sealed_vectors, ids, faults)
     owned = {satellite: _read_satellite(con, satellite, ids, faults) for satellite in schema.satellites}
+    if schema.encoding != "utf-8":
+        reject_broken_utf16(con, schema, ids, faults)
     if faults:
         columns = [[value for n, value in enumerate(values) if n not in faults] for values in columns]
         ids = columns[0]
@@ -230,10 +236,12 @@ def _all_to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple
     columns = [
         _shown(column, column.name, values, ids, lost) for column, values in zip(schema.archived, columns, strict=True)
     ]
+    unread: dict[int, Rejected] = {}
     owned = {
-        satellite: _shown_rows(satellite, _read_satellite(con, satellite, ids, {}), lost)
+        satellite: _shown_rows(satellite, _read_satellite(con, satellite, ids, unread), lost)
         for satellite in schema.satellites
     }
+    lost += (fault for fault in unread.values() if fault.reason == _UNCOMPUTED)
     return RowBatch(ids, last, _arrays(schema, columns, ids, owned), lost)
 
 
@@ -257,7 +265,7 @@ def _check(columns: Iterable[tuple[Column, Sequence]], ids: list, faults: dict[i
             continue
         for n, value in enumerate(values):
             if type(value) is not expected and not (value is None and optional):
-                id_ = ids[n] if isinstance(ids[n], int | str) else None
+                id_ = ids[n] if isinstance(ids[n], int | float | str) else None
                 faults.setdefault(n, Rejected(id_, column.name, _reason(expected, value)))
 
 
@@ -274,7 +282,7 @@ def _shown(column: Column, where: str, values: Sequence, ids: Sequence, lost: li
         converted, faithful = _converted(expected, value)
         shown.append(converted)
         if not faithful:
-            lost.append(Rejected(id_ if isinstance(id_, int | str) else None, where, _reason(expected, value)))
+            lost.append(Rejected(id_ if isinstance(id_, int | float | str) else None, where, _reason(expected, value)))
     return shown
 
 
@@ -309,41 +317,8 @@ def _reason(expected: type, value: object) -> str:
     if isinstance(value, BrokenText):
         return "text that is not valid UTF-8"
     if isinstance(value, Unreadable):
-        return "a value that can't be computed for this memory: correct what it is computed from"
+        return _UNCOMPUTED
     return f"{_KIND_NAMES[type(value)]} where the column holds {_KIND_NAMES[expected].removeprefix('an ')}"
-
-
-def _reject_referenced(
-    con: sqlite3.Connection, reference: tuple[str, str, str], ids: list, faults: dict[int, Rejected]
-) -> None:
-    table, column, target = reference
-    # The comparison of the two columns is the foreign key's own: it lets '5' refer to 5.
-    rows = con.execute(
-        "SELECT DISTINCT m.id FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value "
-        f"CROSS JOIN {quote(table)} AS t ON m.{quote(target)} = t.{quote(column)}",
-        (json_ids(ids),),
-    )
-    reason = f"still referred to by {table}.{column}, whose rows can't be archived with it"
-    for (id_,) in rows.fetchall():
-        faults.setdefault(ids.index(id_), Rejected(id_, "id", reason))
-
-
-def _reject_vectors(con: sqlite3.Connection, ids: list, faults: dict[int, Rejected]) -> None:
-    """Without its extension the vector table can be neither read nor cleaned, but its list of ids can be read."""
-    names = {name for (name,) in con.execute("SELECT name FROM pragma_table_info('vec_memories_rowids')")}
-    if not names:
-        return
-    # vec0 keeps an integer key as the rowid and any other key in a column of its own.
-    rows = con.execute(
-        "SELECT DISTINCT wanted.value FROM json_each(?) AS wanted "
-        "CROSS JOIN vec_memories_rowids AS v ON v.rowid = wanted.value",
-        (json_ids(ids),),
-    )
-    reason = (
-        "has a vector, which can't be read: install sqlite-vec, under a Python whose sqlite3 module can load extensions"
-    )
-    for (id_,) in rows.fetchall():
-        faults.setdefault(ids.index(id_), Rejected(id_, "vec_memories", reason))
 
 
 def _read_satellite(
@@ -353,11 +328,10 @@ def _read_satellite(
     wanted = json_ids(ids)
     try:
         rows = con.execute(satellite.select, (wanted,)).fetchall()
-    except sqlite3.OperationalError as error:
-        if "decode" not in str(error).lower():
+    except sqlite3.Error as error:
+        if not is_of_rows(error):
             raise
-        with tolerant_text(con):
-            rows = con.execute(satellite.select, (wanted,)).fetchall()
+        rows = _read_satellite_singly(con, satellite, ids, faults)
     if not rows:
         return rows
     position = {id_: n for n, id_ in enumerate(ids)}
@@ -371,6 +345,21 @@ def _read_satellite(
             if value is not None and type(value) is not expected:
                 where = f"{satellite.table}.{column.name}"
                 faults.setdefault(position[id_], Rejected(id_, where, _reason(expected, value)))
+    return rows
+
+
+def _read_satellite_singly(
+    con: sqlite3.Connection, satellite: Satellite, ids: list, faults: dict[int, Rejected]
+) -> list[tuple]:
+    rows = []
+    with tolerant_text(con):
+        for n, id_ in enumerate(ids):
+            try:
+                rows += con.execute(satellite.select, (json_ids([id_]),)).fetchall()
+            except sqlite3.Error as error:
+                if not is_of_rows(error):
+                    raise
+                faults.setdefault(n, Rejected(id_, satellite.table, _UNCOMPUTED))
     return rows
 
 

@@ -61,8 +61,24 @@ MEANINGS: dict[str, str] = {
 # Names that mean something else to a reader of the archive: the partition keys, and the history view's alias.
 RESERVED = {"archived_at", "year", "month", "content", "filename", "tier"}
 
+# SQLite takes 2,000 by default, in a result too; reading needs one more, and comparing several.
+_MOST_COLUMNS = 1_900
+
 PYTHON_TYPES: dict[pa.DataType, type] = {pa.int64(): int, pa.string(): str, pa.float64(): float, pa.binary(): bytes}
+_ENCODINGS = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
 _STORAGE_CLASSES = {"integer": pa.int64(), "text": pa.string(), "real": pa.float64(), "blob": pa.binary()}
+
+
+def is_of_rows(error: sqlite3.Error) -> bool:
+    """Whether an error comes of what a row holds, or of the store's own rules for it, and not of the whole store."""
+    if "decode" in str(error):
+        return True  # Python's own, without a code
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in {
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_TOOBIG,
+    }
 
 
 def quote(name: str) -> str:
@@ -111,18 +127,28 @@ class Satellite:
 
 
 @dataclass(frozen=True)
+class Restriction:
+    """A foreign key whose rows hold on to the memories that they refer to: pairs of its column and theirs."""
+
+    table: str
+    columns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class StoreSchema:
     """What archival needs to know of one hot store."""
 
     columns: tuple[Column, ...]
     satellites: tuple[Satellite, ...]
-    #: What refers to memories and forbids their deletion: table, column, and the column of memories referred to.
-    restricting: tuple[tuple[str, str, str], ...] = ()
+    #: What refers to memories and forbids their deletion.
+    restricting: tuple["Restriction", ...] = ()
     #: The search index's table holds rows for memories, found by their ``memory_id``.
     search_index: bool = False
-    #: ``vec_memories`` exists, but the extension that reads it can't be loaded.
-    sealed_vectors: bool = False
+    #: Why the vectors in ``vec_memories`` can't be archived, if there are some that can't.
+    sealed_vectors: str | None = None
     missing: tuple[str, ...] = field(default=())
+    #: What the store keeps text in, as Python calls it.
+    encoding: str = "utf-8"
 
     @cached_property
     def archived(self) -> tuple[Column, ...]:
@@ -161,6 +187,10 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
     names = [name.lower() for name, _, _ in info]
     if [name.lower() for name, _, pk in info if pk] != ["id"]:
         raise SchemaError("`memories.id` is not the primary key: rows can't be told apart, so none is archived")
+    if len(names) > _MOST_COLUMNS:
+        raise SchemaError(
+            f"has {len(names):,} columns in `memories`: with more than {_MOST_COLUMNS:,} it can't be read"
+        )
     if to_purge and "status" not in names:
         raise SchemaError(
             f"`memories` has no column `status` (schema version {_version(con)}): what is missing is Vidurai's "
@@ -180,8 +210,10 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
             field_name += "_rows"
         fields.add(field_name.lower())
         satellites.append(Satellite(table, key, field_name, tuple(_satellite_columns(con, table, key))))
-    has_vectors = "vec_memories" in tables
-    if has_vectors and vectors:
+    sealed = None
+    if "vec_memories" in tables.keys() - ordinary:
+        sealed = _sealed_vectors(con, readable=vectors)
+    if "vec_memories" in tables.keys() - ordinary and not sealed:
         satellites.append(
             Satellite(
                 "vec_memories",
@@ -205,7 +237,8 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
         satellites=tuple(satellites),
         restricting=tuple(restricting),
         search_index=bool(search_index),
-        sealed_vectors=has_vectors and not vectors,
+        sealed_vectors=sealed,
+        encoding=_ENCODINGS[con.execute("PRAGMA encoding").fetchone()[0]],
         missing=tuple(name for name in SPECIFIED if name not in (*names, "archived_at")),
     )
 
@@ -218,16 +251,35 @@ def _version(con: sqlite3.Connection) -> str:
     return str(row[0]) if row else "unknown"
 
 
+def _sealed_vectors(con: sqlite3.Connection, *, readable: bool) -> str | None:
+    """Why the vectors can't be archived, or None if they can."""
+    if not readable:
+        return (
+            "has a vector, which can't be read: install sqlite-vec, under a Python whose sqlite3 module can load "
+            "extensions"
+        )
+    names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_xinfo('vec_memories')")]
+    if "memory_id" not in names or vectors_have_text_keys(con):
+        return "has a vector in a table that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`"
+    return None
+
+
+def vectors_have_text_keys(con: sqlite3.Connection) -> bool:
+    """Whether ``vec_memories`` is keyed by text: vec0 keeps such a key beside a rowid of its own."""
+    row = con.execute("SELECT type FROM pragma_table_info('vec_memories_rowids') WHERE name = 'id'").fetchone()
+    return row is not None and row[0].upper() == "TEXT"
+
+
 @dataclass(frozen=True)
 class _Reference:
-    """One column of a foreign key."""
+    """One column of a foreign key, and all pairs of columns of that key."""
 
     table: str
     column: str
     target: str
     target_column: str
     action: str
-    composite: bool
+    pairs: tuple[tuple[str, str], ...]
 
 
 def _references(con: sqlite3.Connection, tables: Iterable[str]) -> list[_Reference]:
@@ -237,15 +289,15 @@ def _references(con: sqlite3.Connection, tables: Iterable[str]) -> list[_Referen
         rows = con.execute(
             'SELECT id, "from", "table", "to", on_delete FROM pragma_foreign_key_list(?)', (table,)
         ).fetchall()
-        keys = [key for key, *_ in rows]
         for key, column, target, target_column, action in rows:
-            found.append(_Reference(table, column, target.lower(), target_column or "id", action, keys.count(key) > 1))
+            pairs = tuple((own, theirs or "id") for number, own, _, theirs, _ in rows if number == key)
+            found.append(_Reference(table, column, target.lower(), target_column or "id", action, pairs))
     return found
 
 
 def _sort_references(
     con: sqlite3.Connection, tables: set[str], references: list[_Reference]
-) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
+) -> tuple[dict[str, str], list[Restriction]]:
     """Tell the tables that a memory takes along from those that forbid its deletion.
 
     A memory takes a table's rows along where they can be archived with it: found by its id, in one column, with
@@ -253,15 +305,16 @@ def _sort_references(
     but for those that SQLite then sets to NULL or to their default.
     """
     owned: dict[str, str] = {}
-    if "audience_gists" in tables and _is_key(con, "audience_gists", "memory_id"):
-        owned["audience_gists"] = "memory_id"
-    restricting: list[tuple[str, str, str]] = []
+    for table in ("audience_gists", "vec_memories"):
+        if table in tables and _is_key(con, table, "memory_id"):
+            owned[table] = "memory_id"
+    restricting: dict[Restriction, None] = {}
     parents = {r.target for r in references if r.action == "CASCADE" and r.target != "memories"}
     to_memories = [r for r in references if r.target == "memories"]
     for r in to_memories:
         alone = sum(other.table == r.table for other in to_memories) == 1
         chained = r.table.lower() == "memories" or r.table.lower() in parents
-        simple = alone and not r.composite and r.target_column.lower() == "id" and not chained
+        simple = alone and len(r.pairs) == 1 and r.target_column.lower() == "id" and not chained
         if (
             r.action == "CASCADE"
             and simple
@@ -271,8 +324,8 @@ def _sort_references(
             owned[r.table] = r.column
         elif r.action not in {"SET NULL", "SET DEFAULT"} or chained:
             owned.pop(r.table, None)
-            restricting.append((r.table, r.column, r.target_column))
-    return owned, restricting
+            restricting[Restriction(r.table, r.pairs)] = None
+    return owned, list(restricting)
 
 
 def _is_key(con: sqlite3.Connection, table: str, column: str) -> bool:
@@ -360,8 +413,8 @@ def _stored_type(con: sqlite3.Connection, table: str, column: str, declared: str
             f"SELECT typeof({quote(column)}) AS class FROM {quote(table)} WHERE {rows} "
             "GROUP BY class HAVING class <> 'null' ORDER BY count(*) DESC, class LIMIT 1"
         ).fetchone()
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+    except sqlite3.Error as error:
+        if not is_of_rows(error):
             raise
         found = None  # a generated column that can't be computed for every row
     if found is not None:

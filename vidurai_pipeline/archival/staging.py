@@ -19,7 +19,8 @@ from vidurai_pipeline.archival.archive import Archive, discard, read_back
 from vidurai_pipeline.archival.comparison import Comparison, compare
 from vidurai_pipeline.archival.files import archive_errors, digest
 from vidurai_pipeline.archival.hot_store import HotStore, snapshot
-from vidurai_pipeline.archival.rows import Rejected, RowBatch, read_archived
+from vidurai_pipeline.archival.rejection import Rejected
+from vidurai_pipeline.archival.rows import RowBatch, read_archived
 from vidurai_pipeline.archival.schema import StoreSchema
 from vidurai_pipeline.errors import VerificationError
 

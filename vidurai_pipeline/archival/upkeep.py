@@ -88,6 +88,8 @@ def keep_small(
 
 def _worth_merging(con: sqlite3.Connection, purged: int) -> bool:
     """Whether so much left the search index that merging pays: it rewrites all of what stays."""
+    if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'memories_fts_docsize'").fetchone() is None:
+        return False  # made with columnsize=0: to count it would mean to read it
     (left,) = con.execute("SELECT count(*) FROM memories_fts_docsize").fetchone()
     return purged > left * _MERGE_SHARE
 
