@@ -1,15 +1,20 @@
 """One row that can't be read, told from others or deleted is named, and does not keep the others."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.errors import HotStoreWarning
-from vidurai_pipeline_tests.archival.test_odd_rows import WAITING, change, flush, insert
+from vidurai_pipeline.archival.backlog import count
+from vidurai_pipeline.archival.hot_store import HotStore
+from vidurai_pipeline.archival.purge import Purger
+from vidurai_pipeline.errors import HotStoreWarning, SchemaError
+from vidurai_pipeline_tests.archival.test_odd_rows import WAITING, archived, change, flush, insert
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
@@ -121,3 +126,191 @@ def test_a_trigger_that_fails_for_some_rows_keeps_those_alone(sample_store: Stor
     (note,) = result.notes
     assert "3 memories can't be deleted from the hot store, whose own triggers or foreign keys forbid it" in note
     assert note.endswith(", ".join(map(str, held)))
+
+
+def small_store(
+    folder: Path, columns: str = "", *, id_: str = "id INTEGER PRIMARY KEY", encoding: str = "UTF-8"
+) -> Path:
+    """A store of 20 ARCHIVED memories of few columns."""
+    db = folder / "vidurai.db"
+    change(
+        db,
+        f"PRAGMA encoding = '{encoding}'",
+        f"CREATE TABLE memories ({id_}, verbatim TEXT, tags TEXT, project_id INTEGER, created_at TEXT, "
+        f"status TEXT {columns})",
+    )
+    for number in range(1, 21):
+        change(
+            db,
+            (
+                "INSERT INTO memories (id, verbatim, tags, project_id, created_at, status) VALUES (?, ?, '[]', 1, 't', "
+                "'ARCHIVED')",
+                (number, f"memory {number}"),
+            ),
+        )
+    return db
+
+
+@pytest.mark.parametrize(("encoding", "order"), [("UTF-16le", "little"), ("UTF-16be", "big")])
+def test_lone_surrogates_are_rejected_not_paired_with_what_follows(tmp_path: Path, encoding: str, order: str) -> None:
+    db = small_store(tmp_path, encoding=encoding)
+    change(
+        db,
+        "CREATE TABLE audience_gists (id INTEGER PRIMARY KEY, memory_id INTEGER REFERENCES memories(id) "
+        "ON DELETE CASCADE, gist TEXT)",
+    )
+    units = {1: (0x41, 0xD800, 0x42), 2: (0x41, 0xD800), 3: (0x41, 0xDC00, 0x42), 4: (0xD83D, 0xDE00), 5: (0x928,)}
+    for id_, text in units.items():
+        raw = b"".join(unit.to_bytes(2, order) for unit in text).hex()  # pyright: ignore[reportArgumentType]
+        change(
+            db,
+            f"UPDATE memories SET verbatim = CAST(x'{raw}' AS TEXT) WHERE id = {id_}",
+            f"INSERT INTO audience_gists (memory_id, gist) VALUES ({id_ + 10}, CAST(x'{raw}' AS TEXT))",
+        )
+    result = flush(db)
+    assert {(r.id, r.column) for r in result.rejected} == {
+        *((id_, "verbatim") for id_ in (1, 2, 3)),
+        *((id_, "audience_gists.gist") for id_ in (11, 12, 13)),
+    }
+    assert result == 14
+    assert archived(db, 4)["verbatim"] == "\U0001f600"
+    assert archived(db, 15)["audience_gists"] == [{"id": 5, "gist": "न"}]
+
+
+@pytest.mark.parametrize("bad", [{1}, {5}, {20}, set(range(1, 21))])
+def test_it_may_be_the_first_row_that_cannot_be_read_or_every_one(tmp_path: Path, bad: set[int]) -> None:
+    db = small_store(tmp_path)
+    for id_ in bad:
+        change(db, ("UPDATE memories SET tags = '{' WHERE id = ?", (id_,)))
+    change(db, FIRST_TAG_AS_TEXT)
+    result = flush(db)
+    assert (result, {r.id for r in result.rejected}) == (20 - len(bad), bad)
+    with RepoAnalyst(tmp_path / "archive", hot_store=db) as analyst, pytest.warns(HotStoreWarning):
+        assert analyst.query_archive("SELECT count(*) AS n FROM memories") == [{"n": 20}]
+
+
+def test_a_memory_without_an_id_may_have_such_a_column_too(tmp_path: Path) -> None:
+    db = small_store(tmp_path, id_="id INT PRIMARY KEY")
+    change(db, "INSERT INTO memories (verbatim, tags, status) VALUES ('v', '{', 'ARCHIVED')", FIRST_TAG_AS_TEXT)
+    result = flush(db)
+    assert (result, [(r.id, r.column) for r in result.rejected]) == (20, [(None, "id")])
+
+
+def test_a_gist_with_a_column_that_cannot_be_computed(tmp_path: Path) -> None:
+    db = small_store(tmp_path)
+    change(
+        db,
+        "CREATE TABLE audience_gists (memory_id INTEGER REFERENCES memories(id) ON DELETE CASCADE, gist TEXT)",
+        "INSERT INTO audience_gists VALUES (3, '{}'), (4, '{bad')",
+        "ALTER TABLE audience_gists ADD COLUMN j TEXT AS (json(gist)) VIRTUAL",
+    )
+    result = flush(db)
+    assert (result, [(r.id, r.column) for r in result.rejected]) == (19, [(4, "audience_gists")])
+    with (
+        RepoAnalyst(tmp_path / "archive", hot_store=db) as analyst,
+        pytest.warns(HotStoreWarning, match="memory 4: audience_gists"),
+    ):
+        assert analyst.query_archive("SELECT count(*) AS n FROM memories") == [{"n": 20}]
+
+
+@pytest.mark.parametrize("odd", ["zz", 9.3e18, None, b"\xff", -1e300])
+def test_a_restored_store_with_an_odd_id_is_archived_once_and_counted(tmp_path: Path, odd: object) -> None:
+    db = small_store(tmp_path, id_="id INT PRIMARY KEY")
+    change(db, ("INSERT INTO memories (id, verbatim, status) VALUES (?, 'v', 'ARCHIVED')", (odd,)))
+    backup = shutil.copy(db, tmp_path / "backup.db")
+    assert flush(db) == 20
+    for path in tmp_path.glob("vidurai.db*"):
+        path.unlink()
+    shutil.copy(backup, db)
+    counted = count(HotStore(db))
+    assert (counted.waiting, counted.total) == (21, 21)
+    again = flush(db)
+    assert (again, again.purged) == (0, 20)
+    assert [r.id for r in again.rejected] == [odd if not isinstance(odd, bytes) else None]
+
+
+@pytest.mark.parametrize(("columns", "kind"), [(1_100, "TEXT"), (1_894, "INT"), (1_894, "TEXT")])
+def test_a_very_wide_table(tmp_path: Path, columns: int, kind: str) -> None:
+    db = small_store(tmp_path, "".join(f", x{n} {kind}" for n in range(columns)))
+    change(db, f"UPDATE memories SET x{columns - 1} = id")
+    assert flush(db) == 20
+    assert archived(db, 7)[f"x{columns - 1}"] == (7 if kind == "INT" else "7")
+
+
+def test_a_table_that_is_too_wide_is_refused(tmp_path: Path) -> None:
+    db = small_store(tmp_path, "".join(f", x{n} INT" for n in range(1_895)))
+    with pytest.raises(SchemaError, match=r"has 1,901 columns in `memories`: with more than 1,900 it can't be read"):
+        flush(db)
+
+
+def test_a_key_of_two_columns_holds_only_what_it_refers_to(tmp_path: Path) -> None:
+    db = small_store(tmp_path)
+    change(
+        db,
+        "CREATE UNIQUE INDEX both ON memories (id, project_id)",
+        "CREATE TABLE links (note TEXT, m INTEGER, p INTEGER, "
+        "FOREIGN KEY (m, p) REFERENCES memories(id, project_id) ON DELETE CASCADE)",
+        "INSERT INTO links VALUES ('n', 6, 1)",
+    )
+    result = flush(db)
+    assert result == 19
+    (rejected,) = result.rejected
+    assert (rejected.id, rejected.reason) == (
+        6,
+        "still referred to by links.m, p, whose rows can't be archived with it",
+    )
+
+
+def test_a_gist_that_a_trigger_keeps_holds_its_memory(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    held = insert(db)
+    change(
+        db,
+        "CREATE TABLE g AS SELECT * FROM audience_gists",
+        "DROP TABLE audience_gists",
+        "CREATE TABLE audience_gists (id INTEGER PRIMARY KEY, memory_id INTEGER, audience TEXT, gist TEXT, "
+        "created_at TIMESTAMP)",
+        "INSERT INTO audience_gists SELECT * FROM g",
+        "DROP TABLE g",
+        ("INSERT INTO audience_gists (memory_id, audience, gist) VALUES (?, 'ai', 'g')", (held,)),
+        f"CREATE TRIGGER kept BEFORE DELETE ON audience_gists WHEN old.memory_id = {held} BEGIN "
+        "SELECT RAISE(IGNORE); END",
+    )
+    before = hot_rows(db)
+    result = flush(db)
+    assert (result, result.kept) == (WAITING, 1)
+    assert_one_tier(before, db, db.parent / "archive")
+
+
+def test_an_index_without_sizes_is_cleaned_without_a_note(tmp_path: Path) -> None:
+    db = small_store(tmp_path)
+    change(
+        db,
+        "CREATE VIRTUAL TABLE memories_fts USING fts5(memory_id, verbatim, columnsize=0)",
+        "INSERT INTO memories_fts (rowid, memory_id, verbatim) SELECT id, id, verbatim FROM memories",
+    )
+    result = flush(db)
+    assert (result, result.notes) == (20, [])
+
+
+def test_rows_that_refuse_do_not_make_the_lock_be_held_for_long(tmp_path: Path) -> None:
+    """What fails at once took no time, which is no reason to try more at a time."""
+    db = small_store(tmp_path)
+    change(
+        db,
+        "INSERT INTO memories SELECT id + 20 * n, verbatim, tags, project_id, created_at, status FROM memories, "
+        "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 200) SELECT n FROM c)",
+        "CREATE TRIGGER refuses BEFORE DELETE ON memories WHEN old.id <= 2000 BEGIN SELECT RAISE(FAIL, 'no'); END",
+    )
+    sizes = []
+    delete = Purger._delete
+
+    def noted(purger: Purger, ids: list[int]) -> set[int]:
+        sizes.append(len(ids))
+        return delete(purger, ids)
+
+    with mock.patch.object(Purger, "_delete", noted):
+        result = flush(db)
+    assert (result, result.kept) == (2_020, 2_000)
+    refused = sizes[: next(n for n, size in enumerate(sizes) if sum(sizes[: n + 1]) >= 2_000)]
+    assert max(refused) == sizes[0]

@@ -40,10 +40,10 @@ def vector_python() -> str:
 
 @pytest.fixture
 def drive(vector_python: str) -> Callable[..., Any]:
-    def run(command: str, db: Path, **environment: str) -> Any:
+    def run(*arguments: str | Path) -> Any:
         done = subprocess.run(
-            [vector_python, DRIVER, command, db],
-            env={**_environment(), **environment},
+            [vector_python, DRIVER, *arguments],
+            env=_environment(),
             capture_output=True,
             text=True,
             check=False,
@@ -108,3 +108,35 @@ def test_without_the_extension_a_memory_with_a_vector_stays(
     assert drive("flush", db)["archived"] == len(with_vector)
     assert archived_ids(db) == set()
     assert set(cold_vectors(db.parent / "archive")) >= with_vector
+
+
+KINDS = {
+    "plain": None,
+    "plain with a key": None,
+    "text key": "has a vector in a table that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`",
+    "no key": "has a vector in a table that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("extension", [True, False])
+def test_a_vector_in_a_table_of_another_kind_goes_with_its_memory_or_holds_it(
+    sample_store: Callable[[str], Path],
+    drive: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    extension: bool,
+) -> None:
+    db = sample_store("schema_v7")
+    drive("other", kind, db)
+    archived = archived_ids(db)
+    monkeypatch.setitem(sys.modules, "sqlite_vec", None)
+    archiver = MemoryArchiver(db, db.parent / "archive")
+    done = drive("flush", db) if extension else archiver.flush_archived_memories().to_dict()
+    reason = KINDS[kind]
+    if reason and not extension:
+        reason = "has a vector, which can't be read: install sqlite-vec, under a Python whose sqlite3 module can load"
+    assert [(row["id"], row["column"]) for row in done["rejected"]] == ([(3, "vec_memories")] if reason else [])
+    assert all(row["reason"].startswith(reason or "") for row in done["rejected"])
+    assert archived_ids(db) == ({"3"} if reason else set())
+    assert done["archived"] == len(archived) - (1 if reason else 0)

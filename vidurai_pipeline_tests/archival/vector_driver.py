@@ -3,6 +3,7 @@
 python vector_driver.py add STORE         give every third memory a vector, and print what was given
 python vector_driver.py flush STORE       archive
 python vector_driver.py race STORE        archive, while the vector of one memory changes before the purge
+python vector_driver.py other KIND STORE  give memory 3 a vector in a table of another kind
 python vector_driver.py read STORE        print the vectors that the store holds
 """
 
@@ -66,5 +67,27 @@ def race(path: Path) -> None:
     sys.stdout.write(json.dumps({"changed": changed, "kept": kept}))
 
 
+def other(kind: str, path: Path) -> None:
+    con = connect(path)
+    con.execute("UPDATE memories SET status = 'ARCHIVED' WHERE id IN (1, 2, 3)")
+    if kind == "plain":
+        con.execute("CREATE TABLE vec_memories (memory_id INTEGER PRIMARY KEY, embedding BLOB)")
+        con.execute("INSERT INTO vec_memories VALUES (3, x'01')")
+    elif kind == "plain with a key":
+        con.execute("CREATE TABLE vec_memories (memory_id INTEGER REFERENCES memories(id) ON DELETE CASCADE, e BLOB)")
+        con.execute("INSERT INTO vec_memories VALUES (3, x'01')")
+    elif kind == "text key":
+        con.execute("CREATE VIRTUAL TABLE vec_memories USING vec0(memory_id TEXT PRIMARY KEY, embedding float[4])")
+        con.execute("INSERT INTO vec_memories VALUES ('3', '[1,2,3,4]')")
+    else:
+        con.execute("CREATE VIRTUAL TABLE vec_memories USING vec0(embedding float[4])")
+        con.execute("INSERT INTO vec_memories (rowid, embedding) VALUES (3, '[1,2,3,4]')")
+    con.commit()
+    con.close()
+
+
 if __name__ == "__main__":
-    {"add": add, "flush": flush, "race": race, "read": read}[sys.argv[1]](Path(sys.argv[2]))
+    if sys.argv[1] == "other":
+        other(sys.argv[2], Path(sys.argv[3]))
+    else:
+        {"add": add, "flush": flush, "race": race, "read": read}[sys.argv[1]](Path(sys.argv[2]))
