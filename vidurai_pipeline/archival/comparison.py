@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from vidurai_pipeline.archival.hot_store import json_ids
-from vidurai_pipeline.archival.schema import PYTHON_TYPES, Column, Satellite, StoreSchema, is_of_rows, quote
+from vidurai_pipeline.archival.schema import PYTHON_TYPES, Column, Satellite, StoreSchema
+from vidurai_pipeline.archival.sql import is_of_rows, quote
 
 _TERMS = 50
 

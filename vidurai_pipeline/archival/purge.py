@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from vidurai_pipeline.archival.comparison import compare
 from vidurai_pipeline.archival.hot_store import data_version, json_ids
-from vidurai_pipeline.archival.schema import StoreSchema, is_of_rows, quote
+from vidurai_pipeline.archival.schema import StoreSchema
 from vidurai_pipeline.archival.search_index import SearchIndex
+from vidurai_pipeline.archival.sql import is_of_rows, quote
 
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.030

@@ -17,7 +17,7 @@ from vidurai_pipeline.archival.hot_store import HotStore, data_version, json_ids
 from vidurai_pipeline.archival.pending import Pending
 from vidurai_pipeline.archival.purge import PurgeCount, Purger
 from vidurai_pipeline.archival.results import Progress, Purge, unwatched
-from vidurai_pipeline.archival.schema import quote
+from vidurai_pipeline.archival.sql import quote
 from vidurai_pipeline.errors import VerificationError
 
 _NAMED = 10

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from vidurai_pipeline.archival.hot_store import json_ids
-from vidurai_pipeline.archival.schema import Restriction, StoreSchema, quote, vectors_have_text_keys
+from vidurai_pipeline.archival.references import Restriction
+from vidurai_pipeline.archival.schema import StoreSchema, vectors_have_text_keys
+from vidurai_pipeline.archival.sql import quote
 
 
 @dataclass(frozen=True)

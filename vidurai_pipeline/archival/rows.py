@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from vidurai_pipeline.archival.hot_store import BrokenText, Unreadable, json_ids, tolerant_text
 from vidurai_pipeline.archival.rejection import Rejected, reject_broken_utf16, reject_referenced, reject_vectors
-from vidurai_pipeline.archival.schema import PYTHON_TYPES, SPECIFIED, Column, Satellite, StoreSchema, is_of_rows, quote
+from vidurai_pipeline.archival.schema import PYTHON_TYPES, SPECIFIED, Column, Satellite, StoreSchema
+from vidurai_pipeline.archival.sql import is_of_rows, quote
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 24 * 1024 * 1024

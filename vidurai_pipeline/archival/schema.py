@@ -12,6 +12,8 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from vidurai_pipeline.archival.references import Restriction, refuse_greedy_triggers, sort_references
+from vidurai_pipeline.archival.sql import is_of_rows, quote
 from vidurai_pipeline.errors import SchemaError
 
 #: The columns of the specification, in its order, with its types.
@@ -69,23 +71,6 @@ _ENCODINGS = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"
 _STORAGE_CLASSES = {"integer": pa.int64(), "text": pa.string(), "real": pa.float64(), "blob": pa.binary()}
 
 
-def is_of_rows(error: sqlite3.Error) -> bool:
-    """Whether an error comes of what a row holds, or of the store's own rules for it, and not of the whole store."""
-    if "decode" in str(error):
-        return True  # Python's own, without a code
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in {
-        sqlite3.SQLITE_ERROR,
-        sqlite3.SQLITE_CONSTRAINT,
-        sqlite3.SQLITE_MISMATCH,
-        sqlite3.SQLITE_TOOBIG,
-    }
-
-
-def quote(name: str) -> str:
-    """Quote an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 @dataclass(frozen=True)
 class Column:
     """One column of a table: its name and declared type in SQLite, its name and type in Parquet."""
@@ -127,21 +112,13 @@ class Satellite:
 
 
 @dataclass(frozen=True)
-class Restriction:
-    """A foreign key whose rows hold on to the memories that they refer to: pairs of its column and theirs."""
-
-    table: str
-    columns: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
 class StoreSchema:
     """What archival needs to know of one hot store."""
 
     columns: tuple[Column, ...]
     satellites: tuple[Satellite, ...]
     #: What refers to memories and forbids their deletion.
-    restricting: tuple["Restriction", ...] = ()
+    restricting: tuple[Restriction, ...] = ()
     #: The search index's table holds rows for memories, found by their ``memory_id``.
     search_index: bool = False
     #: Why the vectors in ``vec_memories`` can't be archived, if there are some that can't.
@@ -199,7 +176,7 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
         )
     tables = {name: sql or "" for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")}
     ordinary = {name for name, sql in tables.items() if not sql.upper().startswith("CREATE VIRTUAL")}
-    owned, restricting = _sort_references(con, ordinary, _references(con, sorted(ordinary)))
+    owned, restricting = sort_references(con, ordinary)
     taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
     columns = tuple(_columns(con, "memories", info, taken, "status = 'ARCHIVED'" if to_purge else "TRUE"))
     fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
@@ -231,7 +208,7 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
         names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
         search_index = "memory_id" in names
     if to_purge:
-        _refuse_greedy_triggers(con, ["memories", *owned])
+        refuse_greedy_triggers(con, ["memories", *owned])
     return StoreSchema(
         columns=columns,
         satellites=tuple(satellites),
@@ -268,101 +245,6 @@ def vectors_have_text_keys(con: sqlite3.Connection) -> bool:
     """Whether ``vec_memories`` is keyed by text: vec0 keeps such a key beside a rowid of its own."""
     row = con.execute("SELECT type FROM pragma_table_info('vec_memories_rowids') WHERE name = 'id'").fetchone()
     return row is not None and row[0].upper() == "TEXT"
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """One column of a foreign key, and all pairs of columns of that key."""
-
-    table: str
-    column: str
-    target: str
-    target_column: str
-    action: str
-    pairs: tuple[tuple[str, str], ...]
-
-
-def _references(con: sqlite3.Connection, tables: Iterable[str]) -> list[_Reference]:
-    """All foreign keys of the store."""
-    found = []
-    for table in tables:
-        rows = con.execute(
-            'SELECT id, "from", "table", "to", on_delete FROM pragma_foreign_key_list(?)', (table,)
-        ).fetchall()
-        for key, column, target, target_column, action in rows:
-            pairs = tuple((own, theirs or "id") for number, own, _, theirs, _ in rows if number == key)
-            found.append(_Reference(table, column, target.lower(), target_column or "id", action, pairs))
-    return found
-
-
-def _sort_references(
-    con: sqlite3.Connection, tables: set[str], references: list[_Reference]
-) -> tuple[dict[str, str], list[Restriction]]:
-    """Tell the tables that a memory takes along from those that forbid its deletion.
-
-    A memory takes a table's rows along where they can be archived with it: found by its id, in one column, with
-    something in the others, and taking nothing further along themselves. All other references forbid its deletion,
-    but for those that SQLite then sets to NULL or to their default.
-    """
-    owned: dict[str, str] = {}
-    for table in ("audience_gists", "vec_memories"):
-        if table in tables and _is_key(con, table, "memory_id"):
-            owned[table] = "memory_id"
-    restricting: dict[Restriction, None] = {}
-    parents = {r.target for r in references if r.action == "CASCADE" and r.target != "memories"}
-    to_memories = [r for r in references if r.target == "memories"]
-    for r in to_memories:
-        alone = sum(other.table == r.table for other in to_memories) == 1
-        chained = r.table.lower() == "memories" or r.table.lower() in parents
-        simple = alone and len(r.pairs) == 1 and r.target_column.lower() == "id" and not chained
-        if (
-            r.action == "CASCADE"
-            and simple
-            and _is_key(con, r.table, r.column)
-            and owned.get(r.table) in {None, r.column}
-        ):
-            owned[r.table] = r.column
-        elif r.action not in {"SET NULL", "SET DEFAULT"} or chained:
-            owned.pop(r.table, None)
-            restricting[Restriction(r.table, r.pairs)] = None
-    return owned, list(restricting)
-
-
-def _is_key(con: sqlite3.Connection, table: str, column: str) -> bool:
-    """Whether a column holds integers, as ids are, and is not all that its table has."""
-    info = con.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)).fetchall()
-    declared = {name.lower(): kind.upper() for name, kind in info}
-    return len(info) > 1 and "INT" in declared.get(column.lower(), "")
-
-
-def _refuse_greedy_triggers(con: sqlite3.Connection, tables: list[str]) -> None:
-    """Refuse a store whose own triggers take rows along, or change memories, when a memory is deleted.
-
-    SQLite itself tells what a deletion would do: it asks an authorizer for each action, those of triggers included.
-    """
-    greedy: list[tuple[str, str]] = []
-
-    def watch(action: int, table: str | None, _column: str | None, _database: str | None, trigger: str | None) -> int:
-        name = (table or "").lower()
-        if trigger and not name.startswith("memories_fts"):
-            changed = action == sqlite3.SQLITE_UPDATE and name in {t.lower() for t in tables}
-            if changed or action == sqlite3.SQLITE_DELETE:
-                greedy.append((trigger, table or ""))
-        return sqlite3.SQLITE_OK
-
-    con.set_authorizer(watch)
-    try:
-        for table in tables:
-            con.execute(f"EXPLAIN DELETE FROM {quote(table)}").close()
-    except sqlite3.OperationalError as error:
-        raise SchemaError(f"lets no memory be deleted ({error}): mend that first, then run again") from None
-    finally:
-        con.set_authorizer(None)
-    for trigger, table in greedy:
-        raise SchemaError(
-            f"has a trigger `{trigger}` that deletes or changes rows of `{table}` when a memory is deleted: those "
-            "can't be archived with it, so nothing is. Drop the trigger to archive without them"
-        )
 
 
 def _columns(
