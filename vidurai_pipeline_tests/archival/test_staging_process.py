@@ -243,7 +243,7 @@ def test_however_often_it_is_interrupted_the_lock_outlasts_the_purge(sample_stor
         def slowly(*arguments):
             print("purging", flush=True)
             time.sleep(0.3)
-            delete(*arguments)
+            return delete(*arguments)
         purge.Purger._delete_portion = slowly
         def count():
             con = sqlite3.connect({str(db)!r})
