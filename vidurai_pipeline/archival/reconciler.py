@@ -262,7 +262,7 @@ class Reconciler:
 
 def _held_note(ids: list[int]) -> str:
     named = ", ".join(map(str, ids[:_NAMED])) + (f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else "")
-    what = "memory" if len(ids) == 1 else f"{len(ids):,} memories"
+    what = "1 memory" if len(ids) == 1 else f"{len(ids):,} memories"
     return (
         f"{what} can't be deleted from the hot store, whose own triggers or foreign keys forbid it, and what was "
         f"archived of them was taken back: {named}"

@@ -137,7 +137,8 @@ class _Rows:
                     names.append("NULL")  # for some it can't be computed; they are named for their ids anyway
                 else:
                     names.append(name)
-        yield from self._select(odd, selected=f"{', '.join(names)}, 0")
+        for row in self._select(odd, selected=", ".join(names)):
+            yield (*row, sum(len(value) for value in row if isinstance(value, str | bytes)))
 
     def _select(self, where: str, *values: Any, selected: str | None = None) -> sqlite3.Cursor:
         return self._con.execute(
@@ -166,6 +167,8 @@ class _Rows:
             if rows:
                 self.last = rows[-1][0]
             self._take_singly(rows, most)
+            if not rows:
+                raise
         if rows:
             self.last = rows[-1][0]
         return rows
