@@ -50,7 +50,7 @@ def _format_option(*forms: str) -> Callable[[Command], Command]:
 
 _timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=31_536_000),
     metavar="SECONDS",
     help="Stop after so many seconds; by default it may take any time.",
 )

@@ -15,13 +15,14 @@ from typing import Any, Self
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 _LAST_STANDARD = 2
 _SLOW_SECONDS = 1.0
 _SHOWN = 20
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ROWS_PER_TABLE = 1_000
 _PLACE = re.compile(r"\s*\nLINE (?P<line>\d+): (?P<excerpt>[^\n]*)\n(?P<indent> *)\^+")
 
@@ -112,9 +113,9 @@ def _tables(console: Console, names: Sequence[str], rows: Iterable[Sequence[Any]
     while True:
         part = list(itertools.islice(rows, _ROWS_PER_TABLE))
         count += len(part)
-        table = Table(*(escape(name) for name in names), header_style="bold", row_styles=["", "dim"])
+        table = Table(*(Column(_plain_text(name)) for name in names), header_style="bold", row_styles=["", "dim"])
         for row in part:
-            table.add_row(*(escape(_cell(value, null="·")) for value in row))
+            table.add_row(*(_plain_text(_cell(value, null="·")) for value in row))
         last = len(part) < _ROWS_PER_TABLE
         with console.capture() as captured:
             if part or count == 0:
@@ -170,7 +171,7 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
         return
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
-        table.add_row(f"  {escape(name)}", escape(_fact(value)))
+        table.add_row(_plain_text(f"  {name}"), _plain_text(_fact(value)))
     Console().print(table)
 
 
@@ -232,6 +233,11 @@ def _cell(value: Any, null: str = "") -> str:
     if isinstance(value, list | tuple | dict):
         return _json(value)
     return str(_plain(value)) if isinstance(value, datetime | date | bytes) else str(value)
+
+
+def _plain_text(text: str) -> Text:
+    """Text as a terminal may show it: no markup, and nothing in a memory can steer the terminal."""
+    return Text(_CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", text))
 
 
 def _flat(text: str) -> str:

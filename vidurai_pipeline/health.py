@@ -94,6 +94,9 @@ def archive_readable(
         return Finding("archive", "failed", str(error)), ArchiveSize(0, 0)
     broken, rows = [], 0
     for path in files:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            broken.append(path)
+            continue
         try:
             if thorough:
                 rows += sum(batch.num_rows for batch in read_back(path, ["id"]))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from vidurai_pipeline import display
 from vidurai_pipeline.analytics.limits import MORE_MEMORY
 from vidurai_pipeline.analytics.query import unique_names
 from vidurai_pipeline.archival.archiver import MemoryArchiver
@@ -51,6 +52,19 @@ def test_json_keeps_every_digit_of_a_decimal(home: Path) -> None:
     )
     done = cli("query", f"SELECT {columns} FROM history", "--format", "json")
     assert json.loads(done.stdout) == [{"short": 0.1, "long": values["long"], "tiny": values["tiny"], "sum": 7}]
+
+
+def test_a_terminal_is_shown_the_text_as_it_is_and_not_steered_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("TERM", "dumb")
+    texts = [r"\[0-9]+", "a\\", "[red]x[/red]", "tab\tnew\nline", "\x1b]0;pwned\x07 \x1b[2J \x9b"]
+    display.print_rows(["x"], [[text] for text in texts], "table")
+    shown = out.getvalue()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
+    for text in (*texts[:3], r"\x1b]0;pwned\x07 \x1b[2J \x9b"):
+        assert text in shown
 
 
 @pytest.fixture

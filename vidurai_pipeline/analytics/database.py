@@ -90,6 +90,10 @@ class ArchiveDatabase:
                 try:
                     self._connection, self.files = self._open(files), files
                     break
+                except RuntimeError as error:
+                    if "interrupted" not in str(error):
+                        raise
+                    raise KeyboardInterrupt from None  # what DuckDB's client makes of Ctrl-C
                 except duckdb.Error as error:
                     if last or list_files(self.base) == files:  # else a file was withdrawn meanwhile
                         raise self.explained(str(error), bound=False) from None

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BATCH = 10_000
+_LONGEST = 31_536_000  # a year: waiting takes no larger number
 _TRAINING = """
     SELECT id, verbatim, gist, salience, outcome, access_count, created_at, archived_at, file_path, event_type
     FROM history
@@ -71,7 +72,8 @@ class RepoAnalyst:
     that are there when it starts. The analyst may be shared by threads; each query has a cursor of its own.
 
     On a connection of the caller's (``connection=``), the views are temporary ones, made anew by each query that
-    finds the archive changed. Memory, threads and what else its SQL may do remain the caller's affair.
+    finds the archive changed. Memory, threads and what else its SQL may do remain the caller's affair; only one thread
+    at a time may then use the analyst, and answers are held in memory.
     """
 
     def __init__(
@@ -102,10 +104,11 @@ class RepoAnalyst:
         settings = load_settings()
         if connection is not None and (memory_limit is not None or threads is not None):
             raise ConfigError("memory_limit and threads can't be set on a connection that is passed in")
-        if timeout is not None and timeout <= 0:
-            raise ConfigError(f"timeout must be more than 0 seconds: {timeout}")
+        if timeout is not None and not 0 < timeout <= _LONGEST:
+            raise ConfigError(f"timeout must be more than 0 seconds and at most {_LONGEST:,}: {timeout}")
         self.archive_base = (archive_base or settings.archive_path).expanduser().absolute()
         self._timeout = timeout
+        self._shared = connection is not None
         self._database = ArchiveDatabase(
             self.archive_base, connection, memory_limit or settings.memory_limit, threads or settings.threads
         )
@@ -178,9 +181,13 @@ class RepoAnalyst:
             QueryError: as for :meth:`query_archive`; also while the batches are read.
             ArchiveError: as for :meth:`query_archive`; also while the batches are read.
         """
-        query, reader = self._ask(
-            sql, parameters, lambda connection, text: connection.sql(text, params=parameters).to_arrow_reader(_BATCH)
-        )
+
+        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatchReader:
+            answer = connection.sql(text, params=parameters)
+            # On a connection that others use, the next query would end this one.
+            return answer.to_arrow_table().to_reader(_BATCH) if self._shared else answer.to_arrow_reader(_BATCH)
+
+        query, reader = self._ask(sql, parameters, fetch)
 
         def batches() -> Iterator[pa.RecordBatch]:
             # The query holds the connection that the reader reads from.
@@ -212,11 +219,20 @@ class RepoAnalyst:
             ArchiveError: as for :meth:`query_archive`; also while the rows are read.
             HotStoreError: as for :meth:`query_archive`.
         """
-        query, result = self._ask(sql, parameters, lambda connection, text: connection.execute(text, parameters))
-        names = unique_names([column[0] for column in result.description or ()])
+
+        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], Callable[[], list[tuple]]]:
+            result = connection.execute(text, parameters)
+            names = unique_names([column[0] for column in result.description or ()])
+            if not self._shared:
+                return names, lambda: result.fetchmany(_BATCH)
+            # On a connection that others use, the next query would end this one.
+            whole = iter([result.fetchall()])
+            return names, lambda: next(whole, [])
+
+        query, (names, more) = self._ask(sql, parameters, fetch)
 
         def rows() -> Iterator[tuple[Any, ...]]:
-            while batch := self._next(query, lambda: result.fetchmany(_BATCH)):
+            while batch := self._next(query, more):
                 yield from batch
 
         return names, iter(()) if query.about_nothing else rows()

@@ -33,7 +33,7 @@ _PLACE = re.compile(r"\n\nLINE \d+: ([^\n]*)\n *\^+\s*$")
 _CANDIDATES = re.compile(r"\n\t?Candidate functions:\n(?:\t[^\n]*\n?)+")
 _TEXT_ARGUMENT = re.compile(r"No function matches .*\((?:.*, )?(?:VARCHAR|STRING_LITERAL)\b")
 _UNKNOWN_COLUMN = re.compile(r'does not have a column named "([^"]*)"')
-_VALUE = re.compile(r"['\"(:\[{\d]|with value|\n")
+_VALUE = re.compile(r"['\"(:\[{\d]|with value|\n|(?<=specifier )")
 
 _ADVICE = "move it out of the archive or restore it from a backup"
 

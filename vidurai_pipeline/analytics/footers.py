@@ -4,6 +4,7 @@ Footers are read once per file: a listing's entry carries the file's size, times
 change is the same file.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ RESERVED = frozenset({"year", "month", "filename", "file_row_number", "file_inde
 
 _ADVICE = "move it out of the archive or restore it from a backup"
 _NUMBERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE|DECIMAL\(.*\)")
+_INTEGERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN")
+_FLOATS = re.compile(r"FLOAT|DOUBLE")
+_IN_DOUBLE = re.compile(r"U?(TINY|SMALL)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE")
 _TIMES = re.compile(r"DATE|TIMESTAMP.*")
 _FRACTIONS = re.compile(r"FLOAT|DOUBLE|DECIMAL\(\d+,[1-9]\d*\)")
 
@@ -90,7 +94,7 @@ class Footers:
             types.setdefault(name.lower(), set()).add(type_)
         for name, type_ in ((str(row[0]), str(row[1])) for row in rows):
             if name.lower() not in BASE_COLUMNS and name.lower() not in RESERVED:
-                merged[name] = _united(types.get(name.lower(), {type_}), type_)
+                merged[name] = united(types.get(name.lower(), {type_}), type_)
         _check_nested(samples, merged, base)
         return merged
 
@@ -118,6 +122,8 @@ def lacks_resources(error: duckdb.Error) -> bool:
 def broken_message(base: Path, broken: Sequence[ArchiveFile]) -> str:
     """Name the first broken file, how many more there are, and what to do."""
     more = f" ({len(broken) - 1} more like it)" if len(broken) > 1 else ""
+    if not os.access(base / broken[0].relative, os.R_OK):
+        return f"{base / broken[0].relative} can't be read: it is not readable for this user{more}"
     return f"{base / broken[0].relative} is not a readable Parquet file{more}: {_ADVICE}"
 
 
@@ -167,19 +173,24 @@ def _after(elements: Sequence[tuple[str, int, str | None]], position: int) -> in
     return position
 
 
-def _united(types: set[str], common: str) -> str:
-    """The type in which a column is shown that holds several in several files; text suits all but nested ones.
+def united(types: set[str], common: str) -> str:
+    """The type in which a column is shown that holds several in several places; text suits all but nested ones.
+
+    It holds every value of each of them as it is: floats don't hold all large integers, nor decimals each other.
 
     SQLite gives a value of a column without a declared type the type that it comes with: one night's rows may hold
     numbers there, the next night's blobs.
 
     Args:
-        types: those of the files.
+        types: those of the places.
         common: what DuckDB makes of them, such as BLOB of numbers and blobs, although it can't cast the ones to it.
     """
     types = types - {'"NULL"'}
-    alike = len(types) == 1 or any(all(kind.fullmatch(t) for t in types) for kind in (_NUMBERS, _TIMES))
-    return common if types and (alike or any(map(is_nested, types))) else "VARCHAR"
+    if len(types) == 1 or any(map(is_nested, types)):
+        return common
+    if types and any(all(kind.fullmatch(type_) for type_ in types) for kind in (_INTEGERS, _FLOATS, _TIMES)):
+        return common
+    return "DOUBLE" if types and all(_IN_DOUBLE.fullmatch(type_) for type_ in types) else "VARCHAR"
 
 
 def is_nested(type_: str) -> bool:

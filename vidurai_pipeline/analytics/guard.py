@@ -186,6 +186,11 @@ def _check_node(node: dict[str, Any]) -> None:
         raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views {VIEWS}")
     if kind == "SHOW_REF" and _FILE_LIKE.search(name := _name(node, "table_name")):
         raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views {VIEWS}")
+    path = (node.get("qualified_name") or {}).get("path") or []
+    elsewhere = len(path) > 1 and str(path[0]).lower() not in {"main", "temp"}
+    if kind in {"BASE_TABLE", "SHOW_REF"} and elsewhere and str(path[-1]).lower() == "memories":
+        # In the archive's own database a view of this name only stands for the one that is made when it is asked for.
+        raise QueryError("`memories` goes by this name alone: ask for it without a database before it")
     if (name := _function(node)) in _REFUSED:
         raise QueryError(f"the function {name!r} is not allowed here: the archive can only be read")
 

@@ -6,6 +6,7 @@ analyst sees what last night added.
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -48,10 +49,10 @@ def list_files(base: Path) -> tuple[ArchiveFile, ...]:
     Raises:
         ArchiveError: the folder, or one below it, can't be listed; a file's name is one that DuckDB can't be given.
     """
-    if not base.exists():
-        require_usable(base)
-        return ()
     try:
+        if not base.exists():
+            require_usable(base)
+            return ()
         files = sorted(_walk(base, base, frozenset()), key=lambda file: file.relative)
     except NotADirectoryError:
         raise ArchiveError(f"{base} is a file, not an archive's folder: set VIDURAI_ARCHIVE") from None
@@ -84,6 +85,8 @@ def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterat
                     if entry.is_symlink():
                         raise
                     continue
+                if not stat.S_ISREG(found.st_mode):
+                    raise ArchiveError(f"{entry.path} is not a file of the archive: move it away")
                 relative = entry.path[len(str(base)) :].lstrip("/")
                 yield ArchiveFile(
                     relative, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, entry.is_symlink()

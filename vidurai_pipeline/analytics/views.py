@@ -9,7 +9,7 @@ and the files it needs: no footer is read to plan a query, and the partition col
 
 from collections.abc import Mapping, Sequence
 
-from vidurai_pipeline.analytics.footers import is_nested
+from vidurai_pipeline.analytics.footers import is_nested, united
 from vidurai_pipeline.analytics.listing import ArchiveFile, file_list, quote
 
 SUPERSEDED = "_superseded"
@@ -190,7 +190,7 @@ def _only_text_suits(one: str, other: str) -> bool:
     """Whether values of both types fit into one column as text only; DuckDB itself unites numbers, and structs."""
     if one == other or all(type_.startswith("STRUCT(") and type_.endswith(")[]") for type_ in (one, other)):
         return False
-    return any(is_nested(type_) or type_ == "BLOB" for type_ in (one, other))
+    return any(map(is_nested, (one, other))) or united({one, other}, "") == "VARCHAR"
 
 
 def _branch(source: str, selection: Sequence[str], own: Mapping[str, str], without_superseded: bool) -> str:

@@ -209,7 +209,7 @@ class Reconciler:
             return
         for path in self.archive.files():
             # A pending file's copies may yet be withdrawn, by the run of another store too: nothing to rely on.
-            if self.archive.pending.knows(path.name):
+            if self.archive.pending.knows(path.name) or not path.is_file():
                 continue
             try:
                 overlaps = self._overlaps(con, path, lowest, highest)

@@ -153,6 +153,8 @@ def archive_files(archive_base: Path) -> list[str]:
             ]
     except OSError as error:
         raise ArchiveError(f"{error.filename or archive_base} can't be listed: {error.strerror}") from error
+    if other := next((name for name in files if Path(name).exists() and not Path(name).is_file()), None):
+        raise ArchiveError(f"{other} is not a file of the archive: move it away")  # a pipe would be waited for
     return sorted(files)
 
 

@@ -2,6 +2,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import duckdb
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.analytics.views import Views
 from vidurai_pipeline.errors import ConfigError, QueryError
 from vidurai_pipeline_tests.analytics.archives import BASE, OWN, REFERENCE, memory, write
 
@@ -400,6 +402,32 @@ def test_a_connection_of_the_callers_gets_the_views(tmp_path: Path):
         connection.execute("SET threads = 1")  # still the caller's
     with duckdb.connect(str(database)) as connection:
         assert connection.execute("FROM history").fetchall() == [("mine",)]
+
+
+def test_answers_on_a_connection_of_the_callers_do_not_end_each_other(tmp_path: Path):
+    write(tmp_path, [memory(n) for n in range(3)])
+    with duckdb.connect() as connection:
+        analyst = RepoAnalyst(tmp_path, connection=connection)
+        _, first = analyst.query_rows("SELECT id FROM history ORDER BY id")
+        reader = analyst.query_arrow("SELECT id FROM history ORDER BY id")
+        _, second = analyst.query_rows("SELECT 'B' AS x FROM history")
+        analyst.query_archive("SELECT 1")
+        assert (list(first), list(second)) == ([(0,), (1,), (2,)], [("B",)] * 3)
+        assert reader.read_all().to_pylist() == [{"id": 0}, {"id": 1}, {"id": 2}]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), 1e300])
+def test_a_time_limit_that_is_none_is_refused(tmp_path: Path, timeout: float):
+    with pytest.raises(ConfigError, match="timeout must be more than 0 seconds and at most 31,536,000"):
+        RepoAnalyst(tmp_path, timeout=timeout)
+
+
+def test_ctrl_c_while_the_archive_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """DuckDB's client makes another error of it."""
+    write(tmp_path, [memory(1)])
+    monkeypatch.setattr(Views, "superseded_places", mock.Mock(side_effect=RuntimeError("Query interrupted")))
+    with pytest.raises(KeyboardInterrupt):
+        RepoAnalyst(tmp_path).query_archive("SELECT 1")
 
 
 def test_settings_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import itertools
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,10 @@ import pytest
 
 from vidurai_pipeline.analytics import engine
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.health import archive_readable
+from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline_tests.analytics.archives import BASE, OWN, memory, write
 
 
@@ -184,6 +188,57 @@ def test_nested_values_that_cannot_be_united_are_named_where_they_are_asked_for(
     assert str(caught.value).endswith(
         "; ask without that column, and move the file out of the archive only if another program wrote it"
     )
+
+
+@pytest.mark.parametrize(
+    ("types", "values", "shown"),
+    [
+        ((pa.int64(), pa.float64()), (2**53 + 1, 0.5), ("9007199254740993", "0.5")),
+        ((pa.int32(), pa.float32()), (16_777_217, 0.5), (16_777_217.0, 0.5)),
+        ((pa.int64(), pa.int8()), (2**53 + 1, 5), (2**53 + 1, 5)),
+        ((pa.uint64(), pa.int8()), (2**64 - 1, -5), (2**64 - 1, -5)),
+        ((pa.float32(), pa.float64()), (0.5, 0.1), (0.5, 0.1)),
+        (
+            (pa.decimal128(38, 30), pa.decimal128(38, 0)),
+            (decimal.Decimal("0.125"), decimal.Decimal(7)),
+            (f"0.125{'0' * 27}", "7"),
+        ),
+        ((pa.decimal128(30, 2), pa.float64()), (decimal.Decimal("1234567890123456789.25"), 0.5), None),
+    ],
+    ids=str,
+)
+def test_numbers_of_several_types_keep_every_digit(tmp_path: Path, types: tuple, values: tuple, shown: tuple | None):
+    for number, (type_, value) in enumerate(zip(types, values, strict=True), start=1):
+        write(tmp_path, [memory(number, extra=value)], f"2024-1{number}", schema=OWN.append(pa.field("extra", type_)))
+    rows = RepoAnalyst(tmp_path).query_archive("SELECT extra FROM history ORDER BY id")
+    assert tuple(row["extra"] for row in rows) == (shown or ("1234567890123456789.25", "0.5"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path, kind: str):
+    write(tmp_path, [memory(1)])
+    odd = tmp_path / "year=2024" / "month=12" / "odd.parquet"
+    if kind == "folder":
+        odd.mkdir()
+        assert RepoAnalyst(tmp_path).query_archive("SELECT id FROM history") == [{"id": 1}]
+        return
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("/dev/zero")
+    with pytest.raises(ArchiveError, match=f"{odd} is not a file of the archive"):
+        RepoAnalyst(tmp_path).query_archive("SELECT 1")
+    assert f"{odd} is not a file of the archive" in DreamCycle(tmp_path, tmp_path / "q.json").run()["error"]
+    found, _ = archive_readable(Archive(tmp_path), thorough=True)
+    assert (found.status, str(odd) in found.detail) == ("failed", True)
+
+
+def test_a_file_that_this_user_may_not_read_is_not_called_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path, [memory(1)])
+    truncated(path)  # as DuckDB fails for another user, whom root is not
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ArchiveError, match=f"{path} can't be read: it is not readable for this user"):
+        RepoAnalyst(tmp_path).query_archive("SELECT 1")
 
 
 def test_columns_may_have_any_name(tmp_path: Path):

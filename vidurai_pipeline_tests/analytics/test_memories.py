@@ -14,7 +14,7 @@ import pytest
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreError, HotStoreWarning, QueryError
-from vidurai_pipeline_tests.analytics.archives import OWN, changing, memory, small_store, write
+from vidurai_pipeline_tests.analytics.archives import OWN, SCHEMA, changing, memory, small_store, write
 
 Store = Callable[[str], Path]
 
@@ -71,6 +71,34 @@ def test_wherever_a_statement_names_them(both: RepoAnalyst, sql: str):
 @pytest.mark.parametrize("sql", ["DESCRIBE memories", "SHOW memories", "SUMMARIZE memories", "EXPLAIN FROM memories"])
 def test_what_describes_them(both: RepoAnalyst, sql: str):
     assert both.query_archive(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) FROM memory.main.memories",
+        "FROM memory.memories WHERE tier = 'hot'",
+        "EXPLAIN FROM memory.main.memories",
+        "DESCRIBE memory.memories",
+        'SUMMARIZE "MEMORY"."Memories"',
+        "SELECT (SELECT max(id) FROM memory.memories)",
+    ],
+)
+def test_they_are_never_taken_for_what_only_stands_for_them(both: RepoAnalyst, sql: str):
+    with pytest.raises(QueryError, match="`memories` goes by this name alone"):
+        both.query_archive(sql)
+
+
+def test_a_column_of_other_types_in_either_tier_keeps_every_value(tmp_path: Path):
+    db = small_store(
+        tmp_path / "vidurai.db",
+        {"id": 1, "n": 2**53 + 1, "seen": 5},
+        schema=SCHEMA.replace("outcome INTEGER", "outcome INTEGER, n INTEGER, seen INTEGER"),
+    )
+    files = OWN.append(pa.field("n", pa.float64())).append(pa.field("seen", pa.timestamp("us")))
+    write(tmp_path / "archive", [memory(2, n=0.5, seen=datetime(2024, 3, 1))], schema=files)
+    rows = RepoAnalyst(tmp_path / "archive", hot_store=db).query_archive("SELECT n, seen FROM memories ORDER BY id")
+    assert rows == [{"n": "9007199254740993", "seen": "5"}, {"n": "0.5", "seen": "2024-03-01 00:00:00"}]
 
 
 def test_the_hot_store_is_not_touched_unless_it_is_named(both: RepoAnalyst):
