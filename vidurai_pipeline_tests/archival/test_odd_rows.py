@@ -261,122 +261,6 @@ def test_a_trigger_that_puts_the_row_back(sample_store: Store) -> None:
     assert_one_tier(before, db, db.parent / "archive")
 
 
-@pytest.mark.parametrize("options", ["content=''", "content='memories', content_rowid='id'"])
-def test_a_search_index_without_content_is_left_to_its_triggers(sample_store: Store, options: str) -> None:
-    db = sample_store("schema_v7")
-    change(
-        db,
-        "DROP TABLE memories_fts",
-        f"CREATE VIRTUAL TABLE memories_fts USING fts5(gist, verbatim, tags, {options})",
-        "CREATE TRIGGER unindex AFTER DELETE ON memories BEGIN INSERT INTO memories_fts "
-        "(memories_fts, rowid, gist, verbatim, tags) VALUES ('delete', old.id, old.gist, old.verbatim, old.tags); END",
-        "INSERT INTO memories_fts (rowid, gist, verbatim, tags) SELECT id, gist, verbatim, tags FROM memories",
-    )
-    before = hot_rows(db)
-    assert flush(db) == WAITING
-    assert_one_tier(before, db, db.parent / "archive")
-    change(db, "INSERT INTO memories_fts (memories_fts) VALUES ('integrity-check')")
-
-
-def test_a_row_that_another_table_holds_on_to_is_rejected(sample_store: Store) -> None:
-    db = sample_store("schema_v7")
-    held, parent = insert(db), insert(db)
-    change(
-        db,
-        "CREATE TABLE citations (id INTEGER PRIMARY KEY, memory_id INTEGER REFERENCES memories(id))",
-        ("INSERT INTO citations VALUES (1, ?)", (held,)),
-        "ALTER TABLE memories ADD COLUMN parent INTEGER REFERENCES memories(id) ON DELETE CASCADE DEFAULT NULL",
-        ("UPDATE memories SET parent = ? WHERE status = 'ACTIVE' AND id < 20", (parent,)),
-    )
-    active = hot_rows(db, "status = 'ACTIVE'")
-    result = flush(db)
-    assert [r.id for r in result.rejected] == [held, parent]
-    assert "citations.memory_id" in result.rejected[0].reason
-    assert hot_rows(db, "status = 'ACTIVE'") == active
-    assert result == WAITING
-
-
-GREEDY = {
-    "notes": "DELETE FROM notes WHERE memory = old.id",
-    "memories": "DELETE FROM memories WHERE status = 'ACTIVE' AND id % 7 = old.id % 7",
-    "audience_gists": "UPDATE audience_gists SET gist = 'x' WHERE memory_id = old.id + 1",
-}
-
-
-@pytest.mark.parametrize("table", GREEDY)
-def test_a_trigger_that_takes_rows_along_is_refused_by_name(sample_store: Store, table: str) -> None:
-    db = sample_store("schema_v7")
-    change(
-        db,
-        "CREATE TABLE notes (memory INTEGER, note TEXT)",
-        f"CREATE TRIGGER greedy AFTER DELETE ON memories BEGIN {GREEDY[table]}; END",
-    )
-    before = hot_rows(db)
-    with pytest.raises(SchemaError, match=f"trigger `greedy` that deletes or changes rows of `{table}`"):
-        flush(db)
-    assert hot_rows(db) == before
-    assert not list((db.parent / "archive").rglob("*.parquet"))
-
-
-def test_a_trigger_that_only_keeps_a_log_is_no_obstacle(sample_store: Store) -> None:
-    db = sample_store("schema_v7")
-    change(
-        db,
-        "CREATE TABLE log (memory INTEGER)",
-        "CREATE TRIGGER logged AFTER DELETE ON memories BEGIN INSERT INTO log VALUES (old.id); "
-        "UPDATE projects SET last_active = 'now' WHERE id = old.project_id; END",
-    )
-    assert flush(db) == WAITING
-    con = sqlite3.connect(db)
-    assert con.execute("SELECT count(*) FROM log").fetchone() == (WAITING,)
-    con.close()
-
-
-def test_a_trigger_that_can_never_run_is_noticed_before_anything_is_written(sample_store: Store) -> None:
-    db = sample_store("schema_v7")
-    change(db, "CREATE TRIGGER bad AFTER DELETE ON memories BEGIN SELECT no_such_function(old.id); END")
-    with pytest.raises(SchemaError, match="lets no memory be deleted"):
-        flush(db)
-    assert not list((db.parent / "archive").rglob("*.parquet"))
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        "links (note TEXT, to_id INTEGER REFERENCES memories(id) ON DELETE CASCADE, "
-        "from_id INTEGER REFERENCES memories(id) ON DELETE CASCADE)",
-        "links (note TEXT, from_id INTEGER REFERENCES memories(id) ON DELETE CASCADE, "
-        "to_id INTEGER REFERENCES memories(id) ON DELETE CASCADE)",
-        "links (note TEXT, from_id TEXT REFERENCES memories(id) ON DELETE CASCADE)",
-        "links (note TEXT, from_id REFERENCES memories(id) ON DELETE CASCADE)",
-        "links (from_id INTEGER PRIMARY KEY REFERENCES memories(id) ON DELETE CASCADE)",
-    ],
-)
-def test_rows_that_a_cascade_would_take_along_unarchived_hold_their_memory(sample_store: Store, table: str) -> None:
-    db = sample_store("schema_v7")
-    held = insert(db)
-    change(db, f"CREATE TABLE {table}", ("INSERT INTO links (from_id) VALUES (?)", (str(held),)))
-    result = flush(db)
-    assert [r.id for r in result.rejected] == [held]
-    assert result == WAITING
-    con = sqlite3.connect(db)
-    assert con.execute("SELECT count(*) FROM links").fetchone() == (1,)
-    con.close()
-
-
-def test_a_cascade_by_another_column_holds_the_memory(sample_store: Store) -> None:
-    db = sample_store("schema_v7")
-    held = insert(db, line_number=987_654)
-    change(
-        db,
-        "UPDATE memories SET line_number = NULL WHERE line_number < 987654",
-        "CREATE UNIQUE INDEX lines ON memories (line_number)",
-        "CREATE TABLE marks (note TEXT, line INTEGER REFERENCES memories(line_number) ON DELETE CASCADE)",
-        "INSERT INTO marks VALUES ('n', 987654)",
-    )
-    assert [r.id for r in flush(db).rejected] == [held]
-
-
 def test_tables_and_columns_named_like_ours(sample_store: Store) -> None:
     db = sample_store("schema_v7")
     change(
@@ -394,20 +278,21 @@ def test_tables_and_columns_named_like_ours(sample_store: Store) -> None:
     assert sorted(value for name, value in row.items() if name.endswith("year")) == [1, 2, 3]
 
 
-def test_rows_that_a_cascade_takes_along_are_archived(sample_store: Store) -> None:
+@pytest.mark.parametrize("options", ["content=''", "content='memories', content_rowid='id'"])
+def test_a_search_index_without_content_is_left_to_its_triggers(sample_store: Store, options: str) -> None:
     db = sample_store("schema_v7")
-    id_ = insert(db)
     change(
         db,
-        "CREATE TABLE votes (voter TEXT, memory INTEGER REFERENCES memories(id) ON DELETE CASCADE, weight REAL)",
-        ("INSERT INTO votes VALUES ('a', ?, 0.5), ('b', ?, NULL), ('c', 3, 1.0)", (id_, id_)),
+        "DROP TABLE memories_fts",
+        f"CREATE VIRTUAL TABLE memories_fts USING fts5(gist, verbatim, tags, {options})",
+        "CREATE TRIGGER unindex AFTER DELETE ON memories BEGIN INSERT INTO memories_fts "
+        "(memories_fts, rowid, gist, verbatim, tags) VALUES ('delete', old.id, old.gist, old.verbatim, old.tags); END",
+        "INSERT INTO memories_fts (rowid, gist, verbatim, tags) SELECT id, gist, verbatim, tags FROM memories",
     )
-    flush(db)
-    assert archived(db, id_)["votes"] == [{"voter": "a", "weight": 0.5}, {"voter": "b", "weight": None}]
-    assert {row["id"]: row["votes"] for row in pq.read_table(db.parent / "archive").to_pylist()}.keys() >= {id_}
-    con = sqlite3.connect(db)
-    assert con.execute("SELECT count(*) FROM votes WHERE memory = ?", (id_,)).fetchone() == (0,)
-    con.close()
+    before = hot_rows(db)
+    assert flush(db) == WAITING
+    assert_one_tier(before, db, db.parent / "archive")
+    change(db, "INSERT INTO memories_fts (memories_fts) VALUES ('integrity-check')")
 
 
 def test_a_gist_that_parquet_cannot_hold_keeps_its_memory_hot(sample_store: Store) -> None:
