@@ -33,7 +33,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/installed  ## write docs/configuration.md anew from the settings
-	$(BIN)/python -m vidurai_pipeline.configuration > docs/configuration.md.part
+	$(BIN)/python docs/generate_configuration.py > docs/configuration.md.part
 	mv docs/configuration.md.part docs/configuration.md
 
 bench: $(VENV)/installed $(REFERENCE)/installed  ## compare with the reference implementation

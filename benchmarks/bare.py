@@ -8,14 +8,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vidurai_pipeline.archival.archive import Archive, read_back
 from vidurai_pipeline.archival.archiver import ROWS_WORTH_A_PROCESS
-from vidurai_pipeline.archival.hot_store import HotStore, data_version
-from vidurai_pipeline.archival.purge import Purger
-from vidurai_pipeline.archival.rows import RowBatch
-from vidurai_pipeline.archival.schema import StoreSchema
 from vidurai_pipeline.archival.staging import StagedFile, Stager
 from vidurai_pipeline.archival.staging_process import StagingProcess
+from vidurai_pipeline.cold.archive import Archive, read_back
+from vidurai_pipeline.hot.purger import Purger
+from vidurai_pipeline.hot.rows import RowBatch
+from vidurai_pipeline.hot.schema import StoreSchema
+from vidurai_pipeline.hot.store import HotStore, data_version
 
 
 class BareStore(HotStore):

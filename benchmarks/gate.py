@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vidurai_pipeline.rl.gate import HeldOut, QTable, compare
+from vidurai_pipeline.rl.evaluation import HeldOut, QTable, compare
 from vidurai_pipeline.rl.inference import Transition
 from vidurai_pipeline.rl.states import Action
 

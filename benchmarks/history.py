@@ -33,8 +33,8 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from vidurai_pipeline.archival.archive import Archive
-from vidurai_pipeline.archival.schema import SPECIFIED
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.hot.schema import SPECIFIED
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -7,9 +7,9 @@ from typing import Any
 
 import dagster as dg
 
-from vidurai_pipeline.alerts import alert_sensors
-from vidurai_pipeline.assets import archived_rows, parquet_archive, purged_rows, q_table
-from vidurai_pipeline.automation import (
+from vidurai_pipeline.defs.alerts import alert_sensors
+from vidurai_pipeline.defs.assets import archived_rows, parquet_archive, purged_rows, q_table
+from vidurai_pipeline.defs.automation import (
     dead_run_sensor,
     dream_after_failure,
     dream_job,
@@ -17,16 +17,16 @@ from vidurai_pipeline.automation import (
     maintenance,
     schedules,
 )
-from vidurai_pipeline.checks import (
+from vidurai_pipeline.defs.checks import (
     HEALTH_CHECKS,
     archive_equals_hot_store,
     q_table_is_not_worse,
     q_table_is_well_formed,
 )
-from vidurai_pipeline.config import Settings, load_settings
-from vidurai_pipeline.early_run import early_run_sensor
-from vidurai_pipeline.resources import build_resources
-from vidurai_pipeline.retention import prune_history, prune_schedule
+from vidurai_pipeline.defs.early_run import early_run_sensor
+from vidurai_pipeline.defs.resources import build_resources
+from vidurai_pipeline.defs.run_retention import prune_history, prune_schedule
+from vidurai_pipeline.settings import Settings, load_settings
 
 
 def _fresh(asset: dg.AssetsDefinition, policy: dg.FreshnessPolicy) -> dg.AssetsDefinition:

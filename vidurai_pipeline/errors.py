@@ -47,3 +47,10 @@ class QueryError(PipelineError):
 
 class QTableError(PipelineError):
     """The Q-table file is damaged or can't be written."""
+
+
+#: What to tell whoever asked a query for more than VIDURAI_MEMORY_LIMIT.
+MORE_MEMORY = (
+    "the query needs more memory than it may have: ask for less (fewer columns, a month at a time), or raise "
+    "VIDURAI_MEMORY_LIMIT"
+)

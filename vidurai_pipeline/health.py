@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.archival import backlog
-from vidurai_pipeline.archival.archive import Archive, read_back
-from vidurai_pipeline.archival.hot_store import HotStore, json_ids
-from vidurai_pipeline.archival.pending import Pending
+from vidurai_pipeline.cold.archive import Archive, read_back
+from vidurai_pipeline.cold.files import free_bytes
+from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import ArchiveError, PipelineError
+from vidurai_pipeline.hot import backlog
+from vidurai_pipeline.hot.store import HotStore, json_ids
 
 #: What is left free on a disk beside what the next run needs.
 SPARE_BYTES = 100_000_000
@@ -219,7 +220,7 @@ def disk_room(store: HotStore, archive: Archive) -> Finding:
     except PipelineError as error:
         return Finding("disk", "failed", f"what the next run needs can't be told: {error}")
     places = {archive.root: needed + SPARE_BYTES, store.path.parent: SPARE_BYTES}
-    free = {place: backlog.free_bytes(place) for place in places}
+    free = {place: free_bytes(place) for place in places}
     detail = ", ".join(f"{size / 1e9:.1f} GB free at {place}" for place, size in free.items())
     if short := [place for place in places if free[place] < places[place]]:
         wanted = " and ".join(f"{places[place] / 1e9:.1f} GB at {place}" for place in short)

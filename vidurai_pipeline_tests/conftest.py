@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vidurai_pipeline.config import Settings, load_settings
+from vidurai_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance

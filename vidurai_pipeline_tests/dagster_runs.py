@@ -9,14 +9,14 @@ from typing import Any
 
 import dagster as dg
 
-from vidurai_pipeline.config import Settings
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.settings import Settings
 
 ASSETS = ["archived_rows", "parquet_archive", "purged_rows", "q_table"]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vidurai_pipeline.archival.lock import RunLock
+from vidurai_pipeline.cold.lock import RunLock
 with RunLock(Path(sys.argv[1])).hold("test holder", 0):
     print("held", flush=True)
     time.sleep(60)

@@ -22,9 +22,9 @@ from aiosmtpd.smtp import AuthResult
 from slack_sdk import WebClient
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.settings import load_settings
 
 SECRET = "correct horse battery staple"
 

@@ -9,9 +9,9 @@ from unittest import mock
 import dagster as dg
 import pytest
 
-from vidurai_pipeline.automation import dream_after_failure
-from vidurai_pipeline.config import Settings, load_settings
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs.automation import dream_after_failure
+from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.dagster_runs import ASSETS, execute, holding, materialized
 
 

@@ -274,7 +274,7 @@ def test_ctrl_c_is_one_clear_line(home: Path) -> None:
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    raise AssertionError('not stopped')\n"
         "with mock.patch.object(MemoryArchiver, 'publish', stop):\n"
-        "    from vidurai_pipeline.cli import main; main(['run'])"
+        "    from vidurai_pipeline.cli.main import main; main(['run'])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1

@@ -12,13 +12,13 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from vidurai_pipeline import resources
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.lock import RunLock
-from vidurai_pipeline.archival.results import Batch
-from vidurai_pipeline.config import Settings, load_settings
+from vidurai_pipeline.archival.report import Batch
+from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs import resources
 from vidurai_pipeline.errors import VerificationError
+from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.dagster_runs import ASSETS, execute, holding, materialized
 from vidurai_pipeline_tests.rl.archives import memory, write_file
@@ -41,7 +41,7 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
         assert spec.description
         assert "**Next:**" in spec.description
         (reference,) = spec.metadata["dagster/code_references"].code_references
-        assert reference.file_path.endswith("vidurai_pipeline/assets.py")
+        assert reference.file_path.endswith("vidurai_pipeline/defs/assets.py")
         assert spec.kinds
         assert spec.owners
         assert spec.group_name == "memory_lifecycle"

@@ -15,7 +15,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from vidurai_pipeline.config import Settings, load_settings
+from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.processes import NOTHING_ON_ITS_OWN, dagster, running, successful_runs
 

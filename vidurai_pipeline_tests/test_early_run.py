@@ -11,11 +11,11 @@ from unittest import mock
 import dagster as dg
 import pytest
 
-from vidurai_pipeline.archival import backlog
-from vidurai_pipeline.archival.archive import Archive
-from vidurai_pipeline.config import load_settings
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.errors import LockedError
+from vidurai_pipeline.hot import backlog
+from vidurai_pipeline.settings import load_settings
 
 
 class Daemon:

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline import health
-from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.hot_store import HotStore
-from vidurai_pipeline.checks import HEALTH_CHECKS
-from vidurai_pipeline.config import load_settings
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs.checks import HEALTH_CHECKS
+from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.settings import load_settings
 
 DATA = Path(__file__).parent / "data"
 Usage = namedtuple("Usage", "total used free")

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from vidurai_pipeline import display
-from vidurai_pipeline.analytics.limits import MORE_MEMORY
 from vidurai_pipeline.analytics.query import unique_names
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.cli import output
+from vidurai_pipeline.errors import MORE_MEMORY
 from vidurai_pipeline_tests.analytics.archives import memory, write
 
 Store = Callable[[str], Path]
 PEAK = r"""
 import pathlib, re, sys
-from vidurai_pipeline import cli
+from vidurai_pipeline.cli.main import main
 try:
-    cli.main()
+    main.main()
 finally:
     # In kB. Of the resources used, getrusage() would count those of the process that this one was forked from.
     status = pathlib.Path("/proc/self/status").read_text()
@@ -60,7 +60,7 @@ def test_a_terminal_is_shown_the_text_as_it_is_and_not_steered_by_it(monkeypatch
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("TERM", "dumb")
     texts = [r"\[0-9]+", "a\\", "[red]x[/red]", "tab\tnew\nline", "\x1b]0;pwned\x07 \x1b[2J \x9b"]
-    display.print_rows(["x"], [[text] for text in texts], "table")
+    output.print_rows(["x"], [[text] for text in texts], "table")
     shown = out.getvalue()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
     for text in (*texts[:3], r"\x1b]0;pwned\x07 \x1b[2J \x9b"):

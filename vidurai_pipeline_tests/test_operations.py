@@ -20,7 +20,7 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.results import Batch
+from vidurai_pipeline.archival.report import Batch
 from vidurai_pipeline_tests.archival.tiers import Row, assert_one_tier, cold_rows, hot_rows
 from vidurai_pipeline_tests.reference import run_reference
 

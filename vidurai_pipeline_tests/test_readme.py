@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vidurai_pipeline.config import Settings
+from vidurai_pipeline.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

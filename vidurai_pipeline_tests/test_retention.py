@@ -10,10 +10,10 @@ import pytest
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import TickStatus
 
-from vidurai_pipeline.config import load_settings
+from vidurai_pipeline.cli.run import dagster_home
 from vidurai_pipeline.definitions import build_definitions
-from vidurai_pipeline.launch import dagster_home
-from vidurai_pipeline.retention import prune_runs
+from vidurai_pipeline.defs.run_retention import prune_runs
+from vidurai_pipeline.settings import load_settings
 
 
 def folder_bytes(folder: Path) -> int:

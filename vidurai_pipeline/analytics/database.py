@@ -13,13 +13,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from vidurai_pipeline.analytics import faults
-from vidurai_pipeline.analytics.footers import Footers, broken_message, lacks_resources
-from vidurai_pipeline.analytics.hot import HotRows
-from vidurai_pipeline.analytics.listing import ArchiveFile, linked_targets, list_files, quote
-from vidurai_pipeline.analytics.listing_cache import ListingCache
+from vidurai_pipeline.analytics import duckdb_errors
+from vidurai_pipeline.analytics.file_schemas import Footers, broken_message, lacks_resources
+from vidurai_pipeline.analytics.hot_view import HotRows
+from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, listed_memories, memories
-from vidurai_pipeline.archival.files import require_usable
+from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.cold.listing import ArchiveFile, linked_targets, list_files, quote
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
 
 _LARGEST_SPILL = "20GB"
@@ -138,8 +138,8 @@ class ArchiveDatabase:
             **known: what else is known of the statement.
         """
         names = frozenset(file.relative for file in list_files(self.base))
-        folder = faults.Folder(self.root(), self.base, names, columns or self._columns)
-        return faults.explain(message, archive=folder, **known)
+        folder = duckdb_errors.Folder(self.root(), self.base, names, columns or self._columns)
+        return duckdb_errors.explain(message, archive=folder, **known)
 
     def damaged(self, connection: duckdb.DuckDBPyConnection, files: Sequence[ArchiveFile] | None = None) -> str | None:
         """Look for files that can't be read in full, for when a query failed and nothing else explains it.
@@ -203,7 +203,7 @@ class ArchiveDatabase:
         try:
             self._make_views(connection, root, files)
         except duckdb.Error as error:
-            if faults.may_be_damage(str(error)) and (damage := self.damaged(connection, files)):
+            if duckdb_errors.may_be_damage(str(error)) and (damage := self.damaged(connection, files)):
                 raise ArchiveError(damage) from None
             raise
         if self._given is None:

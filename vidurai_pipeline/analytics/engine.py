@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import duckdb
 import pyarrow as pa
 
-from vidurai_pipeline.analytics import faults, guard
+from vidurai_pipeline.analytics import duckdb_errors, sandbox
 from vidurai_pipeline.analytics.database import ArchiveDatabase
-from vidurai_pipeline.analytics.hot import HotTier
-from vidurai_pipeline.analytics.listing import list_files
+from vidurai_pipeline.analytics.hot_view import HotTier
 from vidurai_pipeline.analytics.query import Parameters, Query, unique_names
 from vidurai_pipeline.analytics.runner import Runner
 from vidurai_pipeline.analytics.search import Moment, Tier, readable_texts, search_sql, snippet
-from vidurai_pipeline.config import load_settings, store_in
+from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.errors import ArchiveError, ConfigError, HotStoreWarning, PipelineError, QueryError
+from vidurai_pipeline.settings import load_settings, store_in
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and only one method needs it
@@ -338,7 +338,7 @@ class RepoAnalyst:
     ) -> tuple[Query, T]:
         """Run a statement; once more if files were withdrawn while it ran, or if it averages salience."""
         query: Query | None = None
-        statement: guard.Statement | None = None
+        statement: sandbox.Statement | None = None
         withdrawn = averaged = False
         while True:
             try:
@@ -350,22 +350,22 @@ class RepoAnalyst:
                 message = str(error)
                 if query and not averaged and message.startswith("Binder Error"):
                     averaged = True
-                    if rewritten := guard.averaging_salience(query.connection, query.statement):
+                    if rewritten := sandbox.averaging_salience(query.connection, query.statement):
                         query.statement = statement = rewritten
                         continue
-                if not withdrawn and faults.names_a_file(message) and self._database.changed():
+                if not withdrawn and duckdb_errors.names_a_file(message) and self._database.changed():
                     withdrawn, query = True, None
                     continue
                 if isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
                     self._database.forget()
                 raise self._fault(message, query) from None
 
-    def _prepare(self, statement: "guard.Statement | str", parameters: Parameters) -> Query:
+    def _prepare(self, statement: "sandbox.Statement | str", parameters: Parameters) -> Query:
         connection = self._database.cursor()
         if isinstance(statement, str):
-            statement = guard.check(connection, statement)
+            statement = sandbox.check(connection, statement)
         query = Query(statement, parameters, connection, Runner(connection, self._timeout))
-        if not guard.names_table(statement, "memories"):
+        if not sandbox.names_table(statement, "memories"):
             query.about_nothing = not self._database.files
             return query
         with self._hot.rows(self._database.scratch_folder()) as rows:
@@ -389,11 +389,11 @@ class RepoAnalyst:
     def _fault(self, message: str, query: Query | None) -> PipelineError:
         if query is None:  # it is no SQL
             return self._database.explained(message, bound=False)
-        if faults.may_be_damage(message) and (damage := self._damage(query)):
+        if duckdb_errors.may_be_damage(message) and (damage := self._damage(query)):
             return ArchiveError(damage)
         # A view of the session's own is in no other session.
         connection = query.connection if query.columns else self._database.cursor()
-        refusal = query.refusal(connection) if faults.about_the_statement(message) else None
+        refusal = query.refusal(connection) if duckdb_errors.about_the_statement(message) else None
         return self._database.explained(
             refusal or message,
             query.columns,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import duckdb
 
-from vidurai_pipeline.analytics.guard import Statement
 from vidurai_pipeline.analytics.runner import Runner
+from vidurai_pipeline.analytics.sandbox import Statement
 
 Parameters = Sequence[object] | Mapping[str, object] | None
 

@@ -9,8 +9,8 @@ and the files it needs: no footer is read to plan a query, and the partition col
 
 from collections.abc import Mapping, Sequence
 
-from vidurai_pipeline.analytics.footers import is_nested, united
-from vidurai_pipeline.analytics.listing import ArchiveFile, file_list, quote
+from vidurai_pipeline.analytics.file_schemas import is_nested, united
+from vidurai_pipeline.cold.listing import ArchiveFile, file_list, quote
 
 SUPERSEDED = "_superseded"
 _PARTITIONED, _LOOSE = "_partitioned_files", "_loose_files"

@@ -21,18 +21,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vidurai_pipeline.archival.archive import Archive, PublishedFile
-from vidurai_pipeline.archival.files import archive_errors
-from vidurai_pipeline.archival.hot_store import Backlog, HotStore, StoreSize, data_version, snapshot
-from vidurai_pipeline.archival.pending import Pending
-from vidurai_pipeline.archival.reconciler import Reconciler
-from vidurai_pipeline.archival.results import Batch, FlushResult, Progress, Purge, Verification, unwatched
-from vidurai_pipeline.archival.rows import read_archived
+from vidurai_pipeline.archival.report import Batch, FlushResult, Progress, Purge, Verification, unwatched
+from vidurai_pipeline.archival.run import Reconciler
 from vidurai_pipeline.archival.staging import Stager, compare_file
 from vidurai_pipeline.archival.staging_process import StagingProcess, start_staging_process
-from vidurai_pipeline.archival.upkeep import Upkeep, Vacuum, keep_small
-from vidurai_pipeline.config import load_settings
+from vidurai_pipeline.cold.archive import Archive, PublishedFile
+from vidurai_pipeline.cold.files import archive_errors
+from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
+from vidurai_pipeline.hot.rows import read_archived
+from vidurai_pipeline.hot.store import Backlog, HotStore, StoreSize, data_version, snapshot
+from vidurai_pipeline.hot.upkeep import Upkeep, keep_small
+from vidurai_pipeline.settings import Vacuum, load_settings
 
 #: A second process takes half a second to start.
 ROWS_WORTH_A_PROCESS = 20_000

@@ -15,14 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.archival.archive import Archive, discard, read_back
-from vidurai_pipeline.archival.comparison import Comparison, compare
-from vidurai_pipeline.archival.files import archive_errors, digest
-from vidurai_pipeline.archival.hot_store import HotStore, snapshot
-from vidurai_pipeline.archival.rejection import Rejected
-from vidurai_pipeline.archival.rows import RowBatch, read_archived
-from vidurai_pipeline.archival.schema import StoreSchema
+from vidurai_pipeline.cold.archive import Archive, discard, read_back
+from vidurai_pipeline.cold.files import archive_errors, digest
 from vidurai_pipeline.errors import VerificationError
+from vidurai_pipeline.hot.comparison import Comparison, compare
+from vidurai_pipeline.hot.rows import RowBatch, read_archived
+from vidurai_pipeline.hot.salvage import Rejected
+from vidurai_pipeline.hot.schema import StoreSchema
+from vidurai_pipeline.hot.store import HotStore, snapshot
 
 
 @dataclass

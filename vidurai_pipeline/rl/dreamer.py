@@ -28,13 +28,12 @@ from typing import Any
 
 import duckdb
 
-from vidurai_pipeline.config import load_settings
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError
-from vidurai_pipeline.rl.attempt import Attempt
-from vidurai_pipeline.rl.experiences import Experiences
-from vidurai_pipeline.rl.progress import Order, Parameters, Progress
-from vidurai_pipeline.rl.states import RewardProfile
-from vidurai_pipeline.rl.table_file import DamagedTableError, Snapshot, TableChangedError, TableFile
+from vidurai_pipeline.rl.checkpoint import Order, Parameters, Progress
+from vidurai_pipeline.rl.dataset import Experiences
+from vidurai_pipeline.rl.q_table_file import DamagedTableError, Snapshot, TableChangedError, TableFile
+from vidurai_pipeline.rl.training_run import Attempt
+from vidurai_pipeline.settings import RewardProfile, load_settings
 
 logger = logging.getLogger(__name__)
 # Who asked for the dream reads of its failure in the statistics; without a handler, Python would print it once more.

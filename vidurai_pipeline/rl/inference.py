@@ -8,7 +8,8 @@ not what would have happened under other actions.
 
 from typing import NamedTuple
 
-from vidurai_pipeline.rl.states import Action, Experience, MemoryState, Outcome, RewardProfile
+from vidurai_pipeline.rl.states import Action, Experience, MemoryState, Outcome
+from vidurai_pipeline.settings import RewardProfile
 
 # Position is the memory's level in an archived experience; a salience that isn't here counts as medium.
 SALIENCES = {"critical": 1.0, "high": 0.8, "medium": 0.5, "low": 0.3, "noise": 0.1}

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vidurai_pipeline.rl.curve import Point
-from vidurai_pipeline.rl.experiences import Batch, Experiences, Watermark
-from vidurai_pipeline.rl.gate import HeldOut
-from vidurai_pipeline.rl.learner import Codebook, Learner
+from vidurai_pipeline.rl.dataset import Batch, Experiences, Watermark
+from vidurai_pipeline.rl.evaluation import HeldOut
+from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.rl.states import RewardProfile
+from vidurai_pipeline.rl.trainer import Codebook, Learner
+from vidurai_pipeline.settings import RewardProfile
 
 _POINTS = 50
 _SMALLEST_POINT = 20

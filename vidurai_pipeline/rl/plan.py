@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from vidurai_pipeline.errors import ConfigError
-from vidurai_pipeline.rl.experiences import Experiences, Watermark
-from vidurai_pipeline.rl.progress import Parameters, Start, find_start
-from vidurai_pipeline.rl.table_file import Snapshot, TableContents
+from vidurai_pipeline.rl.checkpoint import Parameters, Start, find_start
+from vidurai_pipeline.rl.dataset import Experiences, Watermark
+from vidurai_pipeline.rl.q_table_file import Snapshot, TableContents
 
 
 @dataclass(slots=True)

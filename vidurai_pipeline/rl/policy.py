@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 from typing import Any, Self
 
+from vidurai_pipeline.rl.q_table_file import TableContents, TableFile
 from vidurai_pipeline.rl.states import Action, Experience, MemoryState
-from vidurai_pipeline.rl.table_file import TableContents, TableFile
 
 _ACTIONS = tuple(Action)
 _MATURE_EPISODES = 1000

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from vidurai_pipeline.settings import RewardProfile
+
 
 class Action(Enum):
     """What the memory layer can do; the value is the action's name in ``q_table.json``."""
@@ -21,14 +23,6 @@ class Action(Enum):
     DECAY_THRESHOLD_LOW = "decay_low"
     CONSOLIDATE = "consolidate"
     DO_NOTHING = "do_nothing"
-
-
-class RewardProfile(Enum):
-    """What its user wants most of the memory layer: a fair mean, few tokens, or nothing forgotten."""
-
-    BALANCED = "balanced"
-    COST_FOCUSED = "cost_focused"
-    QUALITY_FOCUSED = "quality_focused"
 
 
 class RewardWeights(NamedTuple):

@@ -8,7 +8,7 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
-from vidurai_pipeline.analytics import footers, listing_cache
+from vidurai_pipeline.analytics import file_schemas, schema_cache
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline_tests.analytics.archives import BASE, OWN, memory, write
@@ -19,7 +19,7 @@ FILES = 40
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(listing_cache, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(schema_cache, "SETTLED_SECONDS", 0.0)
     return tmp_path / "cache"
 
 
@@ -39,13 +39,13 @@ def ask(base: Path) -> list[dict]:
 
 def files_read(base: Path) -> int:
     """How many files' footers an analyst that is opened now reads."""
-    read, schemas = [], footers._schemas
+    read, schemas = [], file_schemas._schemas
 
     def count(connection, root, files):
         read.extend(files)
         return schemas(connection, root, files)
 
-    with mock.patch.object(footers, "_schemas", count):
+    with mock.patch.object(file_schemas, "_schemas", count):
         ask(base)
     return len(read)
 
@@ -109,7 +109,7 @@ def test_a_file_broken_in_place_is_named(archive: Path):
 
 
 def test_young_files_are_not_trusted(archive: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(listing_cache, "SETTLED_SECONDS", 1_000.0)
+    monkeypatch.setattr(schema_cache, "SETTLED_SECONDS", 1_000.0)
     ask(archive)
     assert files_read(archive) == FILES + 1
 

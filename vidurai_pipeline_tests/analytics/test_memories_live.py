@@ -12,8 +12,8 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.demo import make_store
 from vidurai_pipeline.errors import HotStoreError
+from vidurai_pipeline.sample_store import make_store
 from vidurai_pipeline_tests.analytics.archives import changing, memory, small_store, write
 
 Store = Callable[[str], Path]

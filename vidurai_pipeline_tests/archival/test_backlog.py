@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from vidurai_pipeline.archival import backlog
-from vidurai_pipeline.archival.backlog import Count, Past, Thresholds, count, decide
-from vidurai_pipeline.archival.hot_store import HotStore
-from vidurai_pipeline.demo import make_store
+from vidurai_pipeline.archival.early_run import Past, Thresholds, decide
 from vidurai_pipeline.errors import HotStoreError
+from vidurai_pipeline.hot import backlog
+from vidurai_pipeline.hot.backlog import Count, count
+from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.sample_store import make_store
 
 Store = Callable[[str], Path]
 NOW = 1_800_000_000.0

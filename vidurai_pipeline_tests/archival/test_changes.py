@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.pending import Pending
+from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
 from vidurai_pipeline_tests.archival.test_odd_rows import change
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.purge import Purger
 from vidurai_pipeline.errors import ArchiveError, HotStoreError
+from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.archival.users import error_of_an_ordinary_user, open_to_all
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.demo import make_store
+from vidurai_pipeline.sample_store import make_store
 from vidurai_pipeline_tests.reference import reference_python
 
 DAEMON = """

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import ArchiveError, LockedError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 
@@ -24,7 +24,7 @@ Store = Callable[[str], Path]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vidurai_pipeline.archival.archive import Archive
+from vidurai_pipeline.cold.archive import Archive
 with Archive(Path(sys.argv[1])).lock("a long run"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -10,7 +10,7 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.results import FlushResult
+from vidurai_pipeline.archival.report import FlushResult
 from vidurai_pipeline.errors import SchemaError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
 

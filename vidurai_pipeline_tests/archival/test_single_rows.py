@@ -10,10 +10,10 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.backlog import count
-from vidurai_pipeline.archival.hot_store import HotStore
-from vidurai_pipeline.archival.purge import Purger
 from vidurai_pipeline.errors import HotStoreWarning, SchemaError
+from vidurai_pipeline.hot.backlog import count
+from vidurai_pipeline.hot.purger import Purger
+from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline_tests.archival.test_odd_rows import WAITING, archived, change, flush, insert
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 

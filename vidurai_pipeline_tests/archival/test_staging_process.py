@@ -15,12 +15,12 @@ import pyarrow as pa
 import pytest
 
 from vidurai_pipeline.archival import archiver as archiver_module
-from vidurai_pipeline.archival import purge as purge_module
-from vidurai_pipeline.archival.archive import Archive
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.reconciler import Reconciler
+from vidurai_pipeline.archival.run import Reconciler
 from vidurai_pipeline.archival.staging_process import StagingProcess
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import ArchiveError, HotStoreError
+from vidurai_pipeline.hot import purger as purge_module
 from vidurai_pipeline_tests.archival.test_odd_rows import change
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 
@@ -237,14 +237,15 @@ def test_however_often_it_is_interrupted_the_lock_outlasts_the_purge(sample_stor
     script = textwrap.dedent(f"""
         import sqlite3, time
         from pathlib import Path
-        from vidurai_pipeline.archival import archiver, purge
+        from vidurai_pipeline.archival import archiver
+        from vidurai_pipeline.hot import purger
         archiver.ROWS_WORTH_A_PROCESS = 0
-        delete = purge.Purger._delete_portion
+        delete = purger.Purger._delete_portion
         def slowly(*arguments):
             print("purging", flush=True)
             time.sleep(0.3)
             return delete(*arguments)
-        purge.Purger._delete_portion = slowly
+        purger.Purger._delete_portion = slowly
         def count():
             con = sqlite3.connect({str(db)!r})
             return con.execute("SELECT count(*) FROM memories").fetchone()

@@ -11,11 +11,11 @@ from unittest import mock
 
 import pytest
 
-from vidurai_pipeline.archival import upkeep
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.upkeep import Vacuum
-from vidurai_pipeline.demo import make_store
 from vidurai_pipeline.errors import HotStoreError
+from vidurai_pipeline.hot import upkeep
+from vidurai_pipeline.hot.upkeep import Vacuum
+from vidurai_pipeline.sample_store import make_store
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 
 Usage = namedtuple("Usage", "total used free")

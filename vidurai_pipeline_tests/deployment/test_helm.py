@@ -9,7 +9,7 @@ import dagster as dg
 import yaml
 from dagster._core.launcher import RunLauncher
 
-from vidurai_pipeline.config import Settings
+from vidurai_pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 VALUES: dict[str, Any] = yaml.safe_load((ROOT / "deploy/helm/values.yaml").read_text())

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vidurai_pipeline.errors import ArchiveError, ConfigError
-from vidurai_pipeline.rl.archive_reader import CodedExperience, archive_files, decode_experience
-from vidurai_pipeline.rl.experiences import Experiences, Watermark
+from vidurai_pipeline.rl.archive_query import CodedExperience, archive_files, decode_experience
+from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.inference import MAX_TOKENS, SALIENCES, infer_experience
 from vidurai_pipeline.rl.states import RewardProfile
 from vidurai_pipeline_tests.rl.archives import SCHEMA, memory, write_file

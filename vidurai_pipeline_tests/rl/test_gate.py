@@ -10,14 +10,14 @@ import pytest
 
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl import lesson
+from vidurai_pipeline.rl.dataset import HELD_OUT_SHARE, Experiences
 from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline.rl.experiences import HELD_OUT_SHARE, Experiences
-from vidurai_pipeline.rl.gate import MIN_HELD_OUT, HeldOut, compare, find_faults, value_bound
+from vidurai_pipeline.rl.evaluation import MIN_HELD_OUT, HeldOut, compare, find_faults, value_bound
 from vidurai_pipeline.rl.inference import Transition
-from vidurai_pipeline.rl.learner import Learner
 from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.q_table_file import TableFile
 from vidurai_pipeline.rl.states import Action, MemoryState, RewardProfile, is_state_hash
-from vidurai_pipeline.rl.table_file import TableFile
+from vidurai_pipeline.rl.trainer import Learner
 from vidurai_pipeline_tests.rl.archives import memory, write_file
 from vidurai_pipeline_tests.rl.dreams import Rows, daemon_writes, dream, failed, generated, goes_on, learned
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vidurai_pipeline.rl.curve import MAX_POINTS, Point, extend, thin
-from vidurai_pipeline.rl.insight import bucket_in_words, heat_map, learned_states, read_insight
-from vidurai_pipeline.rl.pictures import draw_curve, draw_heat_map
-from vidurai_pipeline.rl.progress import Parameters
+from vidurai_pipeline.rl.checkpoint import Parameters
+from vidurai_pipeline.rl.learning_curve import MAX_POINTS, Point, extend, thin
+from vidurai_pipeline.rl.plots import draw_curve, draw_heat_map
 from vidurai_pipeline.rl.states import Action, MemoryState, RewardProfile
+from vidurai_pipeline.rl.summary import bucket_in_words, heat_map, learned_states, read_insight
 from vidurai_pipeline_tests.rl.archives import memory, write_file
 from vidurai_pipeline_tests.rl.dreams import daemon_writes, dream, generated, goes_on
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from vidurai_pipeline.errors import QTableError
-from vidurai_pipeline.rl import table_file
+from vidurai_pipeline.rl import q_table_file
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.rl.table_file import TableFile
+from vidurai_pipeline.rl.q_table_file import TableFile
 from vidurai_pipeline_tests.rl.archives import memory, write_file
 from vidurai_pipeline_tests.rl.conftest import DATA
 from vidurai_pipeline_tests.rl.dreams import (
@@ -30,7 +30,7 @@ from vidurai_pipeline_tests.rl.dreams import (
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_file, "_REREAD_PAUSE", 0.01)
+    monkeypatch.setattr(q_table_file, "_REREAD_PAUSE", 0.01)
 
 
 def test_a_daemon_that_went_on_from_our_table(archive: Path, table: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_copy_that_can_t_be_written_costs_nothing_yet(
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from vidurai_pipeline.rl import table_file
+from vidurai_pipeline.rl import q_table_file
 from vidurai_pipeline.rl.dreamer import DreamCycle
 
 STEPS = {"write", "remember", "_write_beside", "_keep_version", "_sync_folder"}
@@ -276,7 +276,7 @@ while True:
         lines = 0
         def trace(frame, event, arg):
             global lines
-            if frame.f_code.co_filename != table_file.__file__ or frame.f_code.co_name not in STEPS:
+            if frame.f_code.co_filename != q_table_file.__file__ or frame.f_code.co_name not in STEPS:
                 return None
             lines += event == "line"
             if lines >= at:

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vidurai_pipeline.errors import QTableError
-from vidurai_pipeline.rl import table_file
+from vidurai_pipeline.rl import q_table_file
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.rl.states import Action
-from vidurai_pipeline.rl.table_file import (
+from vidurai_pipeline.rl.q_table_file import (
     DamagedTableError,
     TableChangedError,
     TableContents,
@@ -25,6 +24,7 @@ from vidurai_pipeline.rl.table_file import (
     decode,
     encode,
 )
+from vidurai_pipeline.rl.states import Action
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 plain_json = st.recursive(
@@ -49,7 +49,7 @@ def contents(episodes: int) -> TableContents:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_file, "_REREAD_PAUSE", 0.01)
+    monkeypatch.setattr(q_table_file, "_REREAD_PAUSE", 0.01)
 
 
 @given(contents_of_files)
@@ -117,7 +117,7 @@ def test_the_way_back_is_named(table: Path) -> None:
 
 def test_a_huge_file_is_not_read(table: Path) -> None:
     with table.open("wb") as file:
-        file.truncate(table_file.MAX_BYTES + 1)
+        file.truncate(q_table_file.MAX_BYTES + 1)
     with pytest.raises(DamagedTableError, match="larger than 256 MiB"):
         TableFile(table).read()
 
@@ -272,9 +272,9 @@ def test_a_broken_copy_is_no_copy(table: Path, raw: bytes) -> None:
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from vidurai_pipeline.rl import table_file
+from vidurai_pipeline.rl import q_table_file
 from vidurai_pipeline.rl.states import Action
-from vidurai_pipeline.rl.table_file import TableContents, TableFile
+from vidurai_pipeline.rl.q_table_file import TableContents, TableFile
 
 def contents(episodes):
     return TableContents({"2|1|0|5|5|1": {Action.COMPRESS_NOW: 0.1 + 0.2}}, episodes=episodes)
@@ -293,7 +293,7 @@ while True:
         lines = 0
         def trace(frame, event, arg):
             global lines
-            if frame.f_code.co_filename != table_file.__file__:
+            if frame.f_code.co_filename != q_table_file.__file__:
                 return None
             lines += event == "line"
             if lines == at:
@@ -305,7 +305,7 @@ while True:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     episodes = file.read().contents.episodes
-    versions = [table_file.decode(file.version_path(n).read_bytes()).episodes
+    versions = [q_table_file.decode(file.version_path(n).read_bytes()).episodes
                 for n in range(1, 6) if file.version_path(n).exists()]
     assert versions in ([1], [2, 1], []) or versions == [2], (at, versions)
     assert 1 in versions, (at, versions)

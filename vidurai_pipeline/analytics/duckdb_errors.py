@@ -1,0 +1,147 @@
+"""DuckDB's errors, said so that a user can act on them, and without a memory's text.
+
+While it reads rows, DuckDB quotes the value that it could not use. Errors end up in logs and terminals, so of those
+only what DuckDB says itself is kept, up to the first place where a value could stand.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from vidurai_pipeline.analytics.sandbox import VIEWS
+from vidurai_pipeline.errors import MORE_MEMORY, ArchiveError, PipelineError, QueryError
+
+# These come before the first row is read: all they can quote is the statement.
+_STATIC = (
+    "Parser Error",
+    "Syntax Error",
+    "Binder Error",
+    "Catalog Error",
+    "Resource In Use Error",
+)
+_LIMITS = {
+    "Out of Memory Error": MORE_MEMORY,
+    "INTERRUPT Error": "the query was stopped",
+}
+_PARAMETERS = re.compile(r"Invalid Input Error: (Values were not provided|.*prepared statement|.*parameter)", re.I)
+_FILE = re.compile(r'(?:reading|read|open) file "([^"]*)"', re.I)
+_MISFIT = re.compile(r'failed to cast column "([^"]*)" from type (.+?) to (.+?):')
+_PLACE = re.compile(r"\n\nLINE \d+: ([^\n]*)\n *\^+\s*$")
+_CANDIDATES = re.compile(r"\n\t?Candidate functions:\n(?:\t[^\n]*\n?)+")
+_TEXT_ARGUMENT = re.compile(r"No function matches .*\((?:.*, )?(?:VARCHAR|STRING_LITERAL)\b")
+_UNKNOWN_COLUMN = re.compile(r'does not have a column named "([^"]*)"')
+_VALUE = re.compile(r"['\"(:\[{\d]|with value|\n|(?<=specifier )")
+
+_ADVICE = "move it out of the archive or restore it from a backup"
+
+
+def names_a_file(message: str) -> bool:
+    """Whether the error is about a file, which may have been withdrawn since the archive was listed."""
+    return _FILE.search(message) is not None or message.startswith(("IO Error", "Invalid Input Error: No magic"))
+
+
+def may_be_damage(message: str) -> bool:
+    """Whether a file's content may be the cause though the error names none."""
+    if about_the_statement(message):
+        return False
+    kind = message.partition(": ")[0]
+    return kind in {"IO Error", "INTERNAL Error", "Serialization Error"} or (
+        # an error that is none of DuckDB's kinds comes from the depths of the Parquet reader
+        not kind.endswith("Error") or "arquet" in message
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The archive as it may occur in a message.
+
+    Attributes:
+        root: its folder as DuckDB sees it.
+        base: its folder as the user knows it.
+        names: the paths of its files within.
+        columns: the columns of its view.
+    """
+
+    root: str
+    base: Path
+    names: frozenset[str]
+    columns: Sequence[str]
+
+
+def about_the_statement(message: str) -> bool:
+    """Whether the error is of a kind that DuckDB raises before it reads rows, usually."""
+    return message.startswith(_STATIC)
+
+
+def explain(
+    message: str, *, archive: Folder, sql: str = "", bound: bool = True, quotes_at_will: bool = False
+) -> PipelineError:
+    """Make the error that the user reads.
+
+    Args:
+        message: DuckDB's message.
+        archive: the archive's folder.
+        sql: the statement.
+        bound: whether DuckDB accepts the statement as such, so that only rows can have caused the error.
+        quotes_at_will: whether the statement makes its own error messages.
+    """
+    message = message.strip()
+    kind, _, said = message.partition(": ")
+    if limit := _LIMITS.get(kind):
+        return QueryError(limit)
+    if _PARAMETERS.match(message) or (not bound and about_the_statement(message)):
+        return QueryError(_static(message, archive.columns))
+    if found := _about_a_file(message, archive):
+        return found
+    if kind in {"IO Error", "Permission Error"}:
+        return ArchiveError(f"the archive in {archive.base} can't be read: {_safe(said)}")
+    place = _place(message, sql)
+    if quotes_at_will:
+        return QueryError(f"the query failed with an error of its own making, which is not shown{place}")
+    return QueryError(
+        f"{kind if kind.endswith('Error') else 'Error'}: {_safe(said or kind)} (the value is left out: errors show no "
+        f"memory's text; try_cast and TRY give NULL instead){place}"
+    )
+
+
+def _about_a_file(message: str, archive: Folder) -> ArchiveError | None:
+    file = _FILE.search(message)
+    name = file.group(1).removeprefix(f"{archive.root}/") if file else ""
+    if name not in archive.names:  # a memory may speak of files, too
+        return None
+    path = archive.base / name
+    if misfit := _MISFIT.search(message):
+        name, found, wanted = misfit.groups()
+        return ArchiveError(
+            f"{path} disagrees with the other files: its column {name!r} holds {found} that is not {wanted}; "
+            "ask without that column, and move the file out of the archive only if another program wrote it"
+        )
+    return ArchiveError(f"{path} is not a readable Parquet file: {_ADVICE}")
+
+
+def _static(message: str, columns: Sequence[str]) -> str:
+    text = _CANDIDATES.sub("\n", message)
+    if "Table with name" in text:
+        text = text.replace("does not exist!", f"does not exist: the views are {VIEWS}.", 1)
+    if unknown := _UNKNOWN_COLUMN.search(text):  # DuckDB names candidates only where no table is named
+        candidates = get_close_matches(unknown.group(1).lower(), columns, cutoff=0.4) or columns
+        text = text.replace(unknown.group(), f"{unknown.group()}\nCandidates: {', '.join(candidates)}", 1)
+    text = re.sub(r"\n+Please try installing.*", " (extensions can't be loaded here)", text, flags=re.S)
+    if _TEXT_ARGUMENT.search(text):
+        text += "\n(salience_score(salience) is a memory's salience as a number, CRITICAL 5 to NOISE 1)"
+    return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def _safe(said: str) -> str:
+    """Keep DuckDB's words up to where a value could stand."""
+    return _VALUE.split(said, maxsplit=1)[0].strip().rstrip(",") or "a value can't be used so"
+
+
+def _place(message: str, sql: str) -> str:
+    """The place in the statement, if the message really ends with one: a value may look like it."""
+    found = _PLACE.search(message)
+    if not found or found.group(1).removeprefix("...").removesuffix("...") not in sql:
+        return ""
+    return found.group().replace("\n\n", "\n", 1).rstrip()

@@ -1,0 +1,247 @@
+"""Which columns the cold archive's files have, and whether they can be one archive of memories.
+
+Footers are read once per file: a listing's entry carries the file's size, times and inode, and an entry that didn't
+change is the same file.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+
+from vidurai_pipeline.cold.listing import ArchiveFile, file_list
+from vidurai_pipeline.errors import ArchiveError
+
+REQUIRED = ("id", "verbatim", "archived_at")
+BASE_COLUMNS = {
+    "id": "BIGINT",
+    "verbatim": "VARCHAR",
+    "gist": "VARCHAR",
+    "salience": "VARCHAR",
+    "created_at": "VARCHAR",
+    "expires_at": "VARCHAR",
+    "access_count": "BIGINT",
+    "outcome": "BIGINT",
+    "file_path": "VARCHAR",
+    "decay_reason": "VARCHAR",
+    "event_type": "VARCHAR",
+    "tags": "VARCHAR",
+    "project_id": "BIGINT",
+    "archived_at": "VARCHAR",
+}
+"""The columns that every archive has, whoever wrote it, with the types that the views give them."""
+
+# Where the views put something of their own, a file's column of that name has no place.
+RESERVED = frozenset({"year", "month", "filename", "file_row_number", "file_index"})
+
+_ADVICE = "move it out of the archive or restore it from a backup"
+_NUMBERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE|DECIMAL\(.*\)")
+_INTEGERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN")
+_FLOATS = re.compile(r"FLOAT|DOUBLE")
+_IN_DOUBLE = re.compile(r"U?(TINY|SMALL)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE")
+_TIMES = re.compile(r"DATE|TIMESTAMP.*")
+_FRACTIONS = re.compile(r"FLOAT|DOUBLE|DECIMAL\(\d+,[1-9]\d*\)")
+
+Columns = tuple[tuple[str, str], ...]
+
+
+class Footers:
+    """The columns of each file, remembered between listings.
+
+    Attributes:
+        known: the columns of the files of the last listing.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[ArchiveFile, Columns] = {}
+
+    def merged(
+        self, connection: duckdb.DuckDBPyConnection, root: str, base: Path, files: Sequence[ArchiveFile]
+    ) -> dict[str, str]:
+        """Give every column of any of the files and the type that suits all of them.
+
+        Args:
+            connection: a connection that may read the files.
+            root: the archive's folder as DuckDB is to see it.
+            base: the archive's folder as the user knows it.
+            files: the listing.
+
+        Raises:
+            ArchiveError: a file is damaged, is not of memories, or disagrees with the others; it is named.
+        """
+        known = {file: columns for file in files if (columns := self.known.get(file)) is not None}
+        new = [file for file in files if file not in known]
+        if new:
+            known |= _read_footers(connection, root, base, new)
+        samples: dict[Columns, ArchiveFile] = {}
+        for file in files:
+            samples.setdefault(known[file], file)
+        for columns, file in samples.items():
+            _check_base(columns, base / file.relative)
+        _refuse_fractions(connection, root, base, {file: known[file] for file in new})
+        self.known = known
+        merged = dict(BASE_COLUMNS)
+        if not samples:
+            return merged
+        rows = connection.execute(
+            f"DESCRIBE SELECT * FROM read_parquet({file_list(root, list(samples.values()))}, "
+            "union_by_name = true, hive_partitioning = false)"
+        ).fetchall()
+        types: dict[str, set[str]] = {}
+        for name, type_ in (column for columns in samples for column in columns):
+            types.setdefault(name.lower(), set()).add(type_)
+        for name, type_ in ((str(row[0]), str(row[1])) for row in rows):
+            if name.lower() not in BASE_COLUMNS and name.lower() not in RESERVED:
+                merged[name] = united(types.get(name.lower(), {type_}), type_)
+        _check_nested(samples, merged, base)
+        return merged
+
+
+def _read_footers(
+    connection: duckdb.DuckDBPyConnection, root: str, base: Path, files: Sequence[ArchiveFile]
+) -> dict[ArchiveFile, Columns]:
+    try:
+        found = _schemas(connection, root, files)
+    except duckdb.Error:
+        broken = [file for file in files if not _readable(connection, root, file)]
+        if not broken:  # withdrawn between the listing and now, perhaps: the caller looks again
+            raise
+        raise ArchiveError(broken_message(base, broken)) from None
+    return {file: found[f"{root}/{file.relative}"] for file in files}
+
+
+def lacks_resources(error: duckdb.Error) -> bool:
+    """Whether DuckDB lacked memory or threads, or was stopped: no file is to blame for that."""
+    return isinstance(error, (duckdb.OutOfMemoryException, duckdb.InterruptException)) or any(
+        said in str(error) for said in ("bad_alloc", "temporarily unavailable")
+    )
+
+
+def broken_message(base: Path, broken: Sequence[ArchiveFile]) -> str:
+    """Name the first broken file, how many more there are, and what to do."""
+    more = f" ({len(broken) - 1} more like it)" if len(broken) > 1 else ""
+    if not os.access(base / broken[0].relative, os.R_OK):
+        return f"{base / broken[0].relative} can't be read: it is not readable for this user{more}"
+    return f"{base / broken[0].relative} is not a readable Parquet file{more}: {_ADVICE}"
+
+
+def _readable(connection: duckdb.DuckDBPyConnection, root: str, file: ArchiveFile) -> bool:
+    try:
+        _schemas(connection, root, [file])
+    except duckdb.Error as error:
+        if lacks_resources(error):
+            raise duckdb.OutOfMemoryException(f"Out of Memory Error: {error}") from None
+        return not Path(root, file.relative).exists()
+    return True
+
+
+def _schemas(
+    connection: duckdb.DuckDBPyConnection, root: str, files: Sequence[ArchiveFile]
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Read the files' top-level columns; files of one schema are grouped in DuckDB, they are nearly all of one."""
+    groups = connection.execute(
+        f"""
+        SELECT elements, list(file_name)
+        FROM (
+            SELECT file_name, list((name, coalesce(num_children, 0), duckdb_type) ORDER BY column_id) AS elements
+            FROM parquet_schema({file_list(root, files)})
+            GROUP BY file_name
+        )
+        GROUP BY elements
+        """
+    ).fetchall()
+    schemas: dict[str, tuple[tuple[str, str], ...]] = {}
+    for elements, names in groups:
+        columns: list[tuple[str, str]] = []
+        position = 1  # the first element is the root
+        while position < len(elements):
+            name, _, type_ = elements[position]
+            columns.append((name, type_ or "STRUCT()"))
+            position = _after(elements, position)
+        schemas.update(dict.fromkeys(names, tuple(columns)))
+    return schemas
+
+
+def _after(elements: Sequence[tuple[str, int, str | None]], position: int) -> int:
+    """Step over one element and everything nested in it."""
+    open_ = 1
+    while open_ and position < len(elements):
+        open_ += int(elements[position][1]) - 1
+        position += 1
+    return position
+
+
+def united(types: set[str], common: str) -> str:
+    """The type in which a column is shown that holds several in several places; text suits all but nested ones.
+
+    It holds every value of each of them as it is: floats don't hold all large integers, nor decimals each other.
+
+    SQLite gives a value of a column without a declared type the type that it comes with: one night's rows may hold
+    numbers there, the next night's blobs.
+
+    Args:
+        types: those of the places.
+        common: what DuckDB makes of them, such as BLOB of numbers and blobs, although it can't cast the ones to it.
+    """
+    types = types - {'"NULL"'}
+    if len(types) == 1 or any(map(is_nested, types)):
+        return common
+    if types and any(all(kind.fullmatch(type_) for type_ in types) for kind in (_INTEGERS, _FLOATS, _TIMES)):
+        return common
+    return "DOUBLE" if types and all(_IN_DOUBLE.fullmatch(type_) for type_ in types) else "VARCHAR"
+
+
+def is_nested(type_: str) -> bool:
+    """Whether a type, as DuckDB spells it, is a list, a struct, a map or a union."""
+    return type_.endswith("]") or type_.startswith(("STRUCT", "MAP", "UNION"))
+
+
+def _check_base(columns: Columns, path: Path) -> None:
+    types = {name.lower(): type_ for name, type_ in columns}
+    if missing := [name for name in REQUIRED if name not in types]:
+        raise ArchiveError(
+            f"{path} is not an archive of memories: it has no column {', '.join(map(repr, missing))}; "
+            "move it out of the archive"
+        )
+    for name, expected in BASE_COLUMNS.items():
+        type_ = types.get(name, '"NULL"')
+        fits = _NUMBERS.fullmatch(type_) if expected == "BIGINT" else not (is_nested(type_) or type_ == "BLOB")
+        if type_ != '"NULL"' and not fits:
+            raise ArchiveError(
+                f"{path} is not an archive of memories: its column {name!r} holds {type_}, not {expected}; "
+                "move it out of the archive"
+            )
+
+
+def _refuse_fractions(
+    connection: duckdb.DuckDBPyConnection, root: str, base: Path, found: Mapping[ArchiveFile, Columns]
+) -> None:
+    """Refuse files whose fractions DuckDB would round to fit an integer column without a word."""
+    suspects: dict[str, list[ArchiveFile]] = {}
+    for file, columns in found.items():
+        for name, type_ in columns:
+            if BASE_COLUMNS.get(name.lower()) == "BIGINT" and _FRACTIONS.fullmatch(type_):
+                suspects.setdefault(name.lower(), []).append(file)
+    for name, files in suspects.items():
+        source = f"read_parquet({file_list(root, files)}, union_by_name = true, hive_partitioning = false)"
+        row = connection.execute(f"SELECT filename FROM {source} WHERE {name} <> trunc({name}) LIMIT 1").fetchone()
+        if row:
+            raise ArchiveError(
+                f"{base / row[0].removeprefix(f'{root}/')} is not an archive of memories: its column {name!r} holds "
+                "fractions, not integers; move it out of the archive"
+            )
+
+
+def _check_nested(samples: dict[Columns, ArchiveFile], merged: dict[str, str], base: Path) -> None:
+    """Refuse what DuckDB would only notice row by row: a list in one file, plain text in another."""
+    types = {name.lower(): type_ for name, type_ in merged.items()}
+    for columns, file in samples.items():
+        for name, type_ in columns:
+            common = types.get(name.lower(), '"NULL"')
+            if '"NULL"' not in (type_, common) and is_nested(type_) != is_nested(common):
+                raise ArchiveError(
+                    f"{base / file.relative} disagrees with the other files: its column {name!r} holds {type_}, theirs "
+                    f"{common}; move it out of the archive"
+                )

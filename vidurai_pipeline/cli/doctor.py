@@ -1,0 +1,136 @@
+"""A self-test: are the settings right, the tiers readable, and do they agree?"""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from vidurai_pipeline.archival.run import Reconciler
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.errors import ConfigError, PipelineError
+from vidurai_pipeline.health import Finding, archive_readable, disk_room, no_duplicates, one_tier, store_integrity
+from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.q_table_file import TableFile
+from vidurai_pipeline.settings import Settings
+
+_NAMED = 5
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything; one check's failure does not keep the others from running."""
+    yield _definitions(settings)
+    archive = Archive(settings.archive_path)
+    store = HotStore(settings.db_path, settings.busy_timeout)
+    yield from _hot_store(store)
+    yield from _archive_files(archive)
+    yield from _leftovers(store, archive)
+    yield one_tier(store, archive)
+    yield no_duplicates(archive)
+    yield _q_table(settings.q_table_path)
+    yield disk_room(store, archive)
+
+
+def _definitions(settings: Settings) -> Finding:
+    """Whether Dagster takes the schedules and the channels of alerts: it is Dagster that knows."""
+    try:
+        from vidurai_pipeline.definitions import build_definitions  # noqa: PLC0415  (reads the settings too)
+
+        build_definitions(settings)
+    except ConfigError as error:
+        return Finding("settings", "failed", str(error))
+    return Finding("settings", "ok", f"runs at {settings.schedule!r}, checks at {settings.health_schedule!r}")
+
+
+def _hot_store(store: HotStore) -> Iterator[Finding]:
+    try:
+        with closing(store.connect()) as con:
+            backlog = store.backlog(con)
+            yield Finding("hot store", "ok", f"{store.path}: {backlog.total:,} memories, {backlog.waiting:,} ARCHIVED")
+    except PipelineError as error:
+        yield Finding("hot store", "failed", str(error))
+        return
+    yield store_integrity(store)
+    if not os.access(store.path, os.W_OK):
+        yield Finding("hot store permissions", "failed", f"{store.path} is not writable: nothing can be purged")
+
+
+def _archive_files(archive: Archive) -> Iterator[Finding]:
+    try:
+        require_usable(archive.root)
+    except PipelineError as error:
+        yield Finding("archive folder", "failed", str(error))
+        return
+    there = next(folder for folder in (archive.root, *archive.root.parents) if os.path.lexists(folder))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        yield Finding("archive folder", "failed", f"{there} is not a folder that this user may write")
+        return
+    yield archive_readable(archive, thorough=True)[0]
+    loose = [path for path in archive.files() if path.stat().st_mode & 0o077]
+    if loose:
+        yield Finding(
+            "archive permissions",
+            "warning",
+            f"{len(loose):,} files can be read by other users: chmod -R go= {archive.root}",
+        )
+
+
+def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
+    try:
+        marks = archive.pending.all()
+    except PipelineError as error:
+        yield Finding("interrupted runs", "failed", str(error))
+        return
+    own = Reconciler(store, archive).identity()
+    strangers = [mark for mark in marks if mark.store[0] != own[0] and mark.store[1] != own[1]]
+    waiting = [mark for mark in marks if mark not in strangers]
+    if waiting:
+        names = ", ".join(mark.file for mark in waiting[:_NAMED])
+        yield Finding(
+            "interrupted runs",
+            "warning",
+            f"{len(waiting)} files wait to be purged ({names}): run the job again; it finishes them or, where one is "
+            "damaged, archives its memories anew",
+        )
+    else:
+        yield Finding("interrupted runs", "ok", "none")
+    if strangers:
+        stores = ", ".join(sorted({mark.store[0] for mark in strangers})[:_NAMED])
+        yield Finding(
+            "other stores",
+            "warning",
+            f"{len(strangers)} files wait for another hot store ({stores}): run the job on that one; if it has moved "
+            f"here, move their marks out of {archive.root / '.pending'}",
+        )
+    damaged = sorted(archive.root.rglob("*.parquet.damaged*"))
+    set_aside = [path for path in damaged if path.parent.name != ".pending"]
+    retired = [path for path in damaged if path.parent.name == ".pending"]
+    if set_aside:
+        yield Finding(
+            "files set aside",
+            "warning",
+            f"{', '.join(map(str, set_aside[:_NAMED]))}: damaged before anything was purged on their account; delete "
+            "them once you know why",
+        )
+    if retired:
+        yield Finding(
+            "lost files",
+            "failed",
+            f"{', '.join(path.name.removesuffix('.damaged') for path in retired[:_NAMED])}: damaged or gone after some "
+            "of their memories had been purged: restore them from a backup, then delete the notes in "
+            f"{archive.root / '.pending'}",
+        )
+
+
+def _q_table(path: Path) -> Finding:
+    if not path.exists():
+        return Finding("Q-table", "ok", f"{path}: not there yet; the first dream makes it")
+    try:
+        policy = QLearningPolicy.load(path)
+    except PipelineError as error:
+        return Finding("Q-table", "failed", str(error))
+    if (candidate := TableFile(path).candidate_path).exists():
+        detail = f"{candidate}: a newer table that was refused; `vidurai-pipeline dream` tells why"
+        return Finding("Q-table", "warning", detail)
+    return Finding("Q-table", "ok", f"{path}: {len(policy.q_table):,} states, {policy.episodes:,} episodes")

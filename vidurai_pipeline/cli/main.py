@@ -1,0 +1,310 @@
+"""The command line. Each command calls one thing and shows what came back."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.limits import bound_memory
+from vidurai_pipeline.errors import MORE_MEMORY, ConfigError, HotStoreWarning, PipelineError, QueryError
+from vidurai_pipeline.settings import load_settings, memory_bytes
+
+if TYPE_CHECKING:
+    from vidurai_pipeline.analytics.engine import RepoAnalyst
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Group(click.Group):
+    """Shows the errors that users are meant to read as one line: exit code 2 for a wrong request, 1 otherwise."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        output.open_standard_streams()
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            click.echo(f"error: {output.one_line(str(error))}", err=True)
+            ctx.exit(2 if isinstance(error, ConfigError | QueryError) else 1)
+        except MemoryError:
+            click.echo(f"error: {MORE_MEMORY}", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                click.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
+                ctx.exit(1)
+            # The reader (head, less) has seen enough.
+            sys.stderr.close()
+            ctx.exit(0)
+
+
+def _format_option(*forms: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--format", "form", type=click.Choice(forms), default="table", show_default=True, help="How to print it."
+    )
+
+
+_timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True, max=31_536_000),
+    metavar="SECONDS",
+    help="Stop after so many seconds; by default it may take any time.",
+)
+
+
+@contextlib.contextmanager
+def _analyst(timeout: float | None) -> "Iterator[RepoAnalyst]":
+    """An analyst whose warnings are lines on stderr, and so is that there is nothing to ask yet."""
+    from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415  (DuckDB and Arrow are slow to import)
+
+    settings = load_settings()
+    bound_memory(memory_bytes(settings.memory_limit), settings.threads)
+    with warnings.catch_warnings(record=True, action="always", category=HotStoreWarning) as caught:
+        try:
+            with RepoAnalyst(timeout=timeout) as analyst:
+                yield analyst
+                if analyst.is_empty():
+                    click.echo(
+                        f"no archive yet at {analyst.archive_base}; `vidurai-pipeline run` makes one, and VIDURAI_HOME "
+                        "or VIDURAI_ARCHIVE says where",
+                        err=True,
+                    )
+        finally:
+            for warning in caught:
+                click.echo(f"note: {warning.message}", err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vidurai-pipeline")
+def main() -> None:
+    """Move archived memories from Vidurai's SQLite store to Parquet, query them, and learn from them.
+
+    Where things are is set by VIDURAI_HOME (default ~/.vidurai), or one by one by VIDURAI_DB, VIDURAI_ARCHIVE and
+    VIDURAI_Q_TABLE.
+    """
+
+
+@main.command()
+@_format_option("table", "json")
+def run(form: str) -> None:
+    """Run the maintenance job now, through Dagster: archive, verify, purge, dream."""
+    from vidurai_pipeline.cli.run import print_report, run_maintenance  # noqa: PLC0415  (Dagster is slow to import)
+
+    settings = load_settings()
+    report = run_maintenance(settings)
+    if form == "json":
+        output.print_json(report.to_dict())
+    else:
+        print_report(report, settings)
+    if not report.success:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65_535), default=3000, show_default=True, help="Where to serve it.")
+def ui(port: int) -> None:
+    """Open Dagster's UI, with the runs' history; the nightly schedule runs as long as it is open."""
+    from vidurai_pipeline.cli.run import open_ui  # noqa: PLC0415
+
+    open_ui(load_settings(), port)
+
+
+@main.command()
+def home() -> None:
+    """Make Dagster's home ready for services that start at once, and print where it is."""
+    from vidurai_pipeline.cli.run import dagster_home, workspace_file  # noqa: PLC0415
+
+    folder = dagster_home(load_settings())
+    workspace_file(folder)
+    click.echo(folder)
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Read and check every row, but write and delete nothing.")
+@_format_option("table", "json")
+def flush(dry_run: bool, form: str) -> None:
+    """Archive and purge, without Dagster and without learning."""
+    from vidurai_pipeline.archival.archiver import MemoryArchiver  # noqa: PLC0415
+
+    with output.ProgressLine() as progress:
+        result = MemoryArchiver(progress=progress).flush_archived_memories(dry_run=dry_run)
+    report = result.to_dict()
+    if form == "json":
+        output.print_json(report)
+    else:
+        rejected, files = report.pop("rejected"), report.pop("files")
+        problems, notes = report.pop("problems"), report.pop("notes")
+        title = "Would be archived (dry run: nothing was changed)" if report.pop("dry_run") else "Flush"
+        output.print_facts(title, {**report, "rejected": len(rejected), "files": ", ".join(files) or "none"})
+        output.print_attention(rejected, notes, problems)
+    if result.problems:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--rebuild", is_flag=True, help="Learn the whole archive again, from an empty table.")
+@click.option(
+    "--order",
+    type=click.Choice(["chronological", "newest-first"]),
+    default="chronological",
+    show_default=True,
+    help="The order of learning; newest-first, the order of Vidurai's own dreamer, needs --rebuild.",
+)
+@_format_option("table", "json")
+def dream(rebuild: bool, order: Any, form: str) -> None:
+    """Train the Q-table on archived memories with an outcome that it has not learned yet."""
+    from vidurai_pipeline.cold.archive import Archive  # noqa: PLC0415
+    from vidurai_pipeline.rl.archive_query import archive_files  # noqa: PLC0415
+    from vidurai_pipeline.rl.dreamer import DreamCycle  # noqa: PLC0415
+
+    if order == "newest-first" and not rebuild:
+        raise ConfigError("--order newest-first needs --rebuild: it can't be added to a table learned in another order")
+    settings = load_settings()
+    empty = not archive_files(settings.archive_path)
+    with Archive(settings.archive_path).lock("dream", settings.lock_timeout):
+        stats = DreamCycle(settings.archive_path, settings.q_table_path).run(rebuild=rebuild, order=order)
+    if form == "json":
+        output.print_json(stats)
+    elif stats["success"]:
+        from vidurai_pipeline.cli.policy import print_dream  # noqa: PLC0415
+
+        print_dream(stats, settings.q_table_path)
+    if stats["success"] and empty:
+        click.echo(f"note: no archive in {settings.archive_path} yet: `vidurai-pipeline flush` makes it", err=True)
+    if not stats["success"]:
+        click.echo(f"error: {stats['error']}", err=True)
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The most states to list.")
+@click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Also write PNG files there.")
+@_format_option("table", "json")
+def policy(limit: int, pictures: Path | None, form: str) -> None:
+    """Show what was learned: the best action in each state, a heat map, and the learning curve."""
+    from vidurai_pipeline.cli.policy import print_policy, save_pictures  # noqa: PLC0415
+    from vidurai_pipeline.rl.checkpoint import Parameters  # noqa: PLC0415
+    from vidurai_pipeline.rl.summary import read_insight  # noqa: PLC0415
+
+    settings = load_settings()
+    insight = read_insight(settings.q_table_path, Parameters.of(settings))
+    if form == "json":
+        output.print_json(insight.to_dict())
+    else:
+        print_policy(insight, limit)
+    for path in save_pictures(insight, pictures) if pictures is not None else []:
+        click.echo(f"wrote {path}", err=True)
+
+
+@main.command()
+@_format_option("table", "json")
+def stats(form: str) -> None:
+    """Show the hot store, the archive and the Q-table at a glance."""
+    from vidurai_pipeline.cli.stats import overview, print_overview  # noqa: PLC0415
+
+    view = overview(load_settings())
+    if form == "json":
+        output.print_json(view)
+    else:
+        print_overview(view)
+    if any("error" in tier for tier in view.values()):
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("sql")
+@_timeout_option
+@_format_option("table", "json", "csv")
+def query(sql: str, timeout: float | None, form: str) -> None:
+    """Run SQL over the memories.
+
+    It reads three views: `history`, what is archived; `memories`, that and what is still in the hot store, with its
+    `tier`; and `history_all`, every stored copy. Numbers and dates are what DuckDB makes them; AVG(salience) counts
+    CRITICAL as 5 down to NOISE as 1.
+    """
+    with _analyst(timeout) as analyst:
+        output.print_rows(*analyst.query_rows(sql), form)
+
+
+@main.command()
+@click.argument("words", nargs=-1, required=True)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most memories to show.")
+@click.option("--project", type=int, help="Only memories of the project with this id.")
+@click.option("--since", help="Only memories created at or after this ISO date.")
+@click.option("--until", help="Only memories created before this ISO date.")
+@click.option("--salience", help="Only memories of this salience, such as HIGH.")
+@click.option("--outcome", type=click.IntRange(-1, 1), help="Only memories with this outcome: -1, 0 or 1.")
+@click.option(
+    "--tier",
+    type=click.Choice(["all", "cold", "hot"]),
+    default="all",
+    show_default=True,
+    help="Where to look: in the archive (cold), in the hot store (hot), or in both: who looks for one seldom knows "
+    "where it is by now. The archive alone is faster.",
+)
+@_timeout_option
+@_format_option("table", "json", "csv")
+def search(words: tuple[str, ...], limit: int, timeout: float | None, form: str, **filters: Any) -> None:
+    """Find the memories in which all the words occur, the most relevant first, then the newest.
+
+    The words are plain text, whatever their case: in a memory's text, its gist, its tags or its path.
+    """
+    from vidurai_pipeline.analytics.search import result_columns  # noqa: PLC0415
+
+    with _analyst(timeout) as analyst:
+        found = analyst.search_archive(" ".join(words), limit, **filters)
+    if form == "json":
+        output.print_json(found)
+    elif found or form == "csv":
+        names = result_columns(filters["tier"])
+        if form == "table" and sys.stdout.isatty():  # which has no room for more
+            names = [name for name in ("id", "tier", "created_at", "salience", "snippet") if name in names]
+        output.print_rows(names, ([row[name] for name in names] for row in found), form)
+    else:
+        click.echo("no memory matches", err=True)
+
+
+@main.command()
+@_format_option("table", "json")
+def doctor(form: str) -> None:
+    """Check settings, stores and files, and whether the tiers agree."""
+    from vidurai_pipeline.cli.doctor import examine  # noqa: PLC0415
+
+    findings = list(examine(load_settings()))
+    if form == "json":
+        output.print_json([finding.__dict__ for finding in findings])
+    else:
+        for finding in findings:
+            colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding.status]
+            detail = finding.detail.replace("\n", "\\n")  # a path may hold one
+            click.echo(f"{click.style(f'{finding.status:<8}', fg=colour)}{finding.check}: {detail}")
+    if any(finding.status == "failed" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("folder", default="sample", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--rows", type=click.IntRange(min=0), default=2_000, show_default=True, help="How many memories.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same memories.")
+@_format_option("table", "json")
+def demo(folder: Path, rows: int, seed: int, form: str) -> None:
+    """Make a sample hot store in FOLDER, for a machine without Vidurai."""
+    from vidurai_pipeline.sample_store import make_store  # noqa: PLC0415
+
+    with output.ProgressLine() as progress:
+        made = make_store(
+            folder / "vidurai.db", rows, seed=seed, progress=lambda done, total: progress("writing", done, total)
+        )
+    if form == "json":
+        output.print_json({**made.__dict__, "path": str(made.path)})
+    else:
+        output.print_facts("Sample store", {"path": made.path, "memories": made.rows, **made.by_status})
+        click.echo(f"\nnext: VIDURAI_HOME={folder} vidurai-pipeline run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Run the maintenance job from the command line, in this process, with its history kept where the UI shows it."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import dagster as dg
+from alembic.util import CommandError
+from filelock import FileLock
+from sqlalchemy.exc import DatabaseError, OperationalError
+from yaml import YAMLError
+
+from vidurai_pipeline.cli import output
+from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs.resources import progress_of_runs, retries_if_busy
+from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.settings import Settings
+
+
+@dataclass
+class RunReport:
+    """What a run of the maintenance job did.
+
+    Attributes:
+        success: every step and every check came out well.
+        run_id: Dagster's id of the run.
+        seconds: how long it took.
+        dagster_home: where its history is kept.
+        numbers: the figures that each asset reported.
+        files: the new files of the archive.
+        rejected: memories that stay hot: id, column, reason.
+        notes: what was put right, and what could not be done this time.
+        errors: what failed or needs a person, in words.
+    """
+
+    success: bool
+    run_id: str
+    seconds: float
+    dagster_home: Path
+    numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON's types; a step that did not run has no figures."""
+        archive, purge = self.numbers.get("parquet_archive", {}), self.numbers.get("purged_rows", {})
+        return {
+            "success": self.success,
+            "waiting": self.numbers.get("archived_rows", {}).get("row_count"),
+            "archived": archive.get("row_count"),
+            "purged": purge.get("row_count", 0) + archive.get("recovered", 0) if purge else None,
+            "kept": purge.get("kept"),
+            "rejected": self.rejected,
+            "recovered": archive.get("recovered"),
+            "files": self.files,
+            "learned": self.numbers.get("q_table", {}).get("experiences learned"),
+            "states": self.numbers.get("q_table", {}).get("states"),
+            "seconds": round(self.seconds, 3),
+            "run_id": self.run_id,
+            "notes": self.notes,
+            "errors": self.errors,
+        }
+
+
+def dagster_home(settings: Settings) -> Path:
+    """The folder of Dagster's history, made ready: ``DAGSTER_HOME``, else ``dagster`` in Vidurai's folder.
+
+    Raises:
+        ConfigError: it is not a folder that this user may write, or nothing there looks as if it were meant.
+    """
+    home = os.environ.get("DAGSTER_HOME")
+    folder = Path(home).expanduser().absolute() if home else settings.home / "dagster"
+    # A mistyped path would begin an empty history without a word.
+    if home and not folder.parent.is_dir():
+        raise ConfigError(f"DAGSTER_HOME={home}: there is no folder {folder.parent}: create it, or correct the path")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (folder / "dagster.yaml").exists():
+            with as_file(files("vidurai_pipeline") / "dagster.yaml") as template:
+                shutil.copy(template, folder / "dagster.yaml")
+        # Two processes that create Dagster's databases at once leave them with two revisions, of use to nobody.
+        with FileLock(folder / ".creating.lock"), dg.DagsterInstance.from_config(str(folder)):
+            pass
+    except OSError as error:
+        name = "DAGSTER_HOME" if home else "VIDURAI_HOME"
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"{folder}: {reason}: set {name} to a folder that you may write") from None
+    except (dg.DagsterInvalidConfigError, YAMLError) as error:
+        faults = error.errors if isinstance(error, dg.DagsterInvalidConfigError) else ()
+        reason = "; ".join(fault.message.split(" Expected:")[0] for fault in faults) or "not YAML"
+        raise ConfigError(f"{folder / 'dagster.yaml'}: {reason}") from None
+    except (CommandError, DatabaseError) as error:
+        reason = str(error).splitlines()[0]
+        advice = "move the folder away: it holds Dagster's history of runs only, and the next start makes a new one"
+        if isinstance(error, OperationalError):
+            advice = f"if it is no passing trouble, {advice}"
+        raise ConfigError(f"{folder}: Dagster's database can't be used ({reason}); {advice}") from None
+    return folder
+
+
+def workspace_file(home: Path) -> Path:
+    """Dagster's workspace in its home: this package, under the name by which ``run`` files its runs."""
+    workspace = home / "workspace.yaml"
+    workspace.write_text(
+        "load_from:\n  - python_module:\n      module_name: vidurai_pipeline.definitions\n"
+        "      location_name: vidurai_pipeline\n"
+    )
+    return workspace
+
+
+def open_ui(settings: Settings, port: int) -> NoReturn:
+    """Become Dagster's UI and daemon, with the history that ``run`` writes."""
+    home = dagster_home(settings)
+    click.echo(f"Dagster's UI for the hot store {settings.db_path}, at http://127.0.0.1:{port}; Ctrl-C ends it")
+    # Absolute, since Dagster starts in another folder.
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "VIDURAI_HOME": str(settings.home),
+        "VIDURAI_DB": str(settings.db_path),
+        "VIDURAI_ARCHIVE": str(settings.archive_path),
+        "VIDURAI_Q_TABLE": str(settings.q_table_path),
+    }
+    command = ["dagster", "dev", "-w", str(workspace_file(home)), "--port", str(port)]
+    os.chdir(home)
+    os.execve(sys.executable, [sys.executable, "-m", *command], environment)  # noqa: S606
+
+
+def run_maintenance(settings: Settings) -> RunReport:
+    """Run the maintenance job to its end."""
+    began = time.monotonic()
+    job = build_definitions(settings).resolve_job_def("maintenance")
+    home = dagster_home(settings)
+    with dg.DagsterInstance.from_config(str(home)) as instance, output.ProgressLine() as progress:
+        progress_of_runs.set(progress)
+        retries_if_busy.set(0)
+        result = job.execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            # The report below says it all; Dagster keeps the events for the UI.
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            # By this the UI finds the run under its job.
+            tags={".dagster/repository": "__repository__@vidurai_pipeline"},
+        )
+    report = RunReport(result.success, result.run_id, time.monotonic() - began, home)
+    for event in result.all_events:
+        if event.is_step_materialization:
+            _note_materialization(event.step_materialization_data.materialization, report)
+        elif event.is_step_failure:
+            report.errors.append(_failure(event))
+    for check in result.get_asset_check_evaluations():
+        if not check.passed and check.blocking:
+            report.errors.append(f"{check.check_name}: {check.description}")
+            differences = check.metadata.get("what differs")
+            if isinstance(differences, dg.MarkdownMetadataValue):
+                report.errors += differences.value.splitlines()
+    report.success = result.success and not report.errors
+    if not result.success and not report.errors:
+        report.errors += [_cause(event) for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
+    return report
+
+
+def _note_materialization(materialization: dg.AssetMaterialization, report: RunReport) -> None:
+    metadata = materialization.metadata
+    name = materialization.asset_key.to_user_string()
+    report.numbers[name] = {
+        key.removeprefix("dagster/"): value.value
+        for key, value in metadata.items()
+        if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue)
+    }
+    details = metadata.get("report")
+    if isinstance(details, dg.JsonMetadataValue) and isinstance(details.data, dict):
+        report.files += details.data.get("files", [])
+        report.rejected += details.data.get("rejected", [])
+        report.notes += details.data.get("notes", [])
+        report.errors += details.data.get("problems", [])
+
+
+def _failure(event: dg.DagsterEvent) -> str:
+    data = event.step_failure_data
+    if data.error and data.error.cls_name == "DagsterExecutionInterruptedError":
+        return f"{event.step_key}: stopped by Ctrl-C or a signal; the next run goes on from there"
+    described = data.user_failure_data.description if data.user_failure_data else None
+    return f"{event.step_key}: {described or (data.error.message.strip() if data.error else 'failed')}"
+
+
+def _cause(event: dg.DagsterEvent) -> str:
+    """Why a run failed before any step: the innermost reason, in its first line."""
+    error = event.job_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    text = (error.message if error else str(event.message)).strip()
+    # Dagster puts the name of the exception's class first.
+    return re.sub(r"^[\w.]+: ", "", text)
+
+
+def print_report(report: RunReport, settings: Settings) -> None:
+    """Say what happened in numbers, where the files are, and what to do next."""
+    facts = report.to_dict()
+    files = facts.pop("files")
+    attention = {name: facts.pop(name) for name in ("rejected", "notes", "errors")}
+    output.print_facts(
+        "Maintenance: done" if facts.pop("success") else "Maintenance: failed",
+        {
+            **facts,
+            "rejected": len(report.rejected),
+            "hot store": settings.db_path,
+            "new files": ", ".join(files) or "none",
+            "archive": settings.archive_path,
+            "Q-table": settings.q_table_path,
+        },
+    )
+    output.print_attention(attention["rejected"], attention["notes"], attention["errors"])
+    tool = "vidurai-pipeline" if shutil.which("vidurai-pipeline") else sys.argv[0]
+    named = {name: value for name, value in os.environ.items() if name.startswith("VIDURAI_") and value}
+    named.pop("VIDURAI_REFERENCE_PYTHON", None)
+    # Some of those for alerts are secrets.
+    given = "".join(
+        f"{name}={shlex.quote(value)} "
+        for name, value in sorted(named.items())
+        if not name.startswith("VIDURAI_ALERT_")
+    )
+    if not report.success:
+        click.echo(f"\nnothing is lost, and running again is safe; to see what is wrong:\n  {given}{tool} doctor")
+        return
+    click.echo(
+        "\nnext:\n"
+        f"  {given}{tool} stats\n"
+        f"  {given}{tool} query 'SELECT salience, count(*) FROM history GROUP BY salience'\n"
+        f"  {given}{tool} ui   # Dagster's UI, at http://127.0.0.1:3000"
+    )

@@ -1,0 +1,119 @@
+"""The hot store, the archive and the Q-table at a glance."""
+
+import re
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from typing import Any
+
+import click
+
+from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.cli import output
+from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.settings import Settings
+
+_MONTHS = 24
+_LONGEST_GAP = 600
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+
+
+def overview(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Figures of each tier; a tier that can't be read has the reason under ``error`` instead."""
+    return {
+        "hot_store": _or_error(lambda: _hot_store(settings)),
+        "archive": _or_error(lambda: _archive(settings)),
+        "q_table": _or_error(lambda: _q_table(settings)),
+    }
+
+
+def _or_error(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read()
+    except PipelineError as error:
+        return {"error": str(error)}
+
+
+def _hot_store(settings: Settings) -> dict[str, Any]:
+    backlog = MemoryArchiver(settings.db_path, settings.archive_path).backlog()
+    return {
+        "path": str(settings.db_path),
+        "bytes": backlog.bytes,
+        "memories": backlog.total,
+        "waiting": backlog.waiting,
+        "by_status": backlog.by_status,
+        "oldest_waiting": backlog.oldest,
+        "newest_waiting": backlog.newest,
+    }
+
+
+def _archive(settings: Settings) -> dict[str, Any]:
+    with RepoAnalyst(settings.archive_path) as analyst:
+        stats = analyst.get_memory_stats()
+    months = stats["by_month"]
+    return {
+        "path": str(settings.archive_path),
+        **stats,
+        "growth_per_month": round(sum(months.values()) / len(_without_gaps(months))) if months else 0,
+    }
+
+
+def _q_table(settings: Settings) -> dict[str, Any]:
+    policy = QLearningPolicy.load(
+        settings.q_table_path,
+        epsilon_max=settings.epsilon_max,
+        epsilon_min=settings.epsilon_min,
+        epsilon_decay=settings.epsilon_decay,
+    )
+    return {"path": str(settings.q_table_path), **policy.get_statistics()}
+
+
+def print_overview(view: dict[str, dict[str, Any]]) -> None:
+    """Show the figures; the archive's months, salience and outcomes as small bar charts."""
+    titles = {"hot_store": "Hot store", "archive": "Archive", "q_table": "Q-table"}
+    for tier, figures in view.items():
+        if "error" in figures:
+            click.echo(f"{titles[tier]}\n  error: {figures['error']}")
+            continue
+        charts = {name: figures[name] for name in figures if name.startswith("by_")}
+        facts = {
+            name.replace("_", " "): _readable(name, value) for name, value in figures.items() if name not in charts
+        }
+        output.print_facts(titles[tier], facts)
+        for name, counts in charts.items():
+            if counts:
+                click.echo(f"  {name.replace('_', ' ')}")
+                for line in _growth(counts) if name == "by_month" else _shares(counts):
+                    click.echo(f"    {line}")
+
+
+def _shares(counts: Mapping[str, int]) -> list[str]:
+    """A chart with each count's share of all."""
+    total = sum(counts.values()) or 1
+    return output.bar_chart(counts, [f"{count / total:6.1%}" for count in counts.values()])
+
+
+def _growth(counts: Mapping[str, int]) -> list[str]:
+    """A chart of the last two years' months, those without a memory too, with what there was at the end of each."""
+    months = _without_gaps(counts)
+    totals = [f"{total:,} in all" for total in accumulate(months.values())]
+    shown = dict(list(months.items())[-_MONTHS:])
+    earlier = [f"({len(months) - _MONTHS} earlier months are not shown)"] if len(months) > _MONTHS else []
+    return earlier + output.bar_chart(shown, totals[-len(shown) :])
+
+
+def _without_gaps(counts: Mapping[str, int]) -> dict[str, int]:
+    """The months from the first to the last; what is not a month stands before them."""
+    numbers = [int(year) * 12 + int(month) - 1 for year, month in (m.split("-") for m in counts if _MONTH.fullmatch(m))]
+    others = {name: count for name, count in counts.items() if not _MONTH.fullmatch(name)}
+    if not numbers or max(numbers) - min(numbers) > _LONGEST_GAP:  # an odd date; who knows what is between
+        return dict(counts)
+    names = [f"{number // 12:04d}-{number % 12 + 1:02d}" for number in range(min(numbers), max(numbers) + 1)]
+    return others | {name: counts.get(name, 0) for name in names}
+
+
+def _readable(name: str, value: Any) -> Any:
+    if name == "bytes":
+        return output.human_bytes(value)
+    return f"{value:.3f}" if isinstance(value, float) else value

@@ -1,0 +1,1 @@
+"""The archive's Parquet files: the only package that opens, lists, writes, renames or removes one."""

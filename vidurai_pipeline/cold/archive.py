@@ -1,0 +1,323 @@
+"""The cold archive: a tree of Parquet files, partitioned by the month of archival.
+
+A file is complete or invisible. It is written beside its place under a hidden name, synced to the disk, read back,
+and only then given its name by a hard link, which fails where the name is taken.
+"""
+
+import contextlib
+import errno
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vidurai_pipeline.cold.files import archive_errors, digest, make_folder, require_usable, sync_file, sync_folder
+from vidurai_pipeline.cold.lock import RunLock
+from vidurai_pipeline.cold.pending import Pending, PendingMarks
+from vidurai_pipeline.errors import ArchiveError
+
+READ_ROWS = 4_096
+ROW_GROUP_ROWS = 65_536
+ROW_GROUP_BYTES = 24 * 1024 * 1024
+_HIDDEN_SUFFIX = ".part"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file that a run made visible."""
+
+    path: Path
+    rows: int
+    bytes: int
+
+
+class Archive:
+    """The cold archive in a folder, which need not exist yet.
+
+    Args:
+        root: the folder.
+        compression: the codec of new files, ``"snappy"`` or ``"zstd"``.
+    """
+
+    def __init__(self, root: Path, compression: str = "snappy") -> None:
+        self.root = Path(root)
+        self.compression = compression
+        self.pending = PendingMarks(self.root)
+        self._locks = 0
+
+    def files(self) -> list[Path]:
+        """All published files, oldest first by name.
+
+        Raises:
+            ArchiveError: there can be no archive at its place.
+        """
+        if not self.root.exists():
+            require_usable(self.root)
+        return sorted(self.root.rglob("*.parquet"), key=lambda path: (path.name, path))
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and sizes of the files: in all, and by partition."""
+        files = self.files()
+        size = sum(path.stat().st_size for path in files)
+        partitions = Counter("/".join(path.relative_to(self.root).parts[:-1]) for path in files)
+        return {
+            "total_files": len(files),
+            "total_size_bytes": size,
+            "total_size_mb": size / (1024 * 1024),
+            "partitions": dict(sorted(partitions.items())),
+            "archive_base": str(self.root),
+        }
+
+    @contextlib.contextmanager
+    def lock(self, purpose: str, timeout: float = 0.0) -> Iterator[None]:
+        """Hold the archive for one run; see :class:`RunLock`.
+
+        Raises:
+            LockedError: another run holds it and did not finish within ``timeout`` seconds.
+        """
+        make_folder(self.root)
+        with RunLock(self.root).hold(purpose, timeout):
+            self._locks += 1
+            try:
+                yield
+            finally:
+                self._locks -= 1
+
+    def new_path(self, moment: datetime) -> Path:
+        """A name for a new file, by the moment of archival, that no file has yet."""
+        moment = moment.astimezone(UTC)
+        partition = self.root / f"year={moment:%Y}" / f"month={moment:%m}"
+        stem = f"memories_{moment:%Y%m%d_%H%M%S}"
+        path, number = partition / f"{stem}.parquet", 1
+        while path.exists() or self.pending.knows(path.name):
+            number += 1
+            path = partition / f"{stem}_{number:03d}.parquet"
+        return path
+
+    @contextlib.contextmanager
+    def writer(self, path: Path, schema: pa.Schema) -> Iterator["FileWriter"]:
+        """Write a file beside its place; at the end it is complete and on the disk, but hidden.
+
+        The hidden file is removed if anything fails.
+
+        Raises:
+            ArchiveError: the disk is full, the folder not writable.
+        """
+        make_folder(path.parent)
+        # No other process's name, not even one's whose run has died before it.
+        hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_HIDDEN_SUFFIX}")
+        with archive_errors(path.parent):
+            os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            try:
+                writer = FileWriter(hidden, schema, self.compression)
+                try:
+                    yield writer
+                finally:
+                    writer.close()
+                sync_file(hidden)
+            except BaseException:
+                discard(hidden)
+                raise
+
+    def publish(self, hidden: Path, path: Path, mark: Pending) -> None:
+        """Mark a hidden file as pending, then make it visible, durably, never over another file.
+
+        Raises:
+            ArchiveError: it could not be published; nothing of it is left.
+        """
+        try:
+            self.pending.write(mark)
+            with archive_errors(path):
+                _name_exclusively(hidden, path)
+                sync_folder(path.parent)
+        except BaseException:
+            if not path.exists():
+                discard(hidden)
+                discard(self.pending.path(path.name))
+            raise
+        discard(hidden)
+
+    def rewrite(self, path: Path, mark: Pending, drop: set[int]) -> None:
+        """Replace a pending file by one without some of its memories; with none left, remove it.
+
+        The mark allows for the new file before the old one is replaced.
+
+        Raises:
+            ArchiveError: it could not be done; the old file still stands.
+        """
+        if not self._locks:
+            # As when Ctrl-C ends the run around a thread that still purges: what is missing from the hot store may
+            # then have been purged by the next run already.
+            raise ArchiveError(f"{path}: left to the next run, as this one no longer holds the archive")
+        with archive_errors(path):
+            source = pq.ParquetFile(path)
+            rows = 0
+            with self.writer(path, source.schema_arrow) as writer:
+                for batch in read_back(path):
+                    kept = _without(batch, drop)
+                    writer.write(kept)
+                    rows += kept.num_rows
+                writer.annotate(_own_metadata(source))
+            if rows:
+                try:
+                    _compare_rewritten(path, writer.path, drop)
+                    self.pending.write(replace(mark, sha256=(*mark.sha256, digest(writer.path)), rows=rows))
+                    writer.path.replace(path)
+                except BaseException:
+                    discard(writer.path)
+                    raise
+            else:
+                self.pending.write(replace(mark, rows=0))
+                path.unlink()
+                discard(writer.path)
+            sync_folder(path.parent)
+
+    def is_void(self, mark: Pending) -> bool:
+        """Whether a mark has no file and needs none: it was never published, or nothing of it is left."""
+        return not (self.root / mark.file).exists() and (not mark.purging or mark.rows == 0)
+
+    def examine(self, mark: Pending) -> str | None:
+        """What is wrong with a pending file itself, in words, or None."""
+        path = self.root / mark.file
+        if not path.exists():
+            return "the file is gone"
+        with archive_errors(path):
+            intact = digest(path) in mark.sha256
+        try:
+            file = pq.ParquetFile(path)
+        except (OSError, pa.ArrowException):
+            return "the file was damaged after it was written: it can't be read as Parquet"
+        if not intact:
+            rows = file.metadata.num_rows
+            return f"the file was altered after it was written: it holds {rows:,} rows, {mark.rows:,} were written"
+        if _own_metadata(file).get("vidurai_pipeline.batch") != mark.batch:
+            return "the file was not written by the run that its pending mark names"
+        return None
+
+    def sweep(self) -> int:
+        """Remove what a killed run left half written; the lock must be held. Returns how many files."""
+        swept = 0
+        with archive_errors(self.root):
+            for path in self.root.rglob(f".*{_HIDDEN_SUFFIX}"):
+                path.unlink(missing_ok=True)
+                swept += 1
+        self.pending.sweep()
+        return swept
+
+    def set_aside(self, path: Path) -> Path:
+        """Rename a damaged file so that no reader takes it for a part of the archive."""
+        aside, number = path.with_name(f"{path.name}.damaged"), 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.name}.damaged{number}")
+        with archive_errors(path):
+            path.rename(aside)
+            sync_folder(path.parent)
+        return aside
+
+
+class FileWriter:
+    """Writes one hidden Parquet file, in row groups of bounded size.
+
+    Args:
+        path: the hidden file, which exists and is empty.
+        schema: of the file.
+        compression: the codec.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
+        self.path = path
+        self._waiting: list[pa.RecordBatch] = []
+        self._writer = pq.ParquetWriter(
+            path,
+            schema,
+            compression=compression,
+            # Text that differs in every row only fills a dictionary and then gives it up.
+            use_dictionary=[name for name in schema.names if name not in {"verbatim", "id"}],  # pyright: ignore
+            write_page_checksum=True,
+        )
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows to the file."""
+        if batch.num_rows:
+            self._waiting.append(batch)
+        if sum(part.num_rows for part in self._waiting) >= ROW_GROUP_ROWS or (
+            sum(part.nbytes for part in self._waiting) >= ROW_GROUP_BYTES
+        ):
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        if self._waiting:
+            table = pa.Table.from_batches(self._waiting)
+            self._waiting = []
+            self._writer.write_table(table, row_group_size=table.num_rows)
+
+    def annotate(self, metadata: dict[str, str]) -> None:
+        """Add key-value metadata to the file's footer."""
+        self._writer.add_key_value_metadata(metadata)
+
+    def close(self) -> None:
+        """Write what is left and the footer."""
+        try:
+            self._write_row_group()
+        finally:
+            self._writer.close()
+
+
+def read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Read a file from the disk in batches, checking its pages' checksums."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # Group by group: their size is bounded in bytes too, not only in rows.
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _own_metadata(file: pq.ParquetFile) -> dict[str, str]:
+    """The pipeline's own key-value metadata of a file."""
+    metadata = file.metadata.metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"vidurai_pipeline")}
+
+
+def discard(path: Path) -> None:
+    """Remove a file that no longer serves; a failure to do so must not hide why."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _name_exclusively(hidden: Path, path: Path) -> None:
+    """Give a hidden file its name in one step that fails where the name is taken."""
+    try:
+        os.link(hidden, path)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+        # No hard links here (FAT, some network shares): the run's lock keeps other runs away in the meantime.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
+        hidden.rename(path)
+
+
+def _without(batch: pa.RecordBatch, drop: set[int]) -> pa.RecordBatch:
+    return batch.filter(pa.array([id_ not in drop for id_ in batch.column("id").to_pylist()], pa.bool_()))
+
+
+def _compare_rewritten(path: Path, hidden: Path, drop: set[int]) -> None:
+    """Read a rewritten file back beside its original: all but the dropped memories must be there, unchanged."""
+    parts = read_back(hidden)
+    read = pq.read_schema(hidden).empty_table()
+    for batch in read_back(path):
+        kept = pa.Table.from_batches([_without(batch, drop)])
+        while read.num_rows < kept.num_rows and (part := next(parts, None)) is not None:
+            read = pa.concat_tables([read, pa.Table.from_batches([part])])
+        if not read.slice(0, kept.num_rows).equals(kept):
+            raise ArchiveError(f"{path}: its copy without stale memories did not read back equal; nothing was changed")
+        read = read.slice(kept.num_rows)
+    if read.num_rows or next(parts, None) is not None:
+        raise ArchiveError(f"{path}: its copy without stale memories holds more than it should; nothing was changed")

@@ -1,0 +1,99 @@
+"""What the archive needs of the file system: durable writes, private folders, errors that say what to do."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from vidurai_pipeline.errors import ArchiveError
+
+
+@contextlib.contextmanager
+def archive_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the file system and of Arrow into an ``ArchiveError`` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(f"{path}: {_advice(error)}") from error
+    except pa.ArrowException as error:
+        raise ArchiveError(f"{path} can't be read or written as Parquet ({type(error).__name__})") from error
+
+
+def _advice(error: OSError) -> str:
+    # Arrow's own text may quote a value, so of errors without a number only the kind is told.
+    text = os.strerror(error.errno) if error.errno else "damaged, or not a Parquet file"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return f"{text}: free some space, or move the archive with VIDURAI_ARCHIVE, and run again"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{text}: it must be writable for this user"
+        case _:
+            return text
+
+
+def require_usable(path: Path) -> None:
+    """Refuse a path at which there can be no archive, although it may look like one that is not made yet.
+
+    Raises:
+        ArchiveError: it is not UTF-8, so that neither Arrow nor DuckDB could open a file there; or it is, or lies
+            below, a link that leads nowhere, as to a disk that is not mounted.
+    """
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            raise ArchiveError(
+                f"{link} is a link to {link.readlink()}, which is not there: mount or restore it or set VIDURAI_ARCHIVE"
+            )
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ArchiveError(
+            f"{str(path)!r} is not valid UTF-8, and no Parquet file can be used there: rename the folder, or set "
+            "VIDURAI_ARCHIVE"
+        ) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents for this user's eyes only, durably.
+
+    Raises:
+        ArchiveError: it can't be created, or something else stands in its place.
+    """
+    require_usable(folder)
+    with archive_errors(folder):
+        if folder.is_dir():
+            return
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(path.parent)
+        if not folder.is_dir():
+            raise ArchiveError(f"{folder} is not a folder: move it away, or set VIDURAI_ARCHIVE")
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+sync_folder = sync_file
+
+
+def free_bytes(folder: Path) -> int:
+    """The free space, in bytes, where a folder is or will be."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(place).free

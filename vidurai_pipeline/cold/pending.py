@@ -1,0 +1,118 @@
+"""Pending marks: which files' memories may still be in the hot store as well.
+
+A mark is written before its file becomes visible and removed when its file's memories have left the hot store.
+Whoever finds one holds the run's lock, so its writer is dead, and takes over where that one stopped.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_folder
+from vidurai_pipeline.errors import ArchiveError
+
+
+@dataclass(frozen=True)
+class Pending:
+    """One mark.
+
+    Attributes:
+        file: the file's path below the archive.
+        sha256: the digests that the file may have: as published, and as rewritten without stale copies.
+        rows: how many memories it holds.
+        store: the hot store's real path, and its path relative to the archive.
+        batch: identifies the run that wrote the file; stands in the file's own metadata too.
+        purging: its purge has begun, so that the file may hold the only copy of a memory.
+    """
+
+    file: str
+    sha256: tuple[str, ...]
+    rows: int
+    store: tuple[str, str]
+    batch: str
+    purging: bool = False
+
+
+class PendingMarks:
+    """The marks of one archive.
+
+    Args:
+        root: the archive's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / ".pending"
+
+    def path(self, file_name: str) -> Path:
+        """Where the mark of a file stands."""
+        return self._folder / f"{file_name}.json"
+
+    def knows(self, file_name: str) -> bool:
+        """Whether a file is pending, for whichever hot store, or was when it was found damaged."""
+        path = self.path(file_name)
+        return path.exists() or _retired(path).exists()
+
+    def write(self, mark: Pending) -> None:
+        """Write or replace a mark, durably and at once.
+
+        Raises:
+            ArchiveError: the disk is full, the folder not writable.
+        """
+        make_folder(self._folder)
+        place = self.path(Path(mark.file).name)
+        beside = place.with_suffix(".part")
+        with archive_errors(place):
+            descriptor = os.open(beside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(asdict(mark), file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(place)
+            sync_folder(self._folder)
+
+    def all(self) -> list[Pending]:
+        """All marks, oldest file first.
+
+        Raises:
+            ArchiveError: a mark can't be read.
+        """
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            with archive_errors(path):
+                text = path.read_text()
+            try:
+                values = json.loads(text)
+                found.append(Pending(**{**values, "sha256": tuple(values["sha256"]), "store": tuple(values["store"])}))
+            except (ValueError, TypeError, KeyError):
+                raise ArchiveError(
+                    f"{path} is not a pending mark: move it away and run `vidurai-pipeline doctor`, which shows "
+                    "whether a memory is in both tiers"
+                ) from None
+        return found
+
+    def remove(self, mark: Pending) -> None:
+        """Remove a mark: its file and the hot store overlap no longer."""
+        path = self.path(Path(mark.file).name)
+        with archive_errors(path):
+            path.unlink(missing_ok=True)
+            sync_folder(self._folder)
+
+    def retire(self, mark: Pending) -> Path:
+        """Set the mark of a file that is beyond help aside, for the record; no later run tries that file again."""
+        path = self.path(Path(mark.file).name)
+        aside = _retired(path)
+        with archive_errors(path):
+            path.replace(aside)
+            sync_folder(self._folder)
+        return aside
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half written."""
+        with archive_errors(self._folder):
+            for path in self._folder.glob("*.part"):
+                path.unlink(missing_ok=True)
+
+
+def _retired(path: Path) -> Path:
+    return path.with_suffix(".damaged")

@@ -1,0 +1,188 @@
+"""Asset checks: the one that stands before the purge, the Q-table's gate, and those of the tiers' health."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from vidurai_pipeline import health
+from vidurai_pipeline.defs.assets import GATE, POOL, archived_rows, parquet_archive, purged_rows, q_table
+from vidurai_pipeline.defs.resources import ArchiverResource, DreamResource, TiersResource, readable_failures
+
+_SHOWN = 20
+_RUNS_LOOKED_AT = 3
+
+
+@dg.asset_check(asset=parquet_archive, blocking=True, pool=POOL)
+def archive_equals_hot_store(archiver: ArchiverResource) -> dg.AssetCheckResult:
+    """Reads the published files back and compares every column of every row with SQLite.
+
+    It blocks: while it fails, nothing is purged. Run the job again to put a failure right: a file that was damaged
+    before anything was purged is set aside, and its memories, which are still hot, are archived anew.
+    """
+    with readable_failures():
+        found = archiver.archiver.verify()
+    if found.passed:
+        description = (
+            f"{health.plural(found.rows, 'row')} in {health.plural(found.files, 'file')} equal what the hot store holds"
+        )
+        if found.changed:
+            description += f", but for {found.changed:,} that the daemon has changed since; those stay hot"
+    else:
+        description = f"Nothing is purged: {len(found.problems)} of {health.plural(found.files, 'file')} not as written"
+    return dg.AssetCheckResult(
+        passed=found.passed,
+        description=description,
+        metadata={
+            "files": found.files,
+            "rows": found.rows,
+            "changed meanwhile": found.changed,
+            "what differs": dg.MetadataValue.md(
+                "\n".join(f"- {line}" for line in found.problems[:_SHOWN]) or "nothing"
+            ),
+        },
+    )
+
+
+@dg.asset_check(asset=q_table, pool=POOL)
+def q_table_is_well_formed(context: dg.AssetCheckExecutionContext, dream: DreamResource) -> dg.AssetCheckResult:
+    """Values are finite and within the bound that rewards and discount allow, actions known, states readable.
+
+    It looks at the table in use, and at the one that the last dream learned. If that one is not well-formed, it stands
+    beside the table in use as a candidate, and the table in use was not changed.
+    """
+    with readable_failures():
+        found = dream.insight()
+    values = sum(len(one.values) for one in found.states)
+    faults = found.faults or list(_last_verdict(context).get("faults", ()))
+    return dg.AssetCheckResult(
+        passed=not faults,
+        description=faults[0] if faults else f"{values:,} values in {len(found.states):,} states are well-formed",
+        metadata={
+            "states": len(found.states),
+            "values": values,
+            "bound (points)": found.bound,
+            "taught by another program only": found.inherited,
+            "what is wrong": dg.MetadataValue.md("\n".join(f"- {line}" for line in faults) or "nothing"),
+        },
+    )
+
+
+@dg.asset_check(asset=q_table, pool=POOL)
+def q_table_is_not_worse(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """The new table foretells held-out experiences no worse than the one in use, within what chance explains.
+
+    While it fails, the new table is a candidate beside the one in use, and nothing of what it learned counts as
+    learned. See docs/learning.md for the method and its limits.
+    """
+    verdict = _last_verdict(context)
+    if not verdict:
+        return dg.AssetCheckResult(passed=True, description="no new table: there was nothing to learn")
+    numbers = {
+        "held-out experiences": verdict["held_out"],
+        "error of the table in use (points)": verdict["old_error"],
+        "error of the new table (points)": verdict["new_error"],
+        "margin (points squared)": verdict["margin"],
+    }
+    return dg.AssetCheckResult(
+        passed=verdict["not_worse"] is not False,
+        severity=dg.AssetCheckSeverity.ERROR if verdict["enforced"] else dg.AssetCheckSeverity.WARN,
+        description=verdict["reason"],
+        metadata={name: value for name, value in numbers.items() if value is not None},
+    )
+
+
+def _last_verdict(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
+    """What the gate said in the last dream that Dagster ran; nothing if it had no new table."""
+    event = context.instance.get_latest_materialization_event(q_table.key)
+    made = event.asset_materialization if event is not None else None
+    found = made.metadata.get(GATE) if made is not None else None
+    return found.value if isinstance(found, dg.JsonMetadataValue) and isinstance(found.value, dict) else {}
+
+
+# The checks below hold no lock and wait for no run: they never stand in the purge's way. The job `health` makes them.
+
+
+@dg.asset_check(asset=archived_rows)
+def hot_store_is_sound(tiers: TiersResource) -> dg.AssetCheckResult:
+    """SQLite's `quick_check` of the hot store. It reads the whole file, and holds no writer up."""
+    return _result(health.store_integrity(tiers.store))
+
+
+@dg.asset_check(asset=archived_rows)
+def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether the runs keep up: fewer memories wait than when the last one began, and it left none behind."""
+    waited, left = (
+        [figures[name] for figures in _figures(context.instance, key) if name in figures]
+        for key, name in ((archived_rows.key, "dagster/row_count"), (parquet_archive.key, "rejected"))
+    )
+    return _result(
+        health.backlog_shrinks(tiers.store, waited, left), {"left by the last run": left[0]} if left else None
+    )
+
+
+@dg.asset_check(asset=parquet_archive)
+def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether the footer of each file can be read, and whether the archive holds all it held after the last run.
+
+    `vidurai-pipeline doctor` reads the pages too.
+    """
+    known = next(iter(_figures(context.instance, purged_rows.key)), {})
+    before = (
+        health.ArchiveSize(known["archive files"], known["archive rows"])
+        if {"archive files", "archive rows"} <= known.keys()
+        else None
+    )
+    finding, size = health.archive_readable(tiers.cold, before, thorough=False)
+    return _result(finding, {"files": size.files, "rows": size.rows})
+
+
+@dg.asset_check(asset=parquet_archive)
+def no_version_twice(tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether the archive holds each version of a memory once."""
+    return _result(health.no_duplicates(tiers.cold))
+
+
+@dg.asset_check(asset=parquet_archive)
+def disk_has_room(tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether the disks have room for what the next run writes."""
+    return _result(health.disk_room(tiers.store, tiers.cold))
+
+
+@dg.asset_check(asset=purged_rows)
+def memories_are_in_one_tier(tiers: TiersResource) -> dg.AssetCheckResult:
+    """Whether no memory is both in the hot store and in the archive."""
+    return _result(health.one_tier(tiers.store, tiers.cold))
+
+
+HEALTH_CHECKS = [
+    hot_store_is_sound,
+    backlog_shrinks,
+    archive_is_readable,
+    no_version_twice,
+    disk_has_room,
+    memories_are_in_one_tier,
+]
+
+
+def _result(finding: health.Finding, metadata: Mapping[str, Any] | None = None) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=finding.status == "ok",
+        severity=dg.AssetCheckSeverity.ERROR if finding.status == "failed" else dg.AssetCheckSeverity.WARN,
+        description=finding.detail,
+        metadata=metadata,
+    )
+
+
+def _figures(instance: dg.DagsterInstance, key: dg.AssetKey) -> list[dict[str, int]]:
+    """The whole numbers that an asset's last materializations reported, newest first."""
+    records = instance.fetch_materializations(key, limit=_RUNS_LOOKED_AT).records
+    return [_integers(r.asset_materialization.metadata) for r in records if r.asset_materialization]
+
+
+def _integers(metadata: Mapping[str, dg.MetadataValue]) -> dict[str, int]:
+    return {
+        name: value.value
+        for name, value in metadata.items()
+        if isinstance(value, dg.IntMetadataValue) and value.value is not None
+    }

@@ -1,0 +1,124 @@
+"""The sensor that does not wait for the night when the backlog is large."""
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import dagster as dg
+
+from vidurai_pipeline.archival.early_run import Past, Thresholds, decide
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.files import free_bytes
+from vidurai_pipeline.defs.assets import parquet_archive, purged_rows
+from vidurai_pipeline.defs.automation import LIFECYCLE_JOBS, maintenance
+from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.hot import backlog
+from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.settings import Settings
+
+_RECENT_RUNS = 10
+_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
+    """A sensor that starts the maintenance job early; each of its ticks says why it did or didn't."""
+    store = HotStore(settings.db_path, busy_timeout=1.0)
+    archive = Archive(settings.archive_path)
+    thresholds = Thresholds(
+        settings.early_run_rows, settings.early_run_bytes, settings.early_run_free_disk, settings.early_run_quiet
+    )
+
+    @dg.sensor(
+        name="early_run",
+        job=maintenance,
+        description="Starts the maintenance job before the night when many memories wait, the hot store has grown or "
+        "its disk is nearly full. It waits while Vidurai writes. Its ticks say why it did or didn't; "
+        "`VIDURAI_EARLY_RUN=false` turns it off, `VIDURAI_EARLY_RUN_…` change the thresholds.",
+        minimum_interval_seconds=120,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def early_run(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        """Start the maintenance job early where that is worth it."""
+        instance = context.instance
+        if any(r.job_name in LIFECYCLE_JOBS for r in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))):
+            return dg.SkipReason("a maintenance run is at work, or waits in the queue")
+        memo = json.loads(context.cursor or "{}")
+        now = time.time()
+        try:
+            past, latest = _past(instance)
+            counted = _count(store, memo.get("count"), now, past.ended)
+            decision = decide(
+                counted,
+                thresholds,
+                past,
+                now=now,
+                written=backlog.last_write(store.path),
+                wanted_since=memo.get("wanted_since"),
+                store_free=free_bytes(store.path.parent),
+                archive_free=free_bytes(archive.root),
+            )
+            since = memo.get("wanted_since", now) if decision.wanted and not decision.start else None
+            context.update_cursor(json.dumps({"count": asdict(counted)} | ({"wanted_since": since} if since else {})))
+            if not decision.start:
+                return dg.SkipReason(decision.why)
+            with archive.lock("looking whether a run may start"):
+                pass
+        except PipelineError as error:
+            return dg.SkipReason(f"no early run: {error}")
+        context.log.info(f"starts a run: {decision.why}")
+        # Whatever comes of it, the same state of affairs starts no second one.
+        return dg.RunRequest(run_key=f"early-run-after-{latest or 'nothing'}", tags={"vidurai/why": decision.why})
+
+    return early_run
+
+
+def _count(store: HotStore, before: dict[str, Any] | None, now: float, last_run: float) -> backlog.Count:
+    if before is not None:
+        try:
+            counted = backlog.Count(**before)
+        except TypeError:  # another version's cursor
+            return backlog.count(store)
+        if counted.serves(backlog.stamp(store.path), now, last_run):
+            return counted
+    return backlog.count(store)
+
+
+def _past(instance: dg.DagsterInstance) -> tuple[Past, str | None]:
+    """What the finished runs tell, and the latest one's id."""
+    runs = [
+        record
+        for job in LIFECYCLE_JOBS
+        for record in instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_FINISHED), limit=_RECENT_RUNS)
+    ]
+    runs.sort(key=lambda record: record.end_time or 0.0, reverse=True)
+    failures = next(
+        (n for n, r in enumerate(runs) if r.dagster_run.status == dg.DagsterRunStatus.SUCCESS),
+        len(runs),
+    )
+    published = _figures(instance, parquet_archive.key)
+    purged = _figures(instance, purged_rows.key)
+    past = Past(
+        left=published.get("rejected", 0) + purged.get("kept", 0),
+        used_bytes=purged.get("hot store bytes in use"),
+        failures=failures,
+        ended=(runs[0].end_time or 0.0) if runs else 0.0,
+    )
+    return past, runs[0].dagster_run.run_id if runs else None
+
+
+def _figures(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, int]:
+    event = instance.get_latest_materialization_event(key)
+    materialization = event.asset_materialization if event else None
+    metadata = materialization.metadata if materialization else {}
+    return {
+        name: value.value
+        for name, value in metadata.items()
+        if isinstance(value, dg.IntMetadataValue) and value.value is not None
+    }

@@ -1,0 +1,78 @@
+"""Keeps Dagster's own history from growing for ever: nothing in Dagster deletes runs by itself."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+from tzlocal import get_localzone_name
+
+from vidurai_pipeline.settings import Settings
+
+_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+class PruneConfig(dg.Config):
+    """What the job `prune_history` keeps."""
+
+    keep_days: int = Field(365, gt=0, description="finished runs that changed last before so many days are deleted")
+
+
+def prune_runs(instance: dg.DagsterInstance, before: datetime) -> int:
+    """Delete old finished runs with their events and captured logs.
+
+    A run that has not finished, and one that made an asset's newest materialization, stay, however old they are.
+
+    Args:
+        instance: where the history is kept, in SQLite or PostgreSQL.
+        before: runs that changed last at or after this moment stay.
+
+    Returns:
+        How many runs were deleted.
+    """
+    records = instance.get_run_records(dg.RunsFilter(statuses=_FINISHED, updated_before=before))
+    newest = [instance.get_latest_materialization_event(key) for key in instance.all_asset_keys()]
+    needed = {event.run_id for event in newest if event}
+    old = [run_id for record in records if (run_id := record.dagster_run.run_id) not in needed]
+    for run_id in old:
+        instance.compute_log_manager.delete_logs(prefix=[run_id])
+        instance.delete_run(run_id)
+        _delete_database(instance, run_id)
+    return len(old)
+
+
+def _delete_database(instance: dg.DagsterInstance, run_id: str) -> None:
+    """In SQLite each run's events have a database of their own, which Dagster empties but leaves."""
+    if database_of := getattr(instance.event_log_storage, "path_for_shard", None):
+        for end in ("", "-wal", "-shm"):
+            Path(database_of(run_id) + end).unlink(missing_ok=True)
+
+
+@dg.op(description="Deletes Dagster's records of old runs: no memory and no file of the archive is touched.")
+def prune(context: dg.OpExecutionContext, config: PruneConfig) -> None:
+    """Delete old finished runs with their events and captured logs."""
+    deleted = prune_runs(context.instance, datetime.now(tz=UTC) - timedelta(days=config.keep_days))
+    context.log.info(f"{deleted} runs deleted that ended more than {config.keep_days} days ago")
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def prune_history() -> None:
+    """Keeps Dagster's own database small: deletes its records of runs that ended long ago.
+
+    Each asset's newest materialization stays. The schedule keeps `VIDURAI_HISTORY_DAYS`; in the Launchpad, set
+    `keep_days`.
+    """
+    prune()
+
+
+def prune_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """The schedule of `prune_history`: on Sundays, after the nightly run."""
+    return dg.ScheduleDefinition(
+        name="weekly_prune",
+        job=prune_history,
+        cron_schedule="30 5 * * 0",
+        run_config=dg.RunConfig(ops={prune.name: PruneConfig(keep_days=settings.history_days)}),
+        execution_timezone=settings.timezone or get_localzone_name(),
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Deletes Dagster's records of runs older than {settings.history_days} days, Sundays at 05:30.",
+    )

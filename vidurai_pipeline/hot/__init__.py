@@ -1,0 +1,1 @@
+"""Vidurai's SQLite store: the only package that opens it."""

@@ -1,0 +1,301 @@
+"""Delete archived memories from the hot store, without the daemon noticing.
+
+A row goes only if its archived copy equals it as it is now. The comparison is made before the write lock is taken;
+inside the deleting transaction ``PRAGMA data_version`` tells whether anyone has written since, and if so the rows
+are compared once more, under the lock. Each transaction is kept short: its size follows from how long the ones
+before it held the lock.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vidurai_pipeline.hot.comparison import compare
+from vidurai_pipeline.hot.schema import StoreSchema
+from vidurai_pipeline.hot.search_index import SearchIndex
+from vidurai_pipeline.hot.sql import is_of_rows, quote
+from vidurai_pipeline.hot.store import data_version, json_ids
+
+#: What one transaction aims at, so that the slow ones among them stay below 100 ms.
+TARGET_SECONDS = 0.030
+_TRANSACTIONS_PER_CHECKPOINT = 16
+_FIRST_WEIGHT = 256.0
+_MOST_WEIGHT = 16_384.0
+_BYTES_PER_WEIGHT = 2_048
+_INDEX_ROWS = 128
+_STILL_THERE = "SELECT id FROM memories WHERE id IN (SELECT value FROM json_each(?))"
+
+
+@dataclass
+class PurgeCount:
+    """What became of some archived copies' rows.
+
+    Attributes:
+        purged: rows deleted from the hot store.
+        kept: ids of rows that stay hot, since they are not what was archived, or can't be deleted.
+        held: those of them that the store's own rules (a trigger, a foreign key) don't let go.
+        missing: ids that the hot store has no row of.
+        longest_hold: the longest time that a transaction held the write lock, in seconds.
+    """
+
+    purged: int = 0
+    kept: set[int] = field(default_factory=set)
+    held: list[int] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+    longest_hold: float = 0.0
+
+
+class Purger:
+    """Deletes memories with their search index entries and satellites.
+
+    Args:
+        con: a writing connection to the hot store, with foreign keys on.
+        read_schema: reads the store's schema by a connection.
+
+    Attributes:
+        version: the store's data version when this connection last looked.
+        log_bytes: how much of the write-ahead log was in use at the last checkpoint.
+    """
+
+    def __init__(self, con: sqlite3.Connection, read_schema: Callable[[sqlite3.Connection], StoreSchema]) -> None:
+        self._con = con
+        self._read_schema = read_schema
+        self.version = data_version(con)
+        self._schema_version = self._stored_schema_version()
+        self._schema = read_schema(con)
+        self._weight = _FIRST_WEIGHT
+        self._pause = 0.0
+        self._deletions = 0
+        self.log_bytes = 0
+        self._page_size = con.execute("PRAGMA page_size").fetchone()[0]
+        self._logged = con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        if self._logged:
+            con.execute("PRAGMA wal_autocheckpoint = 0")
+        self._purged: list[int] = []
+        self._index = SearchIndex(con)
+        self._index.read_columns(present=self._schema.search_index)
+        self._index.scan()
+
+    def _stored_schema_version(self) -> int:
+        return self._con.execute("PRAGMA schema_version").fetchone()[0]
+
+    def _refresh_schema(self) -> bool:
+        """A column or a table may be added at any time; what it holds must be archived before it is deleted."""
+        if (version := self._stored_schema_version()) == self._schema_version:
+            return False
+        self._schema = self._read_schema(self._con)
+        # It is scanned by `finish`, where nobody waits for the lock.
+        self._index.read_columns(present=self._schema.search_index)
+        self._schema_version = version
+        return True
+
+    def purge(self, copies: pa.RecordBatch, verified_at: int | None = None) -> PurgeCount:
+        """Delete the rows of archived copies that are equal to them.
+
+        Args:
+            copies: rows as read back from a published file.
+            verified_at: the data version of this connection at which all copies were found equal to their rows.
+        """
+        count = PurgeCount()
+        self._purge(copies, verified_at, count)
+        return count
+
+    def _purge(self, copies: pa.RecordBatch, verified_at: int | None, count: PurgeCount) -> None:
+        # The version comes first: whatever changes after it is noticed inside the deleting transaction.
+        version = self.version = data_version(self._con)
+        self._refresh_schema()
+        if verified_at != version:
+            copies = self._equal(copies, count)
+        for portion in self._portions(copies):
+            undeleted = self._delete_portion(portion, version, count)
+            time.sleep(self._pause)
+            self._deletions += 1
+            if self._deletions % _TRANSACTIONS_PER_CHECKPOINT == 0:
+                self.checkpoint()
+            if undeleted is None or undeleted:
+                self._delete_around(portion, undeleted, version, count)
+
+    def _equal(self, copies: pa.RecordBatch, count: PurgeCount) -> pa.RecordBatch:
+        """Those copies that are equal to their rows; the others are counted."""
+        found = compare(self._con, self._schema, copies)
+        count.kept |= found.differing.keys()
+        count.missing += found.missing
+        return copies if len(found.equal) == copies.num_rows else _only(copies, found.equal)
+
+    def _portions(self, copies: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Cut rows into portions that one transaction can delete in time; long texts weigh more."""
+        weights = np.ones(copies.num_rows)
+        for name in ("verbatim", "gist", "tags"):
+            lengths = pc.fill_null(pc.call_function("binary_length", [copies.column(name)]), 0)
+            weights += lengths.to_numpy(zero_copy_only=False) / _BYTES_PER_WEIGHT
+        ends = weights.cumsum()
+        first = 0
+        while first < copies.num_rows:
+            before = ends[first - 1] if first else 0.0
+            last = max(first + 1, int(ends.searchsorted(before + self._weight, "right")))
+            yield copies.slice(first, last - first)
+            first = last
+
+    def _delete_portion(self, copies: pa.RecordBatch, version: int, count: PurgeCount) -> set[int] | None:
+        """Delete one portion in one transaction.
+
+        Returns:
+            nothing, if all were deleted; otherwise none was, and these are the rows that refuse to go, or None if it
+            is not known which they are.
+        """
+        self._con.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        changed = False
+        ids: list[int] = []
+        undeleted: set[int] | None = None
+        found = PurgeCount()
+        try:
+            self.version = data_version(self._con)
+            changed = self.version != version
+            if changed:
+                self._refresh_schema()
+                copies = self._equal(copies, found)
+            ids = copies.column("id").to_pylist()
+            undeleted = self._delete(ids)
+            if not undeleted:
+                self._con.execute("COMMIT")
+        except sqlite3.Error as error:
+            if not is_of_rows(error):
+                raise
+        finally:
+            if self._con.in_transaction:
+                self._con.execute("ROLLBACK")
+        held = time.monotonic() - began
+        count.longest_hold = max(count.longest_hold, held)
+        deleted = undeleted is not None and not undeleted
+        self._adapt(held, changed=changed, grow=deleted)
+        if deleted:
+            count.kept |= found.kept
+            count.missing += found.missing
+            count.purged += len(ids)
+            self._purged += ids
+        return undeleted
+
+    def _delete_around(
+        self, copies: pa.RecordBatch, undeleted: set[int] | None, version: int, count: PurgeCount
+    ) -> None:
+        """Some row of a portion refused to go (a trigger, a foreign key): keep that one, delete the others."""
+        ids = copies.column("id").to_pylist()
+        if undeleted is None and len(ids) == 1:
+            undeleted = set(ids)
+        if undeleted:
+            count.kept |= undeleted
+            count.held += sorted(undeleted)
+            portions = [_only(copies, [id_ for id_ in ids if id_ not in undeleted])]
+        else:
+            half = len(ids) // 2
+            portions = [copies.slice(0, half), copies.slice(half)]
+        for portion in portions:
+            if portion.num_rows:
+                # Compared anew, before the lock is taken, if anyone has written since.
+                self._purge(portion, version, count)
+
+    def _delete(self, ids: list[int]) -> set[int]:
+        """Delete rows with all that belongs to them; returns those that are still there."""
+        wanted = json_ids(ids)
+        indexed = self._index.rows(ids)
+        for satellite in self._schema.satellites:
+            if satellite.virtual:
+                self._con.executemany(
+                    f"DELETE FROM {quote(satellite.table)} WHERE {quote(satellite.key)} = ?", [(i,) for i in ids]
+                )
+            else:
+                self._con.execute(
+                    f"DELETE FROM {quote(satellite.table)} WHERE {quote(satellite.key)} IN "
+                    "(SELECT value FROM json_each(?))",
+                    (wanted,),
+                )
+        self._con.execute("DELETE FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
+        # A trigger of the store's own may have kept a row, or put it back.
+        still = {id_ for (id_,) in self._con.execute(_STILL_THERE, (wanted,))}
+        for satellite in self._schema.satellites:
+            key = quote(satellite.key)
+            if not satellite.virtual:
+                still |= {
+                    id_
+                    for (id_,) in self._con.execute(
+                        f"SELECT {key} FROM {quote(satellite.table)} WHERE {key} IN (SELECT value FROM json_each(?))",
+                        (wanted,),
+                    )
+                }
+        if still:
+            return still
+        self._index.delete(indexed)
+        return set()
+
+    def finish(self, gone: Sequence[int] = ()) -> float:
+        """Delete what the search index still holds of purged memories: rows that came, or moved, behind its scan.
+
+        Args:
+            gone: ids of memories that a run before this one may have purged without coming to this.
+
+        Returns:
+            the longest time that a transaction held the write lock, in seconds.
+        """
+        ids, self._purged = [*self._purged, *gone], []
+        longest = 0.0
+        while ids and (gone or self._index.outdated()):
+            self._refresh_schema()
+            self._index.scan()
+            left = sorted({id_ for id_, _ in self._index.rows(ids)})
+            for first in range(0, len(left), _INDEX_ROWS):
+                held = self._delete_index_rows(left[first : first + _INDEX_ROWS])
+                if held is None:
+                    break
+                longest = max(longest, held)
+            else:
+                break
+        return longest
+
+    def _delete_index_rows(self, ids: list[int]) -> float | None:
+        """Delete purged memories' rows of the search index; returns how long that held the lock.
+
+        None if the index was made anew since its scan: nothing was deleted then.
+        """
+        self._con.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        try:
+            if self._refresh_schema():
+                return None
+            # An id can have been given to another memory.
+            again = {id_ for (id_,) in self._con.execute(_STILL_THERE, (json_ids(ids),))}
+            self._index.delete([row for row in self._index.rows(ids) if row[0] not in again])
+            self._con.execute("COMMIT")
+        finally:
+            if self._con.in_transaction:
+                self._con.execute("ROLLBACK")
+        held = time.monotonic() - began
+        time.sleep(held)
+        return held
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log's pages into the store, between transactions, as far as its readers let us.
+
+        SQLite would do it inside the COMMIT that fills the log; here nobody waits for it.
+        """
+        if self._logged:
+            _, pages, _ = self._con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self.log_bytes = pages * self._page_size
+
+    def _adapt(self, held: float, *, changed: bool, grow: bool) -> None:
+        """Size the next transaction by how long this one took, and leave the lock alone while others want it."""
+        ratio = TARGET_SECONDS / max(held, 1e-4)
+        # What failed early took no time, which says nothing.
+        self._weight = min(_MOST_WEIGHT, max(1.0, self._weight * min(1.5 if grow else 1.0, max(0.25, ratio))))
+        # A waiting writer polls: it finds the lock free as often as we leave it free.
+        self._pause = held if changed else 0.001
+
+
+def _only(copies: pa.RecordBatch, ids: list[int]) -> pa.RecordBatch:
+    wanted = pc.SetLookupOptions(pa.array(ids, pa.int64()))
+    return copies.filter(pc.call_function("is_in", [copies.column("id")], wanted))

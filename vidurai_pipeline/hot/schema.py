@@ -1,0 +1,304 @@
+"""What a hot store's tables look like, and how their rows are laid out in Parquet.
+
+Nothing is assumed of a store but a table ``memories`` with a primary key ``id`` and a column ``status``: every
+other column is read from SQLite's own catalogue, so that a later Vidurai's columns are archived unasked.
+"""
+
+import re
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pyarrow as pa
+
+from vidurai_pipeline.errors import SchemaError
+from vidurai_pipeline.hot.references import Restriction, refuse_greedy_triggers, sort_references
+from vidurai_pipeline.hot.sql import is_of_rows, quote
+
+#: The columns of the specification, in its order, with its types.
+SPECIFIED: dict[str, pa.DataType] = {
+    "id": pa.int64(),
+    "verbatim": pa.string(),
+    "gist": pa.string(),
+    "salience": pa.string(),
+    "created_at": pa.string(),
+    "expires_at": pa.string(),
+    "access_count": pa.int64(),
+    "outcome": pa.int64(),
+    "file_path": pa.string(),
+    "decay_reason": pa.string(),
+    "event_type": pa.string(),
+    "tags": pa.string(),
+    "project_id": pa.int64(),
+    "archived_at": pa.string(),
+}
+
+#: What the specified columns, and those that Vidurai has besides, mean to a reader of the archive.
+MEANINGS: dict[str, str] = {
+    "id": "the memory's id in the hot store",
+    "verbatim": "the memory, word for word",
+    "gist": "its summary",
+    "salience": "how important it is: CRITICAL, HIGH, MEDIUM, LOW or NOISE",
+    "created_at": "when it was made, as ISO text",
+    "expires_at": "when it was to expire, as ISO text",
+    "access_count": "how often it was recalled",
+    "outcome": "what came of it: 1 useful, -1 harmful, 0 unknown",
+    "file_path": "the file that it is about",
+    "decay_reason": "why it was archived",
+    "event_type": "what made it: an edit, an error, a chat",
+    "tags": "its tags, a JSON array",
+    "project_id": "the project's id in the hot store",
+    "archived_at": "when it was archived, in UTC, as ISO text",
+    "line_number": "the line that it is about",
+    "last_accessed": "when it was last recalled",
+    "pinned": "1 if it was pinned",
+    "pin_reason": "why it was pinned",
+    "pinned_at": "when it was pinned",
+    "occurrence_count": "how many equal memories were merged into it",
+    "status": "its status when it was archived",
+    "audience_gists": "its summaries for certain readers",
+}
+
+# Names that mean something else to a reader of the archive: the partition keys, and the history view's alias.
+RESERVED = {"archived_at", "year", "month", "content", "filename", "tier"}
+
+# SQLite takes 2,000 by default, in a result too; reading needs one more, and comparing several.
+_MOST_COLUMNS = 1_900
+
+PYTHON_TYPES: dict[pa.DataType, type] = {pa.int64(): int, pa.string(): str, pa.float64(): float, pa.binary(): bytes}
+_ENCODINGS = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
+_STORAGE_CLASSES = {"integer": pa.int64(), "text": pa.string(), "real": pa.float64(), "blob": pa.binary()}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: its name and declared type in SQLite, its name and type in Parquet."""
+
+    name: str
+    declared: str
+    field: str
+    type: pa.DataType
+
+    @property
+    def arrow_field(self) -> pa.Field:
+        """The Parquet field, with the SQLite name and type kept as its metadata."""
+        return pa.field(self.field, self.type, metadata={"sqlite_column": self.name, "sqlite_type": self.declared})
+
+
+@dataclass(frozen=True)
+class Satellite:
+    """A table whose rows belong to a memory and go when it goes, such as ``audience_gists``."""
+
+    table: str
+    key: str
+    field: str
+    columns: tuple[Column, ...]
+    virtual: bool = False
+
+    @property
+    def type(self) -> pa.DataType:
+        """The nested Parquet type: one list of structs for each memory."""
+        return pa.list_(pa.struct([column.arrow_field for column in self.columns]))
+
+    @property
+    def select(self) -> str:
+        """SQL that reads the key and the columns of all rows whose memories' ids are in the JSON array ``?``."""
+        names = ", ".join(f"s.{quote(column.name)}" for column in self.columns)
+        return (
+            f"SELECT s.{quote(self.key)}, {names} FROM json_each(?) AS wanted "
+            f"CROSS JOIN {quote(self.table)} AS s ON s.{quote(self.key)} = wanted.value"
+        )
+
+
+@dataclass(frozen=True)
+class StoreSchema:
+    """What archival needs to know of one hot store."""
+
+    columns: tuple[Column, ...]
+    satellites: tuple[Satellite, ...]
+    #: What refers to memories and forbids their deletion.
+    restricting: tuple[Restriction, ...] = ()
+    #: The search index's table holds rows for memories, found by their ``memory_id``.
+    search_index: bool = False
+    #: Why the vectors in ``vec_memories`` can't be archived, if there are some that can't.
+    sealed_vectors: str | None = None
+    missing: tuple[str, ...] = field(default=())
+    #: What the store keeps text in, as Python calls it.
+    encoding: str = "utf-8"
+
+    @cached_property
+    def archived(self) -> tuple[Column, ...]:
+        """The columns in the archive's order: the specification's first, then every further one."""
+        by_field = {column.field: column for column in self.columns}
+        first = [by_field[name] for name in SPECIFIED if name in by_field]
+        return (*first, *(column for column in self.columns if column not in first))
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """The schema of an archive file: 14 columns, further columns, satellites."""
+        present = {column.field: column.arrow_field for column in self.archived}
+        fields = [present.pop(name, None) or pa.field(name, kind) for name, kind in SPECIFIED.items()]
+        fields.extend(present.values())
+        fields.extend(pa.field(satellite.field, satellite.type) for satellite in self.satellites)
+        return pa.schema(fields)
+
+
+def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True) -> StoreSchema:
+    """Read the schema of the hot store behind a connection.
+
+    Args:
+        con: a connection to the hot store.
+        vectors: whether the connection can read ``vec0`` tables.
+        to_purge: whether memories are to leave the store, or are only read, whatever their status.
+
+    Raises:
+        SchemaError: this isn't a store whose memories can be archived (or read); the message says what is missing.
+    """
+    kind = con.execute("SELECT type FROM sqlite_master WHERE name = 'memories'").fetchone()
+    if kind is None:
+        raise SchemaError("has no table `memories`: not a Vidurai store, or one that Vidurai has not yet set up")
+    if kind[0] != "table":
+        raise SchemaError(f"`memories` is a {kind[0]}, not a table: nothing can be purged from it")
+    info = con.execute("SELECT name, type, pk FROM pragma_table_xinfo('memories') WHERE hidden <> 1").fetchall()
+    names = [name.lower() for name, _, _ in info]
+    if [name.lower() for name, _, pk in info if pk] != ["id"]:
+        raise SchemaError("`memories.id` is not the primary key: rows can't be told apart, so none is archived")
+    if len(names) > _MOST_COLUMNS:
+        raise SchemaError(
+            f"has {len(names):,} columns in `memories`: with more than {_MOST_COLUMNS:,} it can't be read"
+        )
+    if to_purge and "status" not in names:
+        raise SchemaError(
+            f"`memories` has no column `status` (schema version {_version(con)}): what is missing is Vidurai's "
+            "Guardian migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open "
+            "this store once; until then nothing can be archived"
+        )
+    tables = {name: sql or "" for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")}
+    ordinary = {name for name, sql in tables.items() if not sql.upper().startswith("CREATE VIRTUAL")}
+    owned, restricting = sort_references(con, ordinary)
+    taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
+    columns = tuple(_columns(con, "memories", info, taken, "status = 'ARCHIVED'" if to_purge else "TRUE"))
+    fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
+    satellites = []
+    for table, key in sorted(owned.items()):
+        field_name = table
+        while field_name.lower() in fields:
+            field_name += "_rows"
+        fields.add(field_name.lower())
+        satellites.append(Satellite(table, key, field_name, tuple(_satellite_columns(con, table, key))))
+    sealed = None
+    if "vec_memories" in tables.keys() - ordinary:
+        sealed = _sealed_vectors(con, readable=vectors)
+    if "vec_memories" in tables.keys() - ordinary and not sealed:
+        satellites.append(
+            Satellite(
+                "vec_memories",
+                "memory_id",
+                "vec_memories",
+                tuple(_satellite_columns(con, "vec_memories", "memory_id")),
+                virtual=True,
+            )
+        )
+    # An index of another kind, or one that keeps no content of its own, is the business of the store's triggers.
+    search_index = "memories_fts_content" in tables and re.match(
+        r"CREATE\s+VIRTUAL\s+TABLE.*\bUSING\s+fts5\b", tables.get("memories_fts", ""), re.IGNORECASE | re.DOTALL
+    )
+    if search_index:
+        names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
+        search_index = "memory_id" in names
+    if to_purge:
+        refuse_greedy_triggers(con, ["memories", *owned])
+    return StoreSchema(
+        columns=columns,
+        satellites=tuple(satellites),
+        restricting=tuple(restricting),
+        search_index=bool(search_index),
+        sealed_vectors=sealed,
+        encoding=_ENCODINGS[con.execute("PRAGMA encoding").fetchone()[0]],
+        missing=tuple(name for name in SPECIFIED if name not in (*names, "archived_at")),
+    )
+
+
+def _version(con: sqlite3.Connection) -> str:
+    try:
+        row = con.execute("SELECT value FROM metadata WHERE key = 'schema_version'").fetchone()
+    except sqlite3.OperationalError:
+        return "unknown"
+    return str(row[0]) if row else "unknown"
+
+
+def _sealed_vectors(con: sqlite3.Connection, *, readable: bool) -> str | None:
+    """Why the vectors can't be archived, or None if they can."""
+    if not readable:
+        return (
+            "has a vector, which can't be read: install sqlite-vec, under a Python whose sqlite3 module can load "
+            "extensions"
+        )
+    names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_xinfo('vec_memories')")]
+    if "memory_id" not in names or vectors_have_text_keys(con):
+        return "has a vector in a table that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`"
+    return None
+
+
+def vectors_have_text_keys(con: sqlite3.Connection) -> bool:
+    """Whether ``vec_memories`` is keyed by text: vec0 keeps such a key beside a rowid of its own."""
+    row = con.execute("SELECT type FROM pragma_table_info('vec_memories_rowids') WHERE name = 'id'").fetchone()
+    return row is not None and row[0].upper() == "TEXT"
+
+
+def _columns(
+    con: sqlite3.Connection, table: str, info: list[tuple[str, str, int]], taken: set[str], rows: str
+) -> Iterable[Column]:
+    used = {name.lower() for name, _, _ in info}
+    for name, declared, _ in info:
+        parquet_name = name.lower()
+        kind = SPECIFIED.get(parquet_name) if parquet_name != "archived_at" else None
+        if kind is None:
+            kind = _declared_type(declared) or _stored_type(con, table, name, declared, rows)
+            parquet_name = name or "unnamed"
+            if parquet_name.lower() in taken or not name:
+                while parquet_name.lower() in taken | used:
+                    parquet_name = f"memories_{parquet_name}"
+                used.add(parquet_name.lower())
+        yield Column(name, declared, parquet_name, kind)
+
+
+def _satellite_columns(con: sqlite3.Connection, table: str, key: str) -> Iterable[Column]:
+    info = con.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)).fetchall()
+    for name, declared in info:
+        if name == key:
+            continue
+        kind = _declared_type(declared) or _stored_type(con, table, name, declared, "TRUE")
+        yield Column(name, declared, name or "unnamed", kind)
+
+
+def _declared_type(declared: str) -> pa.DataType | None:
+    """The Parquet type of a declared type, by SQLite's rules of affinity (https://sqlite.org/datatype3.html, 3.1).
+
+    Those rules give dates, times and booleans no type of their own; Vidurai writes ISO text and 0 or 1.
+    """
+    name = declared.upper()
+    if "INT" in name or "BOOL" in name:
+        return pa.int64()
+    if any(part in name for part in ("CHAR", "CLOB", "TEXT", "TIME", "DATE", "JSON")):
+        return pa.string()
+    if any(part in name for part in ("REAL", "FLOA", "DOUB")):
+        return pa.float64()
+    return None
+
+
+def _stored_type(con: sqlite3.Connection, table: str, column: str, declared: str, rows: str) -> pa.DataType:
+    """The type that most values of a column without a telling declaration have."""
+    try:
+        found = con.execute(
+            f"SELECT typeof({quote(column)}) AS class FROM {quote(table)} WHERE {rows} "
+            "GROUP BY class HAVING class <> 'null' ORDER BY count(*) DESC, class LIMIT 1"
+        ).fetchone()
+    except sqlite3.Error as error:
+        if not is_of_rows(error):
+            raise
+        found = None  # a generated column that can't be computed for every row
+    if found is not None:
+        return _STORAGE_CLASSES[found[0]]
+    return pa.binary() if "BLOB" in declared.upper() or "[" in declared else pa.string()

@@ -1,0 +1,277 @@
+"""The hot store: Vidurai's SQLite file, opened politely and read faithfully.
+
+Only Python's own ``sqlite3`` opens it. A second SQLite in the same process (``adbc-driver-sqlite`` and ``apsw``
+bring one each) would break the first one's POSIX locks when it closes the file, under a live daemon
+(https://sqlite.org/howtocorrupt.html, 2.2.1).
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote as quote_uri
+
+from vidurai_pipeline.errors import BusyError, HotStoreError, SchemaError
+from vidurai_pipeline.hot.schema import Column, StoreSchema, read_schema
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What waits in the hot store."""
+
+    waiting: int
+    total: int
+    by_status: dict[str, int]
+    by_salience: dict[str, int]
+    oldest: str | None
+    newest: str | None
+    columns: tuple[Column, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """How large the hot store is.
+
+    Attributes:
+        bytes: its file and its write-ahead log on the disk.
+        used_bytes: its pages that hold something; the others are free for what comes next.
+    """
+
+    bytes: int
+    used_bytes: int
+
+
+class HotStore:
+    """A Vidurai SQLite store.
+
+    Args:
+        path: the file.
+        busy_timeout: seconds to wait for a lock before giving up.
+    """
+
+    def __init__(self, path: Path, busy_timeout: float = 60.0) -> None:
+        self.path = Path(path)
+        self.busy_timeout = busy_timeout
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into a line that names the store and says what to do."""
+        try:
+            yield
+        except SchemaError as error:
+            if str(error).startswith("the hot store"):
+                raise
+            raise SchemaError(f"the hot store {self.path} {error}") from None
+        except sqlite3.Error as error:
+            kind = BusyError if _is_busy(error) else HotStoreError
+            raise kind(f"the hot store {self.path}: {self._advice(error)}") from error
+
+    def _advice(self, error: sqlite3.Error) -> str:
+        # Of text that can't be decoded, sqlite3's own message quotes a part.
+        text = "text that is not valid UTF-8" if "decode" in str(error) else str(error)
+        name = _name(error)
+        if _is_busy(error):
+            return f"busy for more than {self.busy_timeout:g} s ({text}); try again, or raise VIDURAI_BUSY_TIMEOUT"
+        if name.startswith("SQLITE_NOTADB"):
+            return "not a SQLite database, or an encrypted one; point VIDURAI_DB at Vidurai's own file"
+        if name.startswith("SQLITE_CORRUPT"):
+            return (
+                f"damaged ({text}); stop Vidurai, keep a copy, and recover it with `sqlite3 STORE .recover` "
+                "or from a backup"
+            )
+        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            return f"{text}; free some space on its disk and in the folder for temporary files, and run again"
+        if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN")):
+            return f"{text}; it and its folder must be readable and writable for this user"
+        return text
+
+    def connect(self, *, write: bool = False, check_same_thread: bool = True) -> sqlite3.Connection:
+        """Open a connection in autocommit mode; transactions are begun by hand.
+
+        Args:
+            write: whether anything is to be changed by it.
+            check_same_thread: no other thread may use it. Two that do so at once may wait for each other for ever:
+                one holds SQLite's mutex and waits for Python's lock, the other the other way round.
+
+        Raises:
+            HotStoreError: the file does not exist, can't be read, or (``write``) can't be written.
+        """
+        if not self.path.exists():
+            raise HotStoreError(
+                f"the hot store {self.path} does not exist: start Vidurai once, or set VIDURAI_DB or VIDURAI_HOME "
+                "(`vidurai-pipeline demo DIR` makes a sample store)"
+            )
+        if not self.path.is_file():
+            raise HotStoreError(f"the hot store {self.path} is not a file: point VIDURAI_DB at Vidurai's SQLite file")
+        if write and self.path.stat().st_nlink > 1:
+            raise HotStoreError(
+                f"the hot store {self.path} is a file with several names (hard links): SQLite keeps a log by each, so "
+                "two programs that use different names destroy it. Replace the others by copies or symbolic links"
+            )
+        with self.errors():
+            con = self._open("rw" if write else "ro", check_same_thread)
+            try:
+                con.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            except sqlite3.OperationalError as error:
+                con.close()
+                if write or not _name(error).startswith("SQLITE_READONLY"):
+                    raise
+                # A daemon died and left its journal: only a connection that may write can roll it back.
+                con = self._open("rw", check_same_thread)
+            if write:
+                try:
+                    self._prepare_writing(con)
+                except BaseException:
+                    con.close()
+                    raise
+        return con
+
+    def _open(self, mode: str, check_same_thread: bool) -> sqlite3.Connection:
+        # A URI, so that a missing file is never created as an empty store.
+        uri = f"file:{quote_uri(os.path.realpath(os.fsencode(self.path)))}?mode={mode}"
+        return sqlite3.connect(
+            uri, uri=True, timeout=self.busy_timeout, isolation_level=None, check_same_thread=check_same_thread
+        )
+
+    def _prepare_writing(self, con: sqlite3.Connection) -> None:
+        # SQLite opens a file that it may not write as read-only without a word, and on a read-only disk it even
+        # begins a transaction to write; ask for something to write before any work is done.
+        con.execute("BEGIN IMMEDIATE")
+        (version,) = con.execute("PRAGMA user_version").fetchone()
+        con.execute(f"PRAGMA user_version = {version}")
+        con.execute("ROLLBACK")
+        # As the daemon's own connection has it: rows that refer to a memory go with it, or forbid its deletion.
+        con.execute("PRAGMA foreign_keys = ON")
+        con.execute("PRAGMA cache_size = -16384")
+        if con.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            con.execute("PRAGMA synchronous = NORMAL")
+
+    def schema(self, con: sqlite3.Connection, *, to_purge: bool = True) -> StoreSchema:
+        """Read the schema that is there.
+
+        Args:
+            con: a connection to the store.
+            to_purge: whether memories are to leave the store, or are only read, whatever their status.
+
+        Raises:
+            SchemaError: memories can't be archived (or read) from this store.
+        """
+        with self.errors():
+            return read_schema(con, vectors=_load_vector_extension(con), to_purge=to_purge)
+
+    def size(self, con: sqlite3.Connection) -> StoreSize:
+        """How large the store is, and how much of it is in use."""
+        log = Path(f"{os.path.realpath(self.path)}-wal")
+        with self.errors():
+            pages, free, size = (
+                con.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+            )
+        return StoreSize(self.path.stat().st_size + (log.stat().st_size if log.exists() else 0), (pages - free) * size)
+
+    def backlog(self, con: sqlite3.Connection) -> Backlog:
+        """Count what waits, in one snapshot."""
+        schema = self.schema(con)
+        with self.errors(), snapshot(con), tolerant_text(con):
+            by_status = dict(con.execute("SELECT status, count(*) FROM memories GROUP BY status").fetchall())
+            where = "FROM memories WHERE status = 'ARCHIVED'"
+            known = {column.field for column in schema.columns}
+            by_salience = (
+                dict(con.execute(f"SELECT salience, count(*) {where} GROUP BY salience ORDER BY 2 DESC").fetchall())
+                if "salience" in known
+                else {}
+            )
+            oldest, newest = (
+                con.execute(f"SELECT min(created_at), max(created_at) {where}").fetchone()
+                if "created_at" in known
+                else (None, None)
+            )
+        return Backlog(
+            waiting=by_status.get("ARCHIVED", 0),
+            total=sum(by_status.values()),
+            by_status={str(status): count for status, count in by_status.items()},
+            by_salience={str(salience): count for salience, count in by_salience.items()},
+            oldest=oldest,
+            newest=newest,
+            columns=schema.archived,
+            bytes=self.path.stat().st_size,
+        )
+
+
+class BrokenText(bytes):
+    """A TEXT value that is not valid UTF-8, which neither Arrow nor Parquet can hold as text."""
+
+
+class Unreadable:
+    """What stands for a value that SQLite fails to compute, such as a generated column's over malformed JSON."""
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def _name(error: sqlite3.Error) -> str:
+    return getattr(error, "sqlite_errorname", "") or ""
+
+
+@contextlib.contextmanager
+def snapshot(con: sqlite3.Connection) -> Iterator[None]:
+    """A read transaction: everything inside sees the store as it was at the first read."""
+    con.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if con.in_transaction:
+            con.execute("ROLLBACK")
+
+
+def data_version(con: sqlite3.Connection) -> int:
+    """A number that changes when, and only when, another connection has changed the store.
+
+    https://sqlite.org/pragma.html#pragma_data_version: commits of ``con`` itself leave it alone.
+    """
+    return con.execute("PRAGMA data_version").fetchone()[0]
+
+
+def json_ids(ids: Iterable[Any]) -> str:
+    """The integer ids as a JSON array: one bound parameter for ``json_each``, however many they are."""
+    return json.dumps([id_ for id_ in ids if type(id_) is int])
+
+
+@contextlib.contextmanager
+def tolerant_text(con: sqlite3.Connection) -> Iterator[None]:
+    """Within: TEXT that is not UTF-8 is read as ``BrokenText`` where it would raise an error."""
+
+    def decode(raw: bytes) -> str | BrokenText:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return BrokenText(raw)
+
+    before, con.text_factory = con.text_factory, decode
+    try:
+        yield
+    finally:
+        con.text_factory = before
+
+
+def _load_vector_extension(con: sqlite3.Connection) -> bool:
+    """Load sqlite-vec into the connection where the store has vectors, it is installed and may be loaded."""
+    if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'vec_memories'").fetchone() is None:
+        return False
+    try:
+        import sqlite_vec  # pyright: ignore[reportMissingImports]  # noqa: PLC0415  (optional)
+    except ImportError:
+        return False
+    if not hasattr(con, "enable_load_extension"):
+        return False
+    con.enable_load_extension(True)
+    try:
+        sqlite_vec.load(con)
+    finally:
+        con.enable_load_extension(False)
+    return True

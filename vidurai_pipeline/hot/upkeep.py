@@ -1,0 +1,191 @@
+"""Keep the hot store small after a purge, without the daemon noticing.
+
+- The write-ahead log is checkpointed, and truncated if nobody is in the way.
+- The search index is merged in short steps, as ``optimize`` would do in one long one
+  (https://sqlite.org/fts5.html#the_merge_command).
+- Free pages are given back to the disk only where that was chosen. Vidurai's next memories take them anyway, and a
+  full ``VACUUM`` holds the write lock for as long as copying the store takes.
+"""
+
+import contextlib
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from vidurai_pipeline.errors import HotStoreError
+from vidurai_pipeline.hot.store import HotStore, data_version
+from vidurai_pipeline.settings import Vacuum
+
+#: What one step aims at, so that the slow ones among them stay below 100 ms.
+TARGET_SECONDS = 0.020
+#: How long the search index may be merged after one purge; the next one goes on.
+MERGE_SECONDS = 30.0
+# Of the memories that stay in the search index; SQLite itself merges away what fewer deletions leave, bit by bit.
+_MERGE_SHARE = 0.1
+# No other process may have written for so long when the store is locked for a full vacuum.
+_QUIET_SECONDS = 3.0
+_FIRST_PAGES = 16
+_MOST_PAGES = 256
+_STEPS_PER_CHECKPOINT = 16
+_INCREMENTAL = 2
+
+
+@dataclass
+class Upkeep:
+    """What was done for the hot store.
+
+    Attributes:
+        merge_steps: steps in which the search index was merged.
+        reclaimed_bytes: what its file gave back to the disk.
+        longest_hold: the longest hold of the write lock in seconds, that of a full vacuum not among them.
+        vacuum_seconds: how long a full vacuum held it.
+        notes: what was left for another time, and why.
+    """
+
+    merge_steps: int = 0
+    reclaimed_bytes: int = 0
+    longest_hold: float = 0.0
+    vacuum_seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+def keep_small(
+    store: HotStore, con: sqlite3.Connection, *, purged: int, search_index: bool, vacuum: Vacuum, share: float
+) -> Upkeep:
+    """Checkpoint the log, merge the search index, give free pages back.
+
+    Nothing here is needed for the memories' sake: what fails is noted, and raises nothing.
+
+    Args:
+        store: the hot store.
+        con: a writing connection to it.
+        purged: memories that were just purged.
+        search_index: whether it has a search index of the kind that can be merged.
+        vacuum: how free pages are given back.
+        share: of the file's pages, so many must be free before a full vacuum.
+    """
+    done = Upkeep()
+    try:
+        with store.errors():
+            if search_index and _worth_merging(con, purged):
+                _in_steps(con, lambda pages: _merge(con, pages, first=done.merge_steps == 0), done)
+            before = store.path.stat().st_size
+            if vacuum == "incremental":
+                _vacuum_in_steps(con, done)
+            elif vacuum == "full":
+                _vacuum_at_once(store, con, share, done)
+            if purged or done.merge_steps or vacuum != "off":
+                _checkpoint(con)
+            done.reclaimed_bytes = max(0, before - store.path.stat().st_size)
+    except (HotStoreError, OSError) as error:
+        done.notes.append(f"the hot store was not made smaller: {error}")
+    return done
+
+
+def _worth_merging(con: sqlite3.Connection, purged: int) -> bool:
+    """Whether so much left the search index that merging pays: it rewrites all of what stays."""
+    if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'memories_fts_docsize'").fetchone() is None:
+        return False  # made with columnsize=0: to count it would mean to read it
+    (left,) = con.execute("SELECT count(*) FROM memories_fts_docsize").fetchone()
+    return purged > left * _MERGE_SHARE
+
+
+def _in_steps(con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep) -> None:
+    """Repeat a short transaction until it finds nothing to do, or for so long; its size follows from its time."""
+    # SQLite would checkpoint inside the COMMIT that fills the log; between the steps nobody waits for it.
+    (automatic,) = con.execute("PRAGMA wal_autocheckpoint").fetchone()
+    con.execute("PRAGMA wal_autocheckpoint = 0")
+    pages, ends, count = _FIRST_PAGES, time.monotonic() + MERGE_SECONDS, 0
+    try:
+        while time.monotonic() < ends:
+            con.execute("BEGIN IMMEDIATE")
+            began = time.monotonic()
+            try:
+                more = step(pages)
+                con.execute("COMMIT")
+            finally:
+                if con.in_transaction:
+                    con.execute("ROLLBACK")
+            held = time.monotonic() - began
+            done.longest_hold = max(done.longest_hold, held)
+            if not more:
+                return
+            done.merge_steps, count = done.merge_steps + 1, count + 1
+            pages = round(min(_MOST_PAGES, max(1.0, pages * min(1.5, max(0.25, TARGET_SECONDS / max(held, 1e-4))))))
+            if count % _STEPS_PER_CHECKPOINT == 0:
+                con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            # A waiting writer polls: it finds the lock free as often as we leave it free.
+            time.sleep(held)
+    finally:
+        con.execute(f"PRAGMA wal_autocheckpoint = {automatic}")
+
+
+def _merge(con: sqlite3.Connection, pages: int, *, first: bool) -> bool:
+    # The first step, with a negative number, makes one level of all segments, as `optimize` does.
+    before = con.total_changes
+    con.execute("INSERT INTO memories_fts (memories_fts, rank) VALUES ('merge', ?)", (-pages if first else pages,))
+    return con.total_changes - before >= 2
+
+
+def _vacuum_in_steps(con: sqlite3.Connection, done: Upkeep) -> None:
+    if con.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:
+        done.notes.append(
+            "VIDURAI_VACUUM=incremental needs a store that was vacuumed in full once: set it to full for one run"
+        )
+        return
+    steps, merged = Upkeep(), done.merge_steps
+
+    def step(pages: int) -> bool:
+        con.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        return con.execute("PRAGMA freelist_count").fetchone()[0] > 0
+
+    _in_steps(con, step, steps)
+    done.merge_steps, done.longest_hold = merged, max(done.longest_hold, steps.longest_hold)
+
+
+def _vacuum_at_once(store: HotStore, con: sqlite3.Connection, share: float, done: Upkeep) -> None:
+    pages, free, size = (
+        con.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    if free <= pages * share:
+        return
+    # The copy, and the log through which it becomes the store.
+    if (room := shutil.disk_usage(store.path.parent).free) < (needed := 2 * (pages - free) * size):
+        done.notes.append(f"no vacuum: it needs {needed / 1e6:,.0f} MB on the disk, {room / 1e6:,.0f} MB are free")
+        return
+    version = data_version(con)
+    time.sleep(_QUIET_SECONDS)
+    if data_version(con) != version:
+        done.notes.append("no vacuum: Vidurai is writing; the next run tries again")
+        return
+    with _patience(con, 0):
+        began = time.monotonic()
+        try:
+            con.execute("PRAGMA auto_vacuum = INCREMENTAL")  # from now on it can be done in steps
+            con.execute("VACUUM")
+        except sqlite3.OperationalError as error:
+            if not (error.sqlite_errorname or "").startswith("SQLITE_BUSY"):
+                raise
+            done.notes.append("no vacuum: Vidurai uses the store; the next run tries again")
+            return
+        done.vacuum_seconds = time.monotonic() - began
+
+
+def _checkpoint(con: sqlite3.Connection) -> None:
+    """Move the log into the store beside readers and writers, then cut it off if nobody is in the way."""
+    con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    with _patience(con, 0):
+        con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
+@contextlib.contextmanager
+def _patience(con: sqlite3.Connection, milliseconds: int) -> Iterator[None]:
+    """Within: wait so long for a lock."""
+    before = con.execute("PRAGMA busy_timeout").fetchone()[0]
+    con.execute(f"PRAGMA busy_timeout = {milliseconds}")
+    try:
+        yield
+    finally:
+        con.execute(f"PRAGMA busy_timeout = {before}")

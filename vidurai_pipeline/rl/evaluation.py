@@ -1,0 +1,221 @@
+"""The gate: whether a newly learned table may replace the one in use.
+
+**Well-formed.** Values are finite, actions known, states readable, and no value that was learned here exceeds
+max(r / (1 - gamma), the largest value it began with), where r is the largest reward that an archived experience can
+earn: Q-learning can't leave that bound (Gosavi, "Boundedness of iterates in Q-learning", Systems & Control Letters 55,
+2006). What another program put into the table is not ours to judge; it is only counted.
+
+**Not worse.** Both tables foretell experiences that were held out: for each the reward plus the discounted value of the
+next state. Compared is the mean squared Bellman error, a usual measure for the choice among value functions offline
+(Zitovsky et al., "Revisiting Bellman errors for offline model selection", ICML 2023). The mean of squared errors alone
+would favour tables that vary little, for it contains the variance of what happened; products of the errors of two
+different experiences of the same state and action don't (double sampling: Baird, "Residual algorithms", ICML 1995;
+Sutton & Barto, Reinforcement Learning, 2nd ed., 11.5). The new table is refused if its error is larger by more than
+three to four standard deviations of what chance does: in the choice of the held-out experiences (bootstrap) and in the
+learning (a constant learning rate never comes to rest: a value keeps a variance of alpha / (2 - alpha) times that of
+its targets).
+
+See ``docs/learning.md`` for what this shows, and what it can't.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vidurai_pipeline.rl.inference import Transition, infer_outcome
+from vidurai_pipeline.rl.states import Action, is_state_hash
+from vidurai_pipeline.settings import RewardProfile
+
+QTable = Mapping[str, Mapping[Action, float]]
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+#: Fewer held-out experiences than this say nothing.
+MIN_HELD_OUT = 30
+# Standard deviations: what chance does in the choice of experiences is about normal, what it does in learning has
+# heavier tails, for it is the square of an error.
+_SIGMAS_CHOICE = 3.0
+_SIGMAS_LEARNING = 4.0
+_RESAMPLES = 500
+_SHOWN = 5
+_ROUNDING = 1e-6
+
+
+class HeldOut(NamedTuple):
+    """Held-out experiences: of each transition, its reward in points and how often it occurred."""
+
+    transition: Transition
+    reward: float
+    occurrences: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        faults: why the new table is not well-formed; empty if it is.
+        inherited: states and values in it that only another program can have taught.
+        not_worse: whether the new table passed the comparison; None if there was nothing to compare, or too little.
+        reason: the outcome of the comparison, one line.
+        held_out: experiences that both tables were judged by.
+        old_error: root mean squared Bellman error of the table in use, in points.
+        new_error: the same of the new one.
+        margin: by how much more the new one's squared error may be, in points squared.
+        enforced: whether a table that is worse is refused.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    inherited: int = 0
+    not_worse: bool | None = None
+    reason: str = ""
+    held_out: int = 0
+    old_error: float | None = None
+    new_error: float | None = None
+    margin: float | None = None
+    enforced: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Whether the new table may replace the old one."""
+        return not self.faults and (self.not_worse is not False or not self.enforced)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return {"passed": self.passed, "well_formed": not self.faults, **asdict(self)}
+
+
+def value_bound(profile: RewardProfile, gamma: float) -> float:
+    """The largest absolute value that learning from archived experiences can give, in points."""
+    most = max(abs(infer_outcome(Action.DO_NOTHING, outcome).calculate_reward(profile)) for outcome in (1, -1))
+    return most / (1 - gamma) if gamma < 1 else math.inf
+
+
+def find_faults(table: QTable, begun_with: QTable, bound: float) -> tuple[list[str], int]:
+    """Whether a table is well-formed.
+
+    Args:
+        table: the new table.
+        begun_with: what learning began with; another program may have taught it.
+        bound: the largest absolute value that learning can give, in points.
+
+    Returns:
+        What is wrong, and how many states and values can't have been learned from the archive, but follow from what
+        learning began with.
+    """
+    reachable = max(bound, max((abs(value) for row in begun_with.values() for value in row.values()), default=0.0))
+    faults: list[str] = []
+    inherited = 0
+    for state, row in table.items():
+        old = begun_with.get(state)
+        if not is_state_hash(state):
+            if old is None:
+                # The name may be anything, so it is not repeated.
+                faults.append("a state: its name is not six buckets")
+            inherited += old is not None
+            continue
+        for action, value in row.items():
+            if not isinstance(action, Action):
+                faults.append(f"{state}: unknown action")
+            elif not math.isfinite(value):
+                faults.append(f"{state}: {action.value} is not a finite number")
+            elif abs(value) > reachable * (1 + _ROUNDING):
+                faults.append(f"{state}: {action.value} is beyond {reachable:,.0f} points")
+            else:
+                inherited += abs(value) > bound * (1 + _ROUNDING)
+    return faults[:_SHOWN] + ([f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []), inherited
+
+
+def compare(old: QTable, new: QTable, held_out: list[HeldOut], alpha: float, gamma: float) -> Verdict:
+    """Compare how well two tables foretell held-out experiences.
+
+    Args:
+        old: the table in use.
+        new: the one to take its place.
+        held_out: the experiences; only those of which a second one has the same state and action can be used.
+        alpha: the learning rate.
+        gamma: the discount.
+
+    Returns:
+        The verdict, without faults. The same arguments give the same verdict.
+    """
+    cells: dict[tuple[str, Action], int] = {}
+    cell = np.array([cells.setdefault(one.transition[:2], len(cells)) for one in held_out], np.intp)
+    counts = np.array([one.occurrences for one in held_out], np.int64)
+    of_cell = np.bincount(cell, weights=counts.astype(np.float64), minlength=len(cells))
+    usable = int(of_cell[of_cell > 1].sum())
+    if usable < MIN_HELD_OUT:
+        return Verdict(
+            reason=f"not compared: {usable} usable held-out experiences are too few, {MIN_HELD_OUT} are needed",
+            held_out=usable,
+        )
+    old_errors, new_errors = (_errors(table, held_out, gamma) for table in (old, new))
+    old_mean, new_mean = (_bellman_error(errors, counts, cell) for errors in (old_errors, new_errors))
+    difference = new_mean - old_mean
+    resampled = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=_RESAMPLES)
+    chance = np.std(
+        [_bellman_error(new_errors, again, cell) - _bellman_error(old_errors, again, cell) for again in resampled]
+    )
+    learning = _learning_noise(new_errors, new_errors != old_errors, counts, cell, alpha)
+    margin = math.hypot(_SIGMAS_CHOICE * float(chance), _SIGMAS_LEARNING * learning)
+    old_error, new_error = (math.sqrt(max(0.0, mean)) for mean in (old_mean, new_mean))
+    not_worse = difference <= margin + _ROUNDING
+    return Verdict(
+        not_worse=not_worse,
+        reason=f"its error on {usable:,} held-out experiences is {new_error:.1f} points, of the table in use "
+        f"{old_error:.1f}: {'not worse' if not_worse else 'worse by more than chance explains'}",
+        held_out=usable,
+        old_error=old_error,
+        new_error=new_error,
+        margin=margin,
+    )
+
+
+def _errors(table: QTable, held_out: list[HeldOut], gamma: float) -> Floats:
+    """The temporal-difference error of each transition, in points."""
+    errors = []
+    for (state, action, _, next_state), reward, _ in held_out:
+        future = max(table.get(next_state, {}).values(), default=0.0)
+        errors.append(reward + gamma * future - table.get(state, {}).get(action, 0.0))
+    return np.array(errors)
+
+
+def _bellman_error(errors: Floats, counts: Counts, cell: npt.NDArray[np.intp]) -> float:
+    """The mean squared Bellman error, in points squared.
+
+    Within a cell (a state and an action) it is the mean of the products of the errors of two different experiences, an
+    unbiased estimate of the squared expected error; cells count by their experiences.
+    """
+    size, first, second = (np.bincount(cell, weights=counts * power) for power in (1.0, errors, errors**2))
+    usable = size > 1
+    size, first, second = size[usable], first[usable], second[usable]
+    return float(((first**2 - second) / (size - 1)).sum() / max(size.sum(), 1.0))
+
+
+def _learning_noise(
+    errors: Floats,
+    changed: npt.NDArray[np.bool_],
+    counts: Counts,
+    cell: npt.NDArray[np.intp],
+    alpha: float,
+) -> float:
+    """The standard deviation of the difference between two tables that learned the same, in points squared.
+
+    Each value e off its target has the variance v = alpha / (2 - alpha) x s^2, where s^2 is that of the targets. The
+    difference of e^2 between two tables then has the variance 4 v^2. Cells where both tables are the same have none.
+    """
+    of_cell, sums, squares, changes = (
+        np.bincount(cell, weights=weights)
+        for weights in (counts.astype(np.float64), counts * errors, counts * errors**2, changed)
+    )
+    within = squares - sums**2 / of_cell
+    pooled = within.sum() / max(1.0, (of_cell - 1).sum())
+    # Few experiences may happen to be all alike: then the other cells' variance is the better guess.
+    variance = np.maximum(within / np.maximum(of_cell - 1, 1), pooled)
+    noise = alpha / (2 - alpha) * variance
+    weight = np.where((of_cell > 1) & (changes > 0), of_cell, 0.0) / max(1.0, of_cell[of_cell > 1].sum())
+    return float(np.sqrt((weight**2 * 4 * noise**2).sum()))

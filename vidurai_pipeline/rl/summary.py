@@ -1,0 +1,253 @@
+"""What was learned, for people: states in words, the best action of each, and what stands behind it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidurai_pipeline.errors import QTableError
+from vidurai_pipeline.rl.checkpoint import Parameters, Progress
+from vidurai_pipeline.rl.evaluation import QTable, find_faults, value_bound
+from vidurai_pipeline.rl.learning_curve import Point
+from vidurai_pipeline.rl.q_table_file import Snapshot, TableContents, TableFile
+from vidurai_pipeline.rl.states import Action, is_state_hash
+
+#: The places of a state's hash, in order.
+DIMENSIONS = ("working memories", "episodic memories", "tokens", "entropy", "importance", "messages")
+TOKENS, IMPORTANCE = 2, 4
+_COUNTED = {0: (5, 10), 1: (100, 10), 2: (500, 20), 5: (3, 5)}
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedState:
+    """One state in which something was tried.
+
+    Attributes:
+        state: its hash.
+        words: what sets it apart from the others.
+        best_action: the action of the highest value.
+        value: of that action, in points.
+        experiences: archived experiences behind that value; 0 where only the daemon tried it.
+        values: of every action tried, in points.
+    """
+
+    state: str
+    words: str
+    best_action: Action
+    value: float
+    experiences: int
+    values: dict[str, float]
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The six numbers of the hash."""
+        return tuple(int(part) for part in self.state.split("|"))
+
+
+@dataclass(frozen=True, slots=True)
+class Insight:
+    """What a Q-table has learned.
+
+    Attributes:
+        path: of the table.
+        states: those in which something was tried, most experiences first.
+        common: in words, what all of them share.
+        unreadable: states whose name is not six buckets.
+        parameters: what it is trained with.
+        episodes: finished ones.
+        total_reward: in points.
+        epsilon: share of random decisions, 0 to 1.
+        curve: the learning curve.
+        bound: the largest absolute value that learning from the archive can give, in points.
+        inherited: states and values that only another program can have taught.
+        faults: why the table is not well-formed.
+        candidate: a newer table that may not replace this one; None if there is none.
+    """
+
+    path: Path
+    states: list[LearnedState]
+    common: str
+    unreadable: int
+    parameters: Parameters
+    episodes: int
+    total_reward: float
+    epsilon: float
+    curve: Sequence[Point]
+    bound: float
+    inherited: int
+    faults: list[str]
+    candidate: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return {
+            "path": str(self.path),
+            "reward_profile": self.parameters.reward_profile.value,
+            "alpha": self.parameters.alpha,
+            "gamma": self.parameters.gamma,
+            "episodes": self.episodes,
+            "total_reward": self.total_reward,
+            "epsilon": self.epsilon,
+            "common": self.common,
+            "states": [
+                {
+                    "state": one.state,
+                    "words": one.words,
+                    "best_action": one.best_action.value,
+                    "value": one.value,
+                    "experiences": one.experiences,
+                    "values": one.values,
+                }
+                for one in self.states
+            ],
+            "curve": [
+                {
+                    "archived_at": point.archived_at,
+                    "episode": point.episode,
+                    "experiences": point.experiences,
+                    "mean_reward": point.mean_reward,
+                    "surprise": point.surprise,
+                    "states": point.states,
+                }
+                for point in self.curve
+            ],
+            "candidate": None if self.candidate is None else str(self.candidate),
+        }
+
+
+def read_insight(path: Path, parameters: Parameters) -> Insight:
+    """Read what a table has learned; nothing if there is no such file.
+
+    Args:
+        path: the table's file.
+        parameters: what it is trained with, if no dream noted it.
+
+    Raises:
+        QTableError: the table is damaged or can't be read.
+    """
+    file = TableFile(path)
+    snapshot = file.read()
+    contents = TableContents() if snapshot is None else snapshot.contents
+    note = _note(snapshot)
+    pure = note is not None and note.pure
+    if note is None and snapshot is not None:
+        note = _note(file.remembered())  # the daemon, which drops it, may have written the table since
+    if note is not None:
+        parameters = note.parameters
+    bound = value_bound(parameters.reward_profile, parameters.gamma)
+    faults, inherited = find_faults(contents.q_table, {} if pure else contents.q_table, bound)
+    states, common = learned_states(contents.q_table, {} if note is None else note.visits)
+    policy = parameters.policy()
+    policy.adopt(contents)
+    return Insight(
+        path=file.path,
+        states=states,
+        common=common,
+        unreadable=sum(not is_state_hash(state) for state, row in contents.q_table.items() if row),
+        parameters=parameters,
+        episodes=policy.episodes,
+        total_reward=policy.total_reward,
+        epsilon=policy.get_epsilon(),
+        curve=() if note is None else note.curve,
+        bound=bound,
+        inherited=inherited,
+        faults=faults,
+        candidate=file.candidate_path if file.candidate_path.exists() else None,
+    )
+
+
+def _note(snapshot: Snapshot | None) -> Progress | None:
+    if snapshot is None or snapshot.contents.progress is None:
+        return None
+    try:
+        return Progress.from_json(snapshot.contents.progress)
+    except QTableError:
+        return None
+
+
+def learned_states(table: QTable, visits: dict[str, dict[str, int]]) -> tuple[list[LearnedState], str]:
+    """The states in which something was tried, most experiences first, and in words what they have in common."""
+    rows = {state: row for state, row in table.items() if row and is_state_hash(state)}
+    buckets = {state: [int(part) for part in state.split("|")] for state in rows}
+    different = [len({parts[place] for parts in buckets.values()}) > 1 for place in range(len(DIMENSIONS))]
+    # Where nothing differs, there is only one state, and all of it is its own.
+    shown = [place for place in range(len(DIMENSIONS)) if different[place] or place in (TOKENS, IMPORTANCE)]
+    states = []
+    for state, row in rows.items():
+        best = max(row, key=row.__getitem__)
+        states.append(
+            LearnedState(
+                state=state,
+                words=_in_words(buckets[state], shown),
+                best_action=best,
+                value=row[best],
+                experiences=visits.get(state, {}).get(best.value, 0),
+                values={action.value: value for action, value in row.items()},
+            )
+        )
+    states.sort(key=lambda one: (-one.experiences, one.buckets))
+    rest = [place for place in range(len(DIMENSIONS)) if place not in shown]
+    return states, _in_words(next(iter(buckets.values())), rest) if buckets else ""
+
+
+def _in_words(buckets: Sequence[int], places: Sequence[int]) -> str:
+    return ", ".join(f"{DIMENSIONS[place]} {bucket_in_words(place, buckets[place])}" for place in places)
+
+
+def bucket_in_words(place: int, bucket: int) -> str:
+    """The values that a bucket stands for, such as ``500-999``; see ``MemoryState.to_hash``."""
+    if place in _COUNTED:
+        width, last = _COUNTED[place]
+        return f"{bucket * width:,}+" if bucket == last else f"{bucket * width:,}-{(bucket + 1) * width - 1:,}"
+    return "1" if bucket == 10 else f"{bucket / 10:.1f}-{(bucket + 1) / 10:.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """The best values by tokens and importance; of several states in one place, the mean by experiences.
+
+    Attributes:
+        tokens: the buckets of the columns, each with the one after it that is no longer part of the column.
+        importances: the buckets of the rows, the highest first.
+        values: in points, by row and column; None where nothing was tried.
+        actions: the best action of most experiences there.
+    """
+
+    tokens: list[tuple[int, int]]
+    importances: list[int]
+    values: list[list[float | None]]
+    actions: list[list[Action | None]]
+
+
+def heat_map(states: Sequence[LearnedState], columns: int = 21) -> HeatMap:
+    """Lay out states on a map with no more than so many columns."""
+    if not states:
+        return HeatMap([], [], [], [])
+    tokens = {one.buckets[TOKENS] for one in states}
+    first, last = min(tokens), max(tokens)
+    width = -(-(last - first + 1) // columns)
+    bounds = [(start, min(start + width, last + 1)) for start in range(first, last + 1, width)]
+    importances = sorted({one.buckets[IMPORTANCE] for one in states}, reverse=True)
+    values: list[list[float | None]] = []
+    actions: list[list[Action | None]] = []
+    for importance in importances:
+        places = [
+            [one for one in states if one.buckets[IMPORTANCE] == importance and start <= one.buckets[TOKENS] < end]
+            for start, end in bounds
+        ]
+        values.append([_mean(place) if place else None for place in places])
+        actions.append([_most(place) if place else None for place in places])
+    return HeatMap(bounds, importances, values, actions)
+
+
+def _mean(states: Sequence[LearnedState]) -> float:
+    weights = [one.experiences or 1 for one in states]
+    return sum(weight * one.value for weight, one in zip(weights, states, strict=True)) / sum(weights)
+
+
+def _most(states: Sequence[LearnedState]) -> Action:
+    counts: Counter[Action] = Counter()
+    for one in states:
+        counts[one.best_action] += one.experiences or 1
+    return counts.most_common(1)[0][0]

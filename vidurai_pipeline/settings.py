@@ -1,0 +1,196 @@
+"""Paths and settings, read once from ``VIDURAI_*`` environment variables."""
+
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from vidurai_pipeline.errors import ConfigError
+
+#: How the hot store's free pages are given back to the disk.
+Vacuum = Literal["off", "incremental", "full"]
+
+
+class RewardProfile(StrEnum):
+    """What its user wants most of the memory layer: a fair mean, few tokens, or nothing forgotten."""
+
+    BALANCED = "balanced"
+    COST_FOCUSED = "cost_focused"
+    QUALITY_FOCUSED = "quality_focused"
+
+
+UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?)?B", re.IGNORECASE)
+_SHARE = re.compile(r"(\d{1,2}(\.\d+)?|100)\s*%")
+
+
+def _known_timezone(name: str | None) -> str | None:
+    if name is not None and name not in available_timezones():
+        raise ValueError("not a time zone's name, such as Europe/Paris")
+    return name
+
+
+def _memory(text: str) -> str:
+    if not (_SIZE.fullmatch(text) or _SHARE.fullmatch(text)):
+        raise ValueError("not an amount of memory, such as 1GB, 512MiB, or 50% of this machine's")
+    return text
+
+
+def memory_bytes(limit: str) -> int:
+    """An amount of memory in bytes, as DuckDB understands it: ``1GB``, ``512MiB``, or ``50%`` of this machine's."""
+    if share := _SHARE.fullmatch(limit):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * float(share[1]) / 100)
+    return int(TypeAdapter(ByteSize).validate_python(limit))
+
+
+def _size(value: Any) -> Any:
+    # Pydantic alone would read "20%" as 20 bytes.
+    if isinstance(value, str) and value.strip() != "0" and not _SIZE.fullmatch(value.strip()):
+        raise ValueError("not a size, such as 500MB or 2GiB; 0 for none")
+    return value
+
+
+#: A number of bytes, as people write it.
+Size = Annotated[ByteSize, BeforeValidator(_size)]
+
+
+class Settings(BaseSettings):
+    """Where the tiers live and how the pipeline treats them.
+
+    Every field can be set by an environment variable: its name in capitals with ``VIDURAI_`` before it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="VIDURAI_", frozen=True, env_ignore_empty=True)
+
+    home: UserPath = Field(
+        default=Path("~/.vidurai"),
+        validate_default=True,
+        description="Vidurai's folder; by default that of `VIDURAI_DB`, if that is set",
+    )
+    db: UserPath | None = Field(
+        default=None, description="the hot store; default `vidurai.db` in the home, or `memory.db` if only that exists"
+    )
+    archive: UserPath | None = Field(
+        default=None, description="the cold archive's folder; default `archive` in the home"
+    )
+    q_table: UserPath | None = Field(default=None, description="the Q-table; default `q_table.json` in the home")
+    compression: Literal["snappy", "zstd"] = Field(default="snappy", description="codec of new Parquet files")
+    rows_per_file: int = Field(default=50_000, gt=0, description="a larger batch is split into several files")
+    busy_timeout: float = Field(default=60.0, ge=0, description="seconds to wait for a busy hot store")
+    lock_timeout: float = Field(default=10.0, ge=0, description="seconds to wait for another run of the pipeline")
+    vacuum: Vacuum = Field(
+        default="off", description="how the hot store's free pages are given back to the disk after a purge"
+    )
+    vacuum_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of its pages that must be free before a full vacuum"
+    )
+    memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
+        default="1GB", description="the most memory that DuckDB may use, also as a share: `50%`"
+    )
+    threads: int | None = Field(default=None, gt=0, description="DuckDB's threads; default one for each core")
+    reward_profile: RewardProfile = Field(
+        default=RewardProfile.BALANCED,
+        description="what learning rewards most: `balanced`, `cost_focused` (few tokens) or `quality_focused`",
+    )
+    alpha: float = Field(default=0.1, gt=0, le=1, description="learning rate")
+    gamma: float = Field(default=0.9, ge=0, le=1, description="discount of later rewards")
+    epsilon_max: float = Field(default=0.3, ge=0, le=1, description="share of random decisions at the beginning")
+    epsilon_min: float = Field(default=0.05, ge=0, le=1, description="share of random decisions that remains")
+    epsilon_decay: float = Field(
+        default=0.003, ge=0, allow_inf_nan=False, description="how fast it falls, for each episode"
+    )
+    schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
+    timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
+        default=None, description="the schedule's time zone; default this machine's"
+    )
+    health_schedule: str = Field(default="0 4 * * *", description="when all tiers are checked, as a cron line")
+    stale_hours: float = Field(
+        default=52.0, gt=0, description="hours without a run after which archive and Q-table count as stale"
+    )
+    history_days: int = Field(
+        default=365, gt=0, description="days for which Dagster's records of finished runs are kept"
+    )
+    early_run: bool = Field(default=True, description="whether a large backlog starts a run before the nightly one")
+    early_run_rows: int = Field(default=20_000, ge=0, description="so many waiting memories start one; 0: no number")
+    early_run_bytes: Size = Field(
+        default="256MB", validate_default=True, description="so much growth of the hot store starts one; 0: none"
+    )
+    early_run_free_disk: Size = Field(
+        default="1GB", validate_default=True, description="less free disk than this starts one; 0: no lack does"
+    )
+    early_run_quiet: float = Field(default=60.0, ge=0, description="seconds without a write for which one waits first")
+    alert_email_to: str | None = Field(default=None, description="who is told of failures; several parted by commas")
+    alert_email_from: str | None = Field(default=None, description="the sender; default the first recipient")
+    alert_smtp_host: str = Field(default="localhost", description="the mail server")
+    alert_smtp_port: int | None = Field(default=None, gt=0, lt=65_536, description="its port; default by its security")
+    alert_smtp_security: Literal["none", "starttls", "ssl"] = Field(
+        default="none", description="how the connection to it is secured"
+    )
+    alert_smtp_user: str | None = Field(default=None, description="default the sender")
+    alert_smtp_password: SecretStr | None = Field(default=None, description="without one, no login")
+    alert_slack_token: SecretStr | None = Field(default=None, description="a Slack bot's token")
+    alert_slack_channel: str | None = Field(default=None, description="where the bot posts")
+    alert_webhook: SecretStr | None = Field(default=None, description="an address that takes the alert as JSON")
+    alert_link: str | None = Field(default=None, description="the address of Dagster's UI, for links to runs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _live_beside_the_store(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A store that was named alone keeps its archive beside it, not in the archive of another store."""
+        if values.get("db") and not values.get("home"):
+            values["home"] = Path(values["db"]).expanduser().absolute().parent
+        return values
+
+    @property
+    def db_path(self) -> Path:
+        """The hot store: ``VIDURAI_DB``, else ``vidurai.db``, else ``memory.db`` if only that exists."""
+        if self.db is not None:
+            return self.db
+        return store_in(self.home)
+
+    @property
+    def archive_path(self) -> Path:
+        """The folder of the cold archive."""
+        return self.archive or self.home / "archive"
+
+    @property
+    def q_table_path(self) -> Path:
+        """The file of the Q-table."""
+        return self.q_table or self.home / "q_table.json"
+
+
+def store_in(folder: Path) -> Path:
+    """The hot store in a folder: ``vidurai.db``, or ``memory.db`` if only that exists."""
+    current, legacy = folder / "vidurai.db", folder / "memory.db"
+    return legacy if legacy.exists() and not current.exists() else current
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigError: a variable holds a value that can't be used; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = [
+            f"VIDURAI_{str(fault['loc'][0]).upper()}={fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        ]
+        raise ConfigError("; ".join(faults)) from None
