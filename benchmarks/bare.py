@@ -15,7 +15,8 @@ from vidurai_pipeline.cold.archive import Archive, read_back
 from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.hot.rows import RowBatch
 from vidurai_pipeline.hot.schema import StoreSchema
-from vidurai_pipeline.hot.store import HotStore, data_version
+from vidurai_pipeline.hot.sql import data_version
+from vidurai_pipeline.hot.store import HotStore
 
 
 class BareStore(HotStore):
@@ -23,7 +24,7 @@ class BareStore(HotStore):
 
     def schema(self, con: sqlite3.Connection, *, to_purge: bool = True) -> StoreSchema:
         """The schema of the memories alone."""
-        return replace(super().schema(con, to_purge=to_purge), satellites=(), search_index=False)
+        return replace(super().schema(con, to_purge=to_purge), child_tables=(), search_index=False)
 
 
 class BareStager(Stager):

@@ -20,7 +20,8 @@ from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import ArchiveError, PipelineError
 from vidurai_pipeline.hot import backlog
-from vidurai_pipeline.hot.store import HotStore, json_ids
+from vidurai_pipeline.hot.sql import json_ids
+from vidurai_pipeline.hot.store import HotStore
 
 #: What is left free on a disk beside what the next run needs.
 SPARE_BYTES = 100_000_000

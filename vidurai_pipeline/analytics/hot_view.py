@@ -17,7 +17,8 @@ import pyarrow as pa
 from vidurai_pipeline.hot.rows import read_all
 from vidurai_pipeline.hot.salvage import Rejected
 from vidurai_pipeline.hot.schema import SPECIFIED
-from vidurai_pipeline.hot.store import HotStore, snapshot
+from vidurai_pipeline.hot.sql import snapshot
+from vidurai_pipeline.hot.store import HotStore
 
 _NAMED = 3
 

@@ -30,7 +30,8 @@ from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
 from vidurai_pipeline.hot.rows import read_archived
-from vidurai_pipeline.hot.store import Backlog, HotStore, StoreSize, data_version, snapshot
+from vidurai_pipeline.hot.sql import data_version, snapshot
+from vidurai_pipeline.hot.store import Backlog, HotStore, StoreSize
 from vidurai_pipeline.hot.upkeep import Upkeep, keep_small
 from vidurai_pipeline.settings import Vacuum, load_settings
 

@@ -17,8 +17,8 @@ from vidurai_pipeline.cold.files import archive_errors, sync_file
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import VerificationError
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
-from vidurai_pipeline.hot.sql import quote
-from vidurai_pipeline.hot.store import HotStore, data_version, json_ids, tolerant_text
+from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, tolerant_text
+from vidurai_pipeline.hot.store import HotStore
 
 _NAMED = 10
 
@@ -149,7 +149,7 @@ class Reconciler:
             if "created_at" not in known:
                 return same
             birth = [name for name in ("created_at", "project_id", "event_type", "file_path") if name in known]
-            names = ", ".join(quote(known[name]) for name in birth)
+            names = ", ".join(quote_identifier(known[name]) for name in birth)
             for copies in read_back(path, ["id", *birth]):
                 for id_, *born in zip(*(column.to_pylist() for column in copies.columns), strict=True):
                     if id_ not in ids or born[0] is None:

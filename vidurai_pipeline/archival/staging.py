@@ -22,7 +22,8 @@ from vidurai_pipeline.hot.comparison import Comparison, compare
 from vidurai_pipeline.hot.rows import RowBatch, read_archived
 from vidurai_pipeline.hot.salvage import Rejected
 from vidurai_pipeline.hot.schema import StoreSchema
-from vidurai_pipeline.hot.store import HotStore, snapshot
+from vidurai_pipeline.hot.sql import snapshot
+from vidurai_pipeline.hot.store import HotStore
 
 
 @dataclass

@@ -14,9 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.hot.schema import PYTHON_TYPES, Column, Satellite, StoreSchema
-from vidurai_pipeline.hot.sql import is_of_rows, quote
-from vidurai_pipeline.hot.store import json_ids
+from vidurai_pipeline.hot.schema import PYTHON_TYPES, ChildTable, Column, StoreSchema
+from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier
 
 _TERMS = 50
 
@@ -64,7 +63,7 @@ def compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch
     try:
         return _compare(con, schema, copies)
     except sqlite3.Error as error:
-        if not is_of_rows(error):
+        if not is_row_error(error):
             raise
     # Some row holds what SQLite can't compute a column from.
     if copies.num_rows == 1:
@@ -83,7 +82,7 @@ def _compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatc
             f"SELECT {names}, {oddity} FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value",
             (json_ids(ids),),
         ).fetchall()
-        satellites = {s: _satellite_rows(con, s, ids) for s in schema.satellites}
+        child_tables = {s: _child_rows(con, s, ids) for s in schema.child_tables}
     result = Comparison()
     if len(rows) != len(ids):
         found = {row[0] for row in rows}
@@ -97,8 +96,8 @@ def _compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatc
         _compare_column(column, hot, copies, ids, result.differing)
     if any(odd):
         result.differing |= {id_: "storage class" for id_, flag in zip(ids, odd, strict=True) if flag}
-    for satellite, hot in satellites.items():
-        _compare_satellite(satellite, hot, copies, ids, result.differing)
+    for child, hot in child_tables.items():
+        _compare_children(child, hot, copies, ids, result.differing)
     result.equal = [id_ for id_ in ids if id_ not in result.differing] if result.differing else ids
     return result
 
@@ -116,7 +115,7 @@ def _select(columns: Sequence[Column], alias: str) -> tuple[str, str]:
     """SQL for the columns, and for whether a text column holds a blob or the reverse, which raw bytes don't tell."""
     names, odd = [], []
     for column in columns:
-        name = f"{alias}.{quote(column.name)}"
+        name = f"{alias}.{quote_identifier(column.name)}"
         names.append(name)
         if column.type == pa.string():
             odd.append(f"typeof({name}) = 'blob'")
@@ -148,22 +147,22 @@ def _compare_column(
             differing.setdefault(id_, column.name)
 
 
-def _satellite_rows(con: sqlite3.Connection, satellite: Satellite, ids: list[int]) -> list[tuple]:
-    """A satellite's rows as they are now: their memory's id, whether a value is odd, and the values."""
-    names, oddity = _select(satellite.columns, "s")
-    key = quote(satellite.key)
+def _child_rows(con: sqlite3.Connection, child: ChildTable, ids: list[int]) -> list[tuple]:
+    """A child table's rows as they are now: their memory's id, whether a value is odd, and the values."""
+    names, oddity = _select(child.columns, "s")
+    key = quote_identifier(child.key)
     return con.execute(
         f"SELECT s.{key}, {oddity}, {names} FROM json_each(?) AS wanted "
-        f"CROSS JOIN {quote(satellite.table)} AS s ON s.{key} = wanted.value",
+        f"CROSS JOIN {quote_identifier(child.table)} AS s ON s.{key} = wanted.value",
         (json_ids(ids),),
     ).fetchall()
 
 
-def _compare_satellite(
-    satellite: Satellite, hot: list[tuple], copies: pa.RecordBatch, ids: list[int], differing: dict[int, str]
+def _compare_children(
+    child: ChildTable, hot: list[tuple], copies: pa.RecordBatch, ids: list[int], differing: dict[int, str]
 ) -> None:
     """Find the memories whose own rows of another table differ from their copy's."""
-    owners, columns = _archived_satellite(satellite, copies, ids)
+    owners, columns = _archived_children(child, copies, ids)
     if hot:
         hot_owners, odd, *values = zip(*hot, strict=True)
         if (
@@ -186,16 +185,14 @@ def _compare_satellite(
         then.setdefault(owner, Counter())[0, tuple(row), tuple(map(type, row))] += 1
     for id_ in ids:
         if now.get(id_) != then.get(id_):
-            differing.setdefault(id_, satellite.table)
+            differing.setdefault(id_, child.table)
 
 
-def _archived_satellite(
-    satellite: Satellite, copies: pa.RecordBatch, ids: list[int]
-) -> tuple[list[int], list[list[Any]]]:
-    """The archived rows of a satellite: the memory that each belongs to, and the values column by column."""
-    position = copies.schema.get_field_index(satellite.field)
+def _archived_children(child: ChildTable, copies: pa.RecordBatch, ids: list[int]) -> tuple[list[int], list[list[Any]]]:
+    """The archived rows of a child table: the memory that each belongs to, and the values column by column."""
+    position = copies.schema.get_field_index(child.field)
     if position < 0:
-        return [], [[] for _ in satellite.columns]
+        return [], [[] for _ in child.columns]
     nested = copies.column(position)
     lengths = nested.value_lengths().to_pylist()
     owners = [id_ for id_, length in zip(ids, lengths, strict=True) for _ in range(length or 0)]
@@ -204,6 +201,6 @@ def _archived_satellite(
         _plain(structs.field(column.field))
         if structs.type.get_field_index(column.field) >= 0
         else [None] * len(structs)
-        for column in satellite.columns
+        for column in child.columns
     ]
     return owners, columns

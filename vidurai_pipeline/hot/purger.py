@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 from vidurai_pipeline.hot.comparison import compare
 from vidurai_pipeline.hot.schema import StoreSchema
 from vidurai_pipeline.hot.search_index import SearchIndex
-from vidurai_pipeline.hot.sql import is_of_rows, quote
-from vidurai_pipeline.hot.store import data_version, json_ids
+from vidurai_pipeline.hot.sql import data_version, is_row_error, json_ids, quote_identifier
 
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.030
@@ -51,7 +50,7 @@ class PurgeCount:
 
 
 class Purger:
-    """Deletes memories with their search index entries and satellites.
+    """Deletes memories with their search index entries and child tables.
 
     Args:
         con: a writing connection to the hot store, with foreign keys on.
@@ -165,7 +164,7 @@ class Purger:
             if not undeleted:
                 self._con.execute("COMMIT")
         except sqlite3.Error as error:
-            if not is_of_rows(error):
+            if not is_row_error(error):
                 raise
         finally:
             if self._con.in_transaction:
@@ -204,30 +203,22 @@ class Purger:
         """Delete rows with all that belongs to them; returns those that are still there."""
         wanted = json_ids(ids)
         indexed = self._index.rows(ids)
-        for satellite in self._schema.satellites:
-            if satellite.virtual:
-                self._con.executemany(
-                    f"DELETE FROM {quote(satellite.table)} WHERE {quote(satellite.key)} = ?", [(i,) for i in ids]
-                )
+        for child in self._schema.child_tables:
+            table, key = quote_identifier(child.table), quote_identifier(child.key)
+            if child.virtual:
+                self._con.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(id_,) for id_ in ids])
             else:
-                self._con.execute(
-                    f"DELETE FROM {quote(satellite.table)} WHERE {quote(satellite.key)} IN "
-                    "(SELECT value FROM json_each(?))",
-                    (wanted,),
-                )
+                self._con.execute(f"DELETE FROM {table} WHERE {key} IN (SELECT value FROM json_each(?))", (wanted,))
         self._con.execute("DELETE FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
         # A trigger of the store's own may have kept a row, or put it back.
         still = {id_ for (id_,) in self._con.execute(_STILL_THERE, (wanted,))}
-        for satellite in self._schema.satellites:
-            key = quote(satellite.key)
-            if not satellite.virtual:
-                still |= {
-                    id_
-                    for (id_,) in self._con.execute(
-                        f"SELECT {key} FROM {quote(satellite.table)} WHERE {key} IN (SELECT value FROM json_each(?))",
-                        (wanted,),
-                    )
-                }
+        for child in self._schema.child_tables:
+            table, key = quote_identifier(child.table), quote_identifier(child.key)
+            if not child.virtual:
+                rows = self._con.execute(
+                    f"SELECT {key} FROM {table} WHERE {key} IN (SELECT value FROM json_each(?))", (wanted,)
+                )
+                still |= {id_ for (id_,) in rows}
         if still:
             return still
         self._index.delete(indexed)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vidurai_pipeline.errors import SchemaError
-from vidurai_pipeline.hot.sql import quote
+from vidurai_pipeline.hot.sql import quote_identifier
 
 
 @dataclass(frozen=True)
@@ -80,30 +80,30 @@ def _is_key(con: sqlite3.Connection, table: str, column: str) -> bool:
     return len(info) > 1 and "INT" in declared.get(column.lower(), "")
 
 
-def refuse_greedy_triggers(con: sqlite3.Connection, tables: list[str]) -> None:
+def refuse_cascading_triggers(con: sqlite3.Connection, tables: list[str]) -> None:
     """Refuse a store whose own triggers take rows along, or change memories, when a memory is deleted.
 
     SQLite itself tells what a deletion would do: it asks an authorizer for each action, those of triggers included.
     """
-    greedy: list[tuple[str, str]] = []
+    cascading: list[tuple[str, str]] = []
 
     def watch(action: int, table: str | None, _column: str | None, _database: str | None, trigger: str | None) -> int:
         name = (table or "").lower()
         if trigger and not name.startswith("memories_fts"):
             changed = action == sqlite3.SQLITE_UPDATE and name in {t.lower() for t in tables}
             if changed or action == sqlite3.SQLITE_DELETE:
-                greedy.append((trigger, table or ""))
+                cascading.append((trigger, table or ""))
         return sqlite3.SQLITE_OK
 
     con.set_authorizer(watch)
     try:
         for table in tables:
-            con.execute(f"EXPLAIN DELETE FROM {quote(table)}").close()
+            con.execute(f"EXPLAIN DELETE FROM {quote_identifier(table)}").close()
     except sqlite3.OperationalError as error:
         raise SchemaError(f"lets no memory be deleted ({error}): mend that first, then run again") from None
     finally:
         con.set_authorizer(None)
-    for trigger, table in greedy:
+    for trigger, table in cascading:
         raise SchemaError(
             f"has a trigger `{trigger}` that deletes or changes rows of `{table}` when a memory is deleted: those "
             "can't be archived with it, so nothing is. Drop the trigger to archive without them"

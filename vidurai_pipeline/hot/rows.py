@@ -15,9 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from vidurai_pipeline.hot.salvage import Rejected, reject_broken_utf16, reject_referenced, reject_vectors
-from vidurai_pipeline.hot.schema import PYTHON_TYPES, SPECIFIED, Column, Satellite, StoreSchema
-from vidurai_pipeline.hot.sql import is_of_rows, quote
-from vidurai_pipeline.hot.store import BrokenText, Unreadable, json_ids, tolerant_text
+from vidurai_pipeline.hot.schema import PYTHON_TYPES, SPECIFIED, ChildTable, Column, StoreSchema
+from vidurai_pipeline.hot.sql import BrokenText, is_row_error, json_ids, quote_identifier, tolerant_text
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 24 * 1024 * 1024
@@ -26,6 +25,10 @@ _UNCOMPUTED = "a value that can't be computed for this memory: correct what it i
 _TERMS = 50
 _ODD_IDS = ("id IS NULL", "id >= ''")
 _KIND_NAMES = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
+
+
+class Unreadable:
+    """What stands for a value that SQLite fails to compute, such as a generated column's over malformed JSON."""
 
 
 @dataclass
@@ -104,7 +107,7 @@ class _Rows:
         self.last = after
         self._con = con
         self._which = which
-        self._names = [quote(column.name) for column in schema.archived]
+        self._names = [quote_identifier(column.name) for column in schema.archived]
         # What the specification bounds to a few words can't fill the memory; texts of unknown kind can.
         sizes = [
             f"ifnull(length(CAST({name} AS BLOB)), 0)"
@@ -132,7 +135,7 @@ class _Rows:
                     for _ in self._select(odd, selected=name):
                         pass
                 except sqlite3.Error as error:
-                    if not is_of_rows(error):
+                    if not is_row_error(error):
                         raise
                     names.append("NULL")  # for some it can't be computed; they are named for their ids anyway
                 else:
@@ -162,7 +165,7 @@ class _Rows:
                 self._cursor = self._select_behind()
             _fetch(self._cursor, rows, most)
         except sqlite3.Error as error:
-            if not is_of_rows(error):
+            if not is_row_error(error):
                 raise
             if rows:
                 self.last = rows[-1][0]
@@ -189,14 +192,14 @@ class _Rows:
         try:
             return self._select("id = ?", id_).fetchone()
         except sqlite3.Error as error:
-            if not is_of_rows(error):
+            if not is_row_error(error):
                 raise
         values = []
         for name in self._names:
             try:
                 values += self._select("id = ?", id_, selected=name).fetchone()
             except sqlite3.Error as error:
-                if not is_of_rows(error):
+                if not is_row_error(error):
                     raise
                 values.append(Unreadable())
         return (*values, 0)
@@ -222,9 +225,9 @@ def _to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple], l
     _check(zip(schema.archived, columns, strict=True), ids, faults)
     for restriction in schema.restricting:
         reject_referenced(con, restriction, ids, faults)
-    if schema.sealed_vectors:
-        reject_vectors(con, schema.sealed_vectors, ids, faults)
-    owned = {satellite: _read_satellite(con, satellite, ids, faults) for satellite in schema.satellites}
+    if schema.unreadable_vectors:
+        reject_vectors(con, schema.unreadable_vectors, ids, faults)
+    owned = {child: _read_children(con, child, ids, faults) for child in schema.child_tables}
     if schema.encoding != "utf-8":
         reject_broken_utf16(con, schema, ids, faults)
     if faults:
@@ -241,22 +244,19 @@ def _all_to_arrow(con: sqlite3.Connection, schema: StoreSchema, rows: list[tuple
         _shown(column, column.name, values, ids, lost) for column, values in zip(schema.archived, columns, strict=True)
     ]
     unread: dict[int, Rejected] = {}
-    owned = {
-        satellite: _shown_rows(satellite, _read_satellite(con, satellite, ids, unread), lost)
-        for satellite in schema.satellites
-    }
+    owned = {child: _shown_rows(child, _read_children(con, child, ids, unread), lost) for child in schema.child_tables}
     lost += (fault for fault in unread.values() if fault.reason == _UNCOMPUTED)
     return RowBatch(ids, last, _arrays(schema, columns, ids, owned), lost)
 
 
 def _arrays(
-    schema: StoreSchema, columns: Iterable[Sequence], ids: list, owned: dict[Satellite, list[tuple]]
+    schema: StoreSchema, columns: Iterable[Sequence], ids: list, owned: dict[ChildTable, list[tuple]]
 ) -> dict[str, pa.Array]:
     arrays = {
         column.field: pa.array(values, column.type) for column, values in zip(schema.archived, columns, strict=True)
     }
-    for satellite, theirs in owned.items():
-        arrays[satellite.field] = _nested(satellite, ids, theirs)
+    for child, theirs in owned.items():
+        arrays[child.field] = _nested(child, ids, theirs)
     return arrays
 
 
@@ -290,13 +290,13 @@ def _shown(column: Column, where: str, values: Sequence, ids: Sequence, lost: li
     return shown
 
 
-def _shown_rows(satellite: Satellite, rows: list[tuple], lost: list[Rejected]) -> list[tuple]:
+def _shown_rows(child: ChildTable, rows: list[tuple], lost: list[Rejected]) -> list[tuple]:
     if not rows:
         return rows
     keys, *columns = zip(*rows, strict=True)
     shown = [
-        _shown(column, f"{satellite.table}.{column.name}", values, keys, lost)
-        for column, values in zip(satellite.columns, columns, strict=True)
+        _shown(column, f"{child.table}.{column.name}", values, keys, lost)
+        for column, values in zip(child.columns, columns, strict=True)
     ]
     return list(zip(keys, *shown, strict=True))
 
@@ -325,56 +325,54 @@ def _reason(expected: type, value: object) -> str:
     return f"{_KIND_NAMES[type(value)]} where the column holds {_KIND_NAMES[expected].removeprefix('an ')}"
 
 
-def _read_satellite(
-    con: sqlite3.Connection, satellite: Satellite, ids: list, faults: dict[int, Rejected]
-) -> list[tuple]:
-    """A satellite's rows, each behind its memory's id, in the order of the memories."""
+def _read_children(con: sqlite3.Connection, child: ChildTable, ids: list, faults: dict[int, Rejected]) -> list[tuple]:
+    """A child table's rows, each behind its memory's id, in the order of the memories."""
     wanted = json_ids(ids)
     try:
-        rows = con.execute(satellite.select, (wanted,)).fetchall()
+        rows = con.execute(child.select, (wanted,)).fetchall()
     except sqlite3.Error as error:
-        if not is_of_rows(error):
+        if not is_row_error(error):
             raise
-        rows = _read_satellite_singly(con, satellite, ids, faults)
+        rows = _read_children_singly(con, child, ids, faults)
     if not rows:
         return rows
     position = {id_: n for n, id_ in enumerate(ids)}
     rows.sort(key=lambda row: position[row[0]])
     keys, *columns = zip(*rows, strict=True)
-    for column, values in zip(satellite.columns, columns, strict=True):
+    for column, values in zip(child.columns, columns, strict=True):
         expected = PYTHON_TYPES[column.type]
         if set(map(type, values)) <= {expected, type(None)}:
             continue
         for id_, value in zip(keys, values, strict=True):
             if value is not None and type(value) is not expected:
-                where = f"{satellite.table}.{column.name}"
+                where = f"{child.table}.{column.name}"
                 faults.setdefault(position[id_], Rejected(id_, where, _reason(expected, value)))
     return rows
 
 
-def _read_satellite_singly(
-    con: sqlite3.Connection, satellite: Satellite, ids: list, faults: dict[int, Rejected]
+def _read_children_singly(
+    con: sqlite3.Connection, child: ChildTable, ids: list, faults: dict[int, Rejected]
 ) -> list[tuple]:
     rows = []
     with tolerant_text(con):
         for n, id_ in enumerate(ids):
             try:
-                rows += con.execute(satellite.select, (json_ids([id_]),)).fetchall()
+                rows += con.execute(child.select, (json_ids([id_]),)).fetchall()
             except sqlite3.Error as error:
-                if not is_of_rows(error):
+                if not is_row_error(error):
                     raise
-                faults.setdefault(n, Rejected(id_, satellite.table, _UNCOMPUTED))
+                faults.setdefault(n, Rejected(id_, child.table, _UNCOMPUTED))
     return rows
 
 
-def _nested(satellite: Satellite, ids: list[int], rows: list[tuple]) -> pa.Array:
+def _nested(child: ChildTable, ids: list[int], rows: list[tuple]) -> pa.Array:
     counts = Counter(row[0] for row in rows)
     kept = set(ids)
     if not counts.keys() <= kept:
         rows = [row for row in rows if row[0] in kept]
     offsets = [0, *accumulate(counts[id_] for id_ in ids)]
-    fields = [column.arrow_field for column in satellite.columns]
+    fields = [column.arrow_field for column in child.columns]
     _, *columns = zip(*rows, strict=True) if rows else ([] for _ in range(len(fields) + 1))
     arrays = [pa.array(values, field.type) for field, values in zip(fields, columns, strict=True)]
     structs = pa.StructArray.from_arrays(arrays, fields=fields)
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=satellite.type)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=child.type)

@@ -7,8 +7,7 @@ import pyarrow as pa
 
 from vidurai_pipeline.hot.references import Restriction
 from vidurai_pipeline.hot.schema import StoreSchema, vectors_have_text_keys
-from vidurai_pipeline.hot.sql import quote
-from vidurai_pipeline.hot.store import json_ids
+from vidurai_pipeline.hot.sql import json_ids, quote_identifier
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,12 @@ def reject_referenced(
         faults: added to, by position in ``ids``.
     """
     # The comparison of the columns is the foreign key's own: it lets '5' refer to 5.
-    match = " AND ".join(f"m.{quote(theirs)} = t.{quote(own)}" for own, theirs in restriction.columns)
+    match = " AND ".join(
+        f"m.{quote_identifier(theirs)} = t.{quote_identifier(own)}" for own, theirs in restriction.columns
+    )
     rows = con.execute(
         "SELECT DISTINCT m.id FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value "
-        f"CROSS JOIN {quote(restriction.table)} AS t ON {match}",
+        f"CROSS JOIN {quote_identifier(restriction.table)} AS t ON {match}",
         (json_ids(ids),),
     )
     columns = ", ".join(own for own, _ in restriction.columns)
@@ -78,12 +79,13 @@ def reject_broken_utf16(con: sqlite3.Connection, schema: StoreSchema, ids: list,
     """
     wanted = json_ids(ids)
     tables = [("memories", "id", "", schema.archived)]
-    tables += [(s.table, s.key, f"{s.table}.", s.columns) for s in schema.satellites if not s.virtual]
+    tables += [(s.table, s.key, f"{s.table}.", s.columns) for s in schema.child_tables if not s.virtual]
     for table, key, prefix, columns in tables:
         for name in (column.name for column in columns if column.type == pa.string()):
+            owner, value = f"t.{quote_identifier(key)}", f"t.{quote_identifier(name)}"
             rows = con.execute(
-                f"SELECT t.{quote(key)}, CAST(t.{quote(name)} AS BLOB) FROM json_each(?) AS wanted CROSS JOIN "
-                f"{quote(table)} AS t ON t.{quote(key)} = wanted.value WHERE typeof(t.{quote(name)}) = 'text'",
+                f"SELECT {owner}, CAST({value} AS BLOB) FROM json_each(?) AS wanted CROSS JOIN "
+                f"{quote_identifier(table)} AS t ON {owner} = wanted.value WHERE typeof({value}) = 'text'",
                 (wanted,),
             )
             for id_, raw in rows:

@@ -7,14 +7,14 @@ other column is read from SQLite's own catalogue, so that a later Vidurai's colu
 import re
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 
 from vidurai_pipeline.errors import SchemaError
-from vidurai_pipeline.hot.references import Restriction, refuse_greedy_triggers, sort_references
-from vidurai_pipeline.hot.sql import is_of_rows, quote
+from vidurai_pipeline.hot.references import Restriction, refuse_cascading_triggers, sort_references
+from vidurai_pipeline.hot.sql import is_row_error, quote_identifier
 
 #: The columns of the specification, in its order, with its types.
 SPECIFIED: dict[str, pa.DataType] = {
@@ -87,7 +87,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Satellite:
+class ChildTable:
     """A table whose rows belong to a memory and go when it goes, such as ``audience_gists``."""
 
     table: str
@@ -104,10 +104,10 @@ class Satellite:
     @property
     def select(self) -> str:
         """SQL that reads the key and the columns of all rows whose memories' ids are in the JSON array ``?``."""
-        names = ", ".join(f"s.{quote(column.name)}" for column in self.columns)
+        names = ", ".join(f"s.{quote_identifier(column.name)}" for column in self.columns)
         return (
-            f"SELECT s.{quote(self.key)}, {names} FROM json_each(?) AS wanted "
-            f"CROSS JOIN {quote(self.table)} AS s ON s.{quote(self.key)} = wanted.value"
+            f"SELECT s.{quote_identifier(self.key)}, {names} FROM json_each(?) AS wanted "
+            f"CROSS JOIN {quote_identifier(self.table)} AS s ON s.{quote_identifier(self.key)} = wanted.value"
         )
 
 
@@ -116,14 +116,13 @@ class StoreSchema:
     """What archival needs to know of one hot store."""
 
     columns: tuple[Column, ...]
-    satellites: tuple[Satellite, ...]
+    child_tables: tuple[ChildTable, ...]
     #: What refers to memories and forbids their deletion.
     restricting: tuple[Restriction, ...] = ()
     #: The search index's table holds rows for memories, found by their ``memory_id``.
     search_index: bool = False
     #: Why the vectors in ``vec_memories`` can't be archived, if there are some that can't.
-    sealed_vectors: str | None = None
-    missing: tuple[str, ...] = field(default=())
+    unreadable_vectors: str | None = None
     #: What the store keeps text in, as Python calls it.
     encoding: str = "utf-8"
 
@@ -136,11 +135,11 @@ class StoreSchema:
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
-        """The schema of an archive file: 14 columns, further columns, satellites."""
+        """The schema of an archive file: 14 columns, further columns, child tables."""
         present = {column.field: column.arrow_field for column in self.archived}
         fields = [present.pop(name, None) or pa.field(name, kind) for name, kind in SPECIFIED.items()]
         fields.extend(present.values())
-        fields.extend(pa.field(satellite.field, satellite.type) for satellite in self.satellites)
+        fields.extend(pa.field(child.field, child.type) for child in self.child_tables)
         return pa.schema(fields)
 
 
@@ -180,23 +179,23 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
     taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
     columns = tuple(_columns(con, "memories", info, taken, "status = 'ARCHIVED'" if to_purge else "TRUE"))
     fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
-    satellites = []
+    child_tables = []
     for table, key in sorted(owned.items()):
         field_name = table
         while field_name.lower() in fields:
             field_name += "_rows"
         fields.add(field_name.lower())
-        satellites.append(Satellite(table, key, field_name, tuple(_satellite_columns(con, table, key))))
-    sealed = None
+        child_tables.append(ChildTable(table, key, field_name, tuple(_child_columns(con, table, key))))
+    unreadable = None
     if "vec_memories" in tables.keys() - ordinary:
-        sealed = _sealed_vectors(con, readable=vectors)
-    if "vec_memories" in tables.keys() - ordinary and not sealed:
-        satellites.append(
-            Satellite(
+        unreadable = _why_vectors_are_unreadable(con, readable=vectors)
+    if "vec_memories" in tables.keys() - ordinary and not unreadable:
+        child_tables.append(
+            ChildTable(
                 "vec_memories",
                 "memory_id",
                 "vec_memories",
-                tuple(_satellite_columns(con, "vec_memories", "memory_id")),
+                tuple(_child_columns(con, "vec_memories", "memory_id")),
                 virtual=True,
             )
         )
@@ -208,15 +207,14 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
         names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
         search_index = "memory_id" in names
     if to_purge:
-        refuse_greedy_triggers(con, ["memories", *owned])
+        refuse_cascading_triggers(con, ["memories", *owned])
     return StoreSchema(
         columns=columns,
-        satellites=tuple(satellites),
+        child_tables=tuple(child_tables),
         restricting=tuple(restricting),
         search_index=bool(search_index),
-        sealed_vectors=sealed,
+        unreadable_vectors=unreadable,
         encoding=_ENCODINGS[con.execute("PRAGMA encoding").fetchone()[0]],
-        missing=tuple(name for name in SPECIFIED if name not in (*names, "archived_at")),
     )
 
 
@@ -228,7 +226,7 @@ def _version(con: sqlite3.Connection) -> str:
     return str(row[0]) if row else "unknown"
 
 
-def _sealed_vectors(con: sqlite3.Connection, *, readable: bool) -> str | None:
+def _why_vectors_are_unreadable(con: sqlite3.Connection, *, readable: bool) -> str | None:
     """Why the vectors can't be archived, or None if they can."""
     if not readable:
         return (
@@ -264,7 +262,7 @@ def _columns(
         yield Column(name, declared, parquet_name, kind)
 
 
-def _satellite_columns(con: sqlite3.Connection, table: str, key: str) -> Iterable[Column]:
+def _child_columns(con: sqlite3.Connection, table: str, key: str) -> Iterable[Column]:
     info = con.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)).fetchall()
     for name, declared in info:
         if name == key:
@@ -292,11 +290,11 @@ def _stored_type(con: sqlite3.Connection, table: str, column: str, declared: str
     """The type that most values of a column without a telling declaration have."""
     try:
         found = con.execute(
-            f"SELECT typeof({quote(column)}) AS class FROM {quote(table)} WHERE {rows} "
+            f"SELECT typeof({quote_identifier(column)}) AS class FROM {quote_identifier(table)} WHERE {rows} "
             "GROUP BY class HAVING class <> 'null' ORDER BY count(*) DESC, class LIMIT 1"
         ).fetchone()
     except sqlite3.Error as error:
-        if not is_of_rows(error):
+        if not is_row_error(error):
             raise
         found = None  # a generated column that can't be computed for every row
     if found is not None:

@@ -7,7 +7,7 @@ the rowid is the memory's id; one scan finds the exceptions.
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from vidurai_pipeline.hot.store import data_version, json_ids
+from vidurai_pipeline.hot.sql import data_version, json_ids
 
 _NEVER = -1
 

@@ -1,20 +1,80 @@
-"""What is said to SQLite, and what it answers."""
+"""The SQL that every part of this package uses, and what SQLite's errors mean."""
 
+import contextlib
+import json
 import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# What a row, or the store's own rules for it, can cause.
+_ROW_CODES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
 
 
-def is_of_rows(error: sqlite3.Error) -> bool:
-    """Whether an error comes of what a row holds, or of the store's own rules for it, and not of the whole store."""
-    if "decode" in str(error):
-        return True  # Python's own, without a code
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in {
-        sqlite3.SQLITE_ERROR,
-        sqlite3.SQLITE_CONSTRAINT,
-        sqlite3.SQLITE_MISMATCH,
-        sqlite3.SQLITE_TOOBIG,
-    }
+class BrokenText(bytes):
+    """A TEXT value that is not valid UTF-8, which neither Arrow nor Parquet can hold as text."""
 
 
-def quote(name: str) -> str:
+def quote_identifier(name: str) -> str:
     """Quote an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def json_ids(ids: Iterable[Any]) -> str:
+    """The integer ids as a JSON array: one bound parameter for ``json_each``, however many they are."""
+    return json.dumps([id_ for id_ in ids if type(id_) is int])
+
+
+@contextlib.contextmanager
+def snapshot(con: sqlite3.Connection) -> Iterator[None]:
+    """A read transaction: everything inside sees the store as it was at the first read."""
+    con.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if con.in_transaction:
+            con.execute("ROLLBACK")
+
+
+def data_version(con: sqlite3.Connection) -> int:
+    """A number that changes when, and only when, another connection has changed the store.
+
+    https://sqlite.org/pragma.html#pragma_data_version: commits of ``con`` itself leave it alone.
+    """
+    return con.execute("PRAGMA data_version").fetchone()[0]
+
+
+@contextlib.contextmanager
+def tolerant_text(con: sqlite3.Connection) -> Iterator[None]:
+    """Within: TEXT that is not UTF-8 is read as ``BrokenText`` where it would raise an error."""
+
+    def decode(raw: bytes) -> str | BrokenText:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return BrokenText(raw)
+
+    before, con.text_factory = con.text_factory, decode
+    try:
+        yield
+    finally:
+        con.text_factory = before
+
+
+def is_undecodable(error: sqlite3.Error) -> bool:
+    """Whether an error is Python's own for TEXT that is not UTF-8: the only one that has no code of SQLite's."""
+    return isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")
+
+
+def is_row_error(error: sqlite3.Error) -> bool:
+    """Whether an error comes of what a row holds, or of the store's own rules for it, and not of the whole store."""
+    return is_undecodable(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _ROW_CODES
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether an error means that another connection holds the store's lock."""
+    return error_name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def error_name(error: sqlite3.Error) -> str:
+    """SQLite's own name of an error, such as ``SQLITE_BUSY_SNAPSHOT``; empty for Python's own errors."""
+    return getattr(error, "sqlite_errorname", "")

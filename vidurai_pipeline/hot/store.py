@@ -6,17 +6,16 @@ bring one each) would break the first one's POSIX locks when it closes the file,
 """
 
 import contextlib
-import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote as quote_uri
 
 from vidurai_pipeline.errors import BusyError, HotStoreError, SchemaError
 from vidurai_pipeline.hot.schema import Column, StoreSchema, read_schema
+from vidurai_pipeline.hot.sql import error_name, is_busy, is_undecodable, snapshot, tolerant_text
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,15 @@ class HotStore:
         """Turn SQLite's errors into a line that names the store and says what to do."""
         try:
             yield
-        except SchemaError as error:
-            if str(error).startswith("the hot store"):
-                raise
-            raise SchemaError(f"the hot store {self.path} {error}") from None
         except sqlite3.Error as error:
-            kind = BusyError if _is_busy(error) else HotStoreError
+            kind = BusyError if is_busy(error) else HotStoreError
             raise kind(f"the hot store {self.path}: {self._advice(error)}") from error
 
     def _advice(self, error: sqlite3.Error) -> str:
         # Of text that can't be decoded, sqlite3's own message quotes a part.
-        text = "text that is not valid UTF-8" if "decode" in str(error) else str(error)
-        name = _name(error)
-        if _is_busy(error):
+        text = "text that is not valid UTF-8" if is_undecodable(error) else str(error)
+        name = error_name(error)
+        if is_busy(error):
             return f"busy for more than {self.busy_timeout:g} s ({text}); try again, or raise VIDURAI_BUSY_TIMEOUT"
         if name.startswith("SQLITE_NOTADB"):
             return "not a SQLite database, or an encrypted one; point VIDURAI_DB at Vidurai's own file"
@@ -119,7 +114,7 @@ class HotStore:
                 con.execute("SELECT count(*) FROM sqlite_master").fetchone()
             except sqlite3.OperationalError as error:
                 con.close()
-                if write or not _name(error).startswith("SQLITE_READONLY"):
+                if write or not error_name(error).startswith("SQLITE_READONLY"):
                     raise
                 # A daemon died and left its journal: only a connection that may write can roll it back.
                 con = self._open("rw", check_same_thread)
@@ -162,7 +157,10 @@ class HotStore:
             SchemaError: memories can't be archived (or read) from this store.
         """
         with self.errors():
-            return read_schema(con, vectors=_load_vector_extension(con), to_purge=to_purge)
+            try:
+                return read_schema(con, vectors=_load_vector_extension(con), to_purge=to_purge)
+            except SchemaError as error:
+                raise SchemaError(f"the hot store {self.path} {error}") from None
 
     def size(self, con: sqlite3.Connection) -> StoreSize:
         """How large the store is, and how much of it is in use."""
@@ -200,63 +198,6 @@ class HotStore:
             columns=schema.archived,
             bytes=self.path.stat().st_size,
         )
-
-
-class BrokenText(bytes):
-    """A TEXT value that is not valid UTF-8, which neither Arrow nor Parquet can hold as text."""
-
-
-class Unreadable:
-    """What stands for a value that SQLite fails to compute, such as a generated column's over malformed JSON."""
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return _name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-
-
-def _name(error: sqlite3.Error) -> str:
-    return getattr(error, "sqlite_errorname", "") or ""
-
-
-@contextlib.contextmanager
-def snapshot(con: sqlite3.Connection) -> Iterator[None]:
-    """A read transaction: everything inside sees the store as it was at the first read."""
-    con.execute("BEGIN")
-    try:
-        yield
-    finally:
-        if con.in_transaction:
-            con.execute("ROLLBACK")
-
-
-def data_version(con: sqlite3.Connection) -> int:
-    """A number that changes when, and only when, another connection has changed the store.
-
-    https://sqlite.org/pragma.html#pragma_data_version: commits of ``con`` itself leave it alone.
-    """
-    return con.execute("PRAGMA data_version").fetchone()[0]
-
-
-def json_ids(ids: Iterable[Any]) -> str:
-    """The integer ids as a JSON array: one bound parameter for ``json_each``, however many they are."""
-    return json.dumps([id_ for id_ in ids if type(id_) is int])
-
-
-@contextlib.contextmanager
-def tolerant_text(con: sqlite3.Connection) -> Iterator[None]:
-    """Within: TEXT that is not UTF-8 is read as ``BrokenText`` where it would raise an error."""
-
-    def decode(raw: bytes) -> str | BrokenText:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return BrokenText(raw)
-
-    before, con.text_factory = con.text_factory, decode
-    try:
-        yield
-    finally:
-        con.text_factory = before
 
 
 def _load_vector_extension(con: sqlite3.Connection) -> bool:

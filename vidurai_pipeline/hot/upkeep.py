@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from vidurai_pipeline.errors import HotStoreError
-from vidurai_pipeline.hot.store import HotStore, data_version
+from vidurai_pipeline.hot.sql import data_version
+from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import Vacuum
 
 #: What one step aims at, so that the slow ones among them stay below 100 ms.
