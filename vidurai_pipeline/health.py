@@ -217,7 +217,7 @@ def no_duplicates(archive: Archive) -> Finding:
 def disk_room(store: HotStore, archive: Archive) -> Finding:
     """Whether the disks have room for what the next run writes."""
     try:
-        needed = backlog.bytes_needed(backlog.count(store))
+        needed = backlog.bytes_needed(backlog.count_backlog(store))
     except PipelineError as error:
         return Finding("disk", "failed", f"what the next run needs can't be told: {error}")
     places = {archive.root: needed + SPARE_BYTES, store.path.parent: SPARE_BYTES}
@@ -238,7 +238,7 @@ def backlog_shrinks(store: HotStore, waited: Sequence[int], left: Sequence[int])
         left: how many of them each of the last runs could not move, newest first.
     """
     try:
-        waiting = backlog.count(store).waiting
+        waiting = backlog.count_backlog(store).waiting
     except PipelineError as error:
         return Finding("backlog", "failed", str(error))
     before = f"; {waited[0]:,} when the last run began" if waited else ""

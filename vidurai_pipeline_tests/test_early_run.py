@@ -71,7 +71,7 @@ def test_a_backlog_starts_one_run_and_its_end_no_other(daemon: Daemon, home: Pat
 def test_only_a_changed_store_is_opened_again(daemon: Daemon, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDURAI_EARLY_RUN_ROWS", "5000")
     daemon = Daemon(daemon.instance)
-    with mock.patch.object(backlog, "count", wraps=backlog.count) as count:
+    with mock.patch.object(backlog, "count_backlog", wraps=backlog.count_backlog) as count:
         assert str(daemon.tick()).startswith("no need: 1,148")
         daemon.tick(after=10**6)
         assert count.call_count == 1

@@ -29,9 +29,10 @@ from vidurai_pipeline.cold.archive import Archive, PublishedFile
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
+from vidurai_pipeline.hot.backlog import Backlog, read_backlog
 from vidurai_pipeline.hot.rows import read_archived
 from vidurai_pipeline.hot.sql import data_version, snapshot
-from vidurai_pipeline.hot.store import Backlog, HotStore, StoreSize
+from vidurai_pipeline.hot.store import HotStore, StoreSize
 from vidurai_pipeline.hot.upkeep import Upkeep, keep_small
 from vidurai_pipeline.settings import Vacuum, load_settings
 
@@ -187,7 +188,7 @@ class MemoryArchiver:
             HotStoreError: it can't be read, or memories can't be archived from it.
         """
         with contextlib.closing(self.store.connect()) as con:
-            return self.store.backlog(con)
+            return read_backlog(self.store, con)
 
     def size(self) -> StoreSize:
         """How large the hot store is.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vidurai_pipeline.hot.backlog import WORTH_A_RUN, Count, bytes_needed
+from vidurai_pipeline.hot.backlog import WORTH_A_RUN, BacklogCount, bytes_needed
 
 #: The longest wait for a daemon that never pauses; runs are made to go beside it.
 PATIENCE_SECONDS = 3_600.0
@@ -61,7 +61,7 @@ class Decision:
 
 
 def decide(
-    counted: Count,
+    counted: BacklogCount,
     thresholds: Thresholds,
     past: Past,
     *,
@@ -109,7 +109,7 @@ def decide(
 
 
 def _obstacle(
-    counted: Count,
+    counted: BacklogCount,
     thresholds: Thresholds,
     past: Past,
     *,

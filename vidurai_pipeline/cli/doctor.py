@@ -10,6 +10,7 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import require_usable
 from vidurai_pipeline.errors import ConfigError, PipelineError
 from vidurai_pipeline.health import Finding, archive_readable, disk_room, no_duplicates, one_tier, store_integrity
+from vidurai_pipeline.hot.backlog import read_backlog
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
@@ -46,7 +47,7 @@ def _definitions(settings: Settings) -> Finding:
 def _hot_store(store: HotStore) -> Iterator[Finding]:
     try:
         with closing(store.connect()) as con:
-            backlog = store.backlog(con)
+            backlog = read_backlog(store, con)
             yield Finding("hot store", "ok", f"{store.path}: {backlog.total:,} memories, {backlog.waiting:,} ARCHIVED")
     except PipelineError as error:
         yield Finding("hot store", "failed", str(error))

@@ -79,15 +79,15 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
     return early_run
 
 
-def _count(store: HotStore, before: dict[str, Any] | None, now: float, last_run: float) -> backlog.Count:
+def _count(store: HotStore, before: dict[str, Any] | None, now: float, last_run: float) -> backlog.BacklogCount:
     if before is not None:
         try:
-            counted = backlog.Count(**before)
+            counted = backlog.BacklogCount(**before)
         except TypeError:  # another version's cursor
-            return backlog.count(store)
+            return backlog.count_backlog(store)
         if counted.serves(backlog.stamp(store.path), now, last_run):
             return counted
-    return backlog.count(store)
+    return backlog.count_backlog(store)
 
 
 def _past(instance: dg.DagsterInstance) -> tuple[Past, str | None]:

@@ -1,7 +1,7 @@
-"""How much waits in the hot store, and how long since it was written to.
+"""How much waits in the hot store to be archived, and when the store was last written to.
 
-The look at the hot store costs it next to nothing: no lock that a writer could meet for longer than some
-milliseconds, nothing at all while its files have not changed, and never more than a thousandth of the time.
+A count costs the hot store next to nothing: no lock is held for longer than some milliseconds, nothing is read while
+its files have not changed, and counting takes no more than a thousandth of the time.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidurai_pipeline.hot.schema import Column
+from vidurai_pipeline.hot.sql import snapshot, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
 
 #: Memories that are worth a run for the disk's sake alone.
@@ -24,8 +26,33 @@ _COST_SHARE = 1 / 1_000
 
 
 @dataclass(frozen=True)
-class Count:
-    """What waits in the hot store, as counted at some moment.
+class Backlog:
+    """What the hot store holds and what of it waits, in one snapshot.
+
+    Attributes:
+        waiting: memories that are ARCHIVED.
+        total: memories in all.
+        by_status: how many memories have each status.
+        by_salience: how many of those that wait have each salience.
+        oldest: the earliest ``created_at`` of those that wait.
+        newest: the latest.
+        columns: the table's columns, in the archive's order.
+        bytes: the size of the store's file, without its write-ahead log.
+    """
+
+    waiting: int
+    total: int
+    by_status: dict[str, int]
+    by_salience: dict[str, int]
+    oldest: str | None
+    newest: str | None
+    columns: tuple[Column, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class BacklogCount:
+    """How much waits, as counted at some moment.
 
     Attributes:
         waiting: memories that are ARCHIVED.
@@ -68,8 +95,42 @@ def _stats(path: Path) -> Iterator[os.stat_result | None]:
         yield stat if stat and stat.st_size else None
 
 
-def count(store: HotStore) -> Count:
-    """Count what waits, in short reads: the number is that of no single moment.
+def read_backlog(store: HotStore, con: sqlite3.Connection) -> Backlog:
+    """Look at all that waits.
+
+    Args:
+        store: the hot store.
+        con: a connection to it.
+
+    Raises:
+        HotStoreError: the store can't be read, or its memories can't be archived.
+    """
+    schema = store.schema(con)
+    known = {column.field for column in schema.columns}
+    waiting = "FROM memories WHERE status = 'ARCHIVED'"
+    by_salience, oldest, newest = {}, None, None
+    with store.errors(), snapshot(con), tolerant_text(con):
+        by_status = dict(con.execute("SELECT status, count(*) FROM memories GROUP BY status").fetchall())
+        if "salience" in known:
+            by_salience = dict(
+                con.execute(f"SELECT salience, count(*) {waiting} GROUP BY salience ORDER BY 2 DESC").fetchall()
+            )
+        if "created_at" in known:
+            oldest, newest = con.execute(f"SELECT min(created_at), max(created_at) {waiting}").fetchone()
+    return Backlog(
+        waiting=by_status.get("ARCHIVED", 0),
+        total=sum(by_status.values()),
+        by_status={str(status): count for status, count in by_status.items()},
+        by_salience={str(salience): count for salience, count in by_salience.items()},
+        oldest=oldest,
+        newest=newest,
+        columns=schema.archived,
+        bytes=store.path.stat().st_size,
+    )
+
+
+def count_backlog(store: HotStore) -> BacklogCount:
+    """BacklogCount what waits, in short reads: the number is that of no single moment.
 
     Raises:
         HotStoreError: the store can't be read, or has no column ``status``.
@@ -78,7 +139,7 @@ def count(store: HotStore) -> Count:
     with contextlib.closing(store.connect()) as con, store.errors():
         waiting, total = _by_index(con) if _is_indexed(con) else _by_portions(con)
         used = store.size(con).used_bytes
-    return Count(waiting, total, used, before, at, time.perf_counter() - began)
+    return BacklogCount(waiting, total, used, before, at, time.perf_counter() - began)
 
 
 def _is_indexed(con: sqlite3.Connection) -> bool:
@@ -112,6 +173,6 @@ def _by_portions(con: sqlite3.Connection) -> tuple[int, int]:
     return waiting, total
 
 
-def bytes_needed(counted: Count) -> int:
+def bytes_needed(counted: BacklogCount) -> int:
     """How much disk the archive of what waits may take, at most, in bytes."""
     return round(counted.used_bytes * counted.waiting / max(counted.total, 1) * _PARQUET_SHARE)

@@ -14,22 +14,8 @@ from pathlib import Path
 from urllib.parse import quote as quote_uri
 
 from vidurai_pipeline.errors import BusyError, HotStoreError, SchemaError
-from vidurai_pipeline.hot.schema import Column, StoreSchema, read_schema
-from vidurai_pipeline.hot.sql import error_name, is_busy, is_undecodable, snapshot, tolerant_text
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """What waits in the hot store."""
-
-    waiting: int
-    total: int
-    by_status: dict[str, int]
-    by_salience: dict[str, int]
-    oldest: str | None
-    newest: str | None
-    columns: tuple[Column, ...]
-    bytes: int
+from vidurai_pipeline.hot.schema import StoreSchema, read_schema
+from vidurai_pipeline.hot.sql import error_name, is_busy, is_undecodable
 
 
 @dataclass(frozen=True)
@@ -170,34 +156,6 @@ class HotStore:
                 con.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
             )
         return StoreSize(self.path.stat().st_size + (log.stat().st_size if log.exists() else 0), (pages - free) * size)
-
-    def backlog(self, con: sqlite3.Connection) -> Backlog:
-        """Count what waits, in one snapshot."""
-        schema = self.schema(con)
-        with self.errors(), snapshot(con), tolerant_text(con):
-            by_status = dict(con.execute("SELECT status, count(*) FROM memories GROUP BY status").fetchall())
-            where = "FROM memories WHERE status = 'ARCHIVED'"
-            known = {column.field for column in schema.columns}
-            by_salience = (
-                dict(con.execute(f"SELECT salience, count(*) {where} GROUP BY salience ORDER BY 2 DESC").fetchall())
-                if "salience" in known
-                else {}
-            )
-            oldest, newest = (
-                con.execute(f"SELECT min(created_at), max(created_at) {where}").fetchone()
-                if "created_at" in known
-                else (None, None)
-            )
-        return Backlog(
-            waiting=by_status.get("ARCHIVED", 0),
-            total=sum(by_status.values()),
-            by_status={str(status): count for status, count in by_status.items()},
-            by_salience={str(salience): count for salience, count in by_salience.items()},
-            oldest=oldest,
-            newest=newest,
-            columns=schema.archived,
-            bytes=self.path.stat().st_size,
-        )
 
 
 def _load_vector_extension(con: sqlite3.Connection) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from vidurai_pipeline.archival.early_run import Past, Thresholds, decide
 from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline.hot import backlog
-from vidurai_pipeline.hot.backlog import Count, count
+from vidurai_pipeline.hot.backlog import BacklogCount, count_backlog
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.sample_store import make_store
 
@@ -23,11 +23,11 @@ THRESHOLDS = Thresholds(rows=20_000, bytes=256_000_000, free_disk=1_000_000_000,
 PLENTY = 10**12
 
 
-def counted(waiting: int, used: int = 0, total: int = 100_000) -> Count:
-    return Count(waiting, total, used, "stamp", NOW, 0.1)
+def counted(waiting: int, used: int = 0, total: int = 100_000) -> BacklogCount:
+    return BacklogCount(waiting, total, used, "stamp", NOW, 0.1)
 
 
-def decision(found: Count, thresholds: Thresholds = THRESHOLDS, past: Past | None = None, **others: Any) -> Any:
+def decision(found: BacklogCount, thresholds: Thresholds = THRESHOLDS, past: Past | None = None, **others: Any) -> Any:
     given: dict[str, Any] = {
         "now": NOW, "written": NOW - 3_600, "wanted_since": None, "store_free": PLENTY, "archive_free": PLENTY, **others
     }  # fmt: skip
@@ -35,7 +35,7 @@ def decision(found: Count, thresholds: Thresholds = THRESHOLDS, past: Past | Non
 
 
 def test_counts_what_sqlite_counts(sample_store: Store, tmp_path: Path) -> None:
-    found = count(HotStore(sample_store("guardian")))
+    found = count_backlog(HotStore(sample_store("guardian")))
     assert (found.waiting, found.total) == (1_148, 2_000)
     # More than one portion, with gaps between the ids.
     db = tmp_path / "large.db"
@@ -45,19 +45,19 @@ def test_counts_what_sqlite_counts(sample_store: Store, tmp_path: Path) -> None:
     con.execute("UPDATE memories SET id = id + 5000000000 WHERE id > 11000")
     con.commit()
     expected = con.execute("SELECT sum(status = 'ARCHIVED'), count(*) FROM memories").fetchone()
-    assert (count(HotStore(db)).waiting, count(HotStore(db)).total) == expected
+    assert (count_backlog(HotStore(db)).waiting, count_backlog(HotStore(db)).total) == expected
     # A later Vidurai may have an index for it.
     con.execute("CREATE INDEX i ON memories (status)")
-    assert (count(HotStore(db)).waiting, count(HotStore(db)).total) == expected
+    assert (count_backlog(HotStore(db)).waiting, count_backlog(HotStore(db)).total) == expected
     con.execute("DELETE FROM memories")
     con.commit()
     con.close()
-    assert (count(HotStore(db)).waiting, count(HotStore(db)).total) == (0, 0)
+    assert (count_backlog(HotStore(db)).waiting, count_backlog(HotStore(db)).total) == (0, 0)
 
 
 def test_a_count_serves_until_the_store_changes_or_a_thousand_times_its_cost(sample_store: Store) -> None:
     db = sample_store("guardian")
-    found = replace(count(HotStore(db)), at=NOW, seconds=0.1)
+    found = replace(count_backlog(HotStore(db)), at=NOW, seconds=0.1)
     assert found.serves(backlog.stamp(db), NOW + 10**6)
     con = sqlite3.connect(db, isolation_level=None)
     con.execute("UPDATE memories SET status = 'ACTIVE' WHERE id = 1")
@@ -74,7 +74,7 @@ def test_looking_neither_writes_nor_keeps_a_writer_waiting(sample_store: Store) 
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE memories SET pinned = 1 WHERE id = 5")
     before = backlog.stamp(db)
-    assert count(HotStore(db, 0.0)).waiting == 1_148
+    assert count_backlog(HotStore(db, 0.0)).waiting == 1_148
     assert backlog.stamp(db) == before
     writer.execute("COMMIT")
     writer.close()
@@ -82,9 +82,9 @@ def test_looking_neither_writes_nor_keeps_a_writer_waiting(sample_store: Store) 
 
 def test_a_store_that_cannot_be_counted_says_why(sample_store: Store, tmp_path: Path) -> None:
     with pytest.raises(HotStoreError, match="no such column: status"):
-        count(HotStore(sample_store("pre_guardian")))
+        count_backlog(HotStore(sample_store("pre_guardian")))
     with pytest.raises(HotStoreError, match="does not exist"):
-        count(HotStore(tmp_path / "none.db"))
+        count_backlog(HotStore(tmp_path / "none.db"))
 
 
 def test_last_write_sees_the_log(sample_store: Store) -> None:
@@ -112,7 +112,7 @@ def test_last_write_sees_the_log(sample_store: Store) -> None:
         (counted(10**6), {"thresholds": Thresholds(0, 0, 0, 60)}, False, "no need"),
     ],
 )
-def test_thresholds(found: Count, others: dict[str, Any], wanted: bool, why: str) -> None:
+def test_thresholds(found: BacklogCount, others: dict[str, Any], wanted: bool, why: str) -> None:
     made = decision(found, **others)
     assert (made.start, made.wanted) == (wanted, wanted)
     assert why in made.why

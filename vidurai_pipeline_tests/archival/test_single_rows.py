@@ -11,7 +11,7 @@ import pytest
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreWarning, SchemaError
-from vidurai_pipeline.hot.backlog import count
+from vidurai_pipeline.hot.backlog import count_backlog
 from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline_tests.archival.test_odd_rows import WAITING, archived, change, flush, insert
@@ -222,7 +222,7 @@ def test_a_restored_store_with_an_odd_id_is_archived_once_and_counted(tmp_path: 
     for path in tmp_path.glob("vidurai.db*"):
         path.unlink()
     shutil.copy(backup, db)
-    counted = count(HotStore(db))
+    counted = count_backlog(HotStore(db))
     assert (counted.waiting, counted.total) == (21, 21)
     again = flush(db)
     assert (again, again.purged) == (0, 20)
