@@ -14,12 +14,12 @@ import duckdb
 import pyarrow as pa
 
 from vidurai_pipeline.analytics import duckdb_errors
-from vidurai_pipeline.analytics.file_schemas import Footers, broken_message, lacks_resources
+from vidurai_pipeline.analytics.damage import damage_message, find_damaged
+from vidurai_pipeline.analytics.file_schemas import Footers
 from vidurai_pipeline.analytics.hot_view import HotRows
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, listed_memories, memories
-from vidurai_pipeline.cold.files import require_usable
-from vidurai_pipeline.cold.listing import ArchiveFile, linked_targets, list_files, quote
+from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
 
 _LARGEST_SPILL = "20GB"
@@ -49,7 +49,7 @@ class ArchiveDatabase:
         self._memory_limit = memory_limit
         self._threads = threads
         self._connection: duckdb.DuckDBPyConnection | None = None
-        self._footers = Footers()
+        self.footers = Footers()
         self._cache = ListingCache(base)
         self._columns: Sequence[str] = ()
         self._lock = threading.RLock()
@@ -96,6 +96,7 @@ class ArchiveDatabase:
                     raise KeyboardInterrupt from None  # what DuckDB's client makes of Ctrl-C
                 except duckdb.Error as error:
                     if last or list_files(self.base) == files:  # else a file was withdrawn meanwhile
+                        self.files = files
                         raise self.explained(str(error), bound=False) from None
             connection = self._connection
             assert connection is not None  # noqa: S101 - the last attempt either opened it or raised
@@ -137,53 +138,16 @@ class ArchiveDatabase:
             columns: those of the view ``memories``, if the statement names it.
             **known: what else is known of the statement.
         """
-        names = frozenset(file.relative for file in list_files(self.base))
-        folder = duckdb_errors.Folder(self.root(), self.base, names, columns or self._columns)
-        return duckdb_errors.explain(message, archive=folder, **known)
+        return duckdb_errors.explain(message, listing=self._listed(), columns=columns or self._columns, **known)
 
-    def damaged(self, connection: duckdb.DuckDBPyConnection, files: Sequence[ArchiveFile] | None = None) -> str | None:
-        """Look for files that can't be read in full, for when a query failed and nothing else explains it.
+    def damaged(self, connection: duckdb.DuckDBPyConnection) -> str | None:
+        """What to tell the user of files that can't be read in full, or None if all is well; see ``find_damaged``."""
+        listing = self._listed()
+        damaged = find_damaged(connection, listing)
+        return damage_message(listing, damaged) if damaged else None
 
-        Args:
-            connection: reads them; what interrupts it ends the search.
-            files: which; default the listing's.
-
-        Returns:
-            what to tell the user, or None if all is well.
-
-        Raises:
-            duckdb.InterruptException: the search was stopped.
-        """
-        root, broken = self.root(), []
-        files = self.files if files is None else files
-        for file in files:
-            source = f"read_parquet({quote(f'{root}/{file.relative}')}, hive_partitioning = false)"
-            try:
-                connection.execute(f"SELECT max(hash(COLUMNS(*))) FROM {source}").fetchall()
-            except duckdb.Error as error:
-                if isinstance(error, duckdb.InterruptException):
-                    raise
-                if lacks_resources(error):
-                    continue
-                if (self.base / file.relative).exists():  # else it was withdrawn
-                    broken.append(file)
-        return broken_message(self.base, broken) if broken else None
-
-    def root(self) -> str:
-        """The archive's folder as DuckDB is to see it.
-
-        DuckDB takes ``*``, ``?`` and ``[`` in a path for a pattern, and an escaped pattern for a path that it may not
-        read. So an archive in such a folder is read through a link.
-        """
-        root = str(self.base)
-        require_usable(self.base)
-        if not any(character in root for character in "*?["):
-            return root
-        with self._lock:
-            link = self.scratch_folder() / "archive"
-            if not link.is_symlink():
-                link.symlink_to(self.base, target_is_directory=True)
-        return str(link)
+    def _listed(self) -> Listing:
+        return Listing.readable(self.base, self.files, self.scratch_folder)
 
     def scratch_folder(self) -> Path:
         """A private folder for temporary files, which goes with the database."""
@@ -198,21 +162,21 @@ class ArchiveDatabase:
         What DuckDB remembers of files that were replaced goes with the old database, and readers that still read
         from that keep it alive.
         """
-        root = self.root()
-        connection = self._given if self._given is not None else self._locked_in(root, files)
+        listing = Listing.readable(self.base, files, self.scratch_folder)
+        connection = self._given if self._given is not None else self._locked_in(listing)
         try:
-            self._make_views(connection, root, files)
+            self._make_views(connection, listing)
         except duckdb.Error as error:
-            if duckdb_errors.may_be_damage(str(error)) and (damage := self.damaged(connection, files)):
-                raise ArchiveError(damage) from None
+            if duckdb_errors.may_be_damage(str(error)) and (damaged := find_damaged(connection, listing)):
+                raise ArchiveError(damage_message(listing, damaged)) from None
             raise
         if self._given is None:
             connection.execute("SET GLOBAL lock_configuration = true")
         return connection
 
-    def _locked_in(self, root: str, files: Sequence[ArchiveFile]) -> duckdb.DuckDBPyConnection:
+    def _locked_in(self, listing: Listing) -> duckdb.DuckDBPyConnection:
         """Open a database that can read the archive and can't be talked into more."""
-        folders, paths = linked_targets(self.base, files)
+        folders, paths = listing.linked_targets()
         settings: dict[str, object] = {
             "memory_limit": self._memory_limit,
             "temp_directory": str(self.scratch_folder() / "spill"),
@@ -224,7 +188,7 @@ class ArchiveDatabase:
             "allow_community_extensions": False,
             "allow_persistent_secrets": False,
             "secret_directory": str(self.scratch_folder()),  # its default would tell where the user's home is
-            "allowed_directories": [root, *folders],
+            "allowed_directories": [listing.root, *folders],
             "allowed_paths": paths,
             "enable_external_access": False,
         }
@@ -241,12 +205,12 @@ class ArchiveDatabase:
                 raise ConfigError(f"DuckDB can't work with {name} = {value!r}: {reason}") from None
         return connection
 
-    def _make_views(self, connection: duckdb.DuckDBPyConnection, root: str, files: Sequence[ArchiveFile]) -> None:
-        known, superseded = self._cache.load(files)
-        self._footers.known = known | self._footers.known
-        columns = self._footers.merged(connection, root, self.base, files)
+    def _make_views(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> None:
+        known, superseded = self._cache.load(listing.files)
+        self.footers.known = known | self.footers.known
+        columns = self.footers.merged(connection, listing)
         self._columns = [*columns, "content", "year", "month"]
-        views = Views(root, str(self.base), files, columns)
+        views = Views(listing, columns)
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
         fill_in = [f"CREATE OR REPLACE {kind} MACRO {macro}" for macro in views.file_macros(first_only=False)]
@@ -254,7 +218,7 @@ class ArchiveDatabase:
             for statement in fill_in:
                 connection.execute(statement)
             superseded = [row[0] for row in connection.execute(views.superseded_places()).fetchall()]
-            self._cache.save(self._footers.known, superseded)
+            self._cache.save(self.footers.known, superseded)
         if superseded:
             places = "SELECT unnest($places::BIGINT[]) AS place"
             connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {places}", {"places": superseded})

@@ -6,11 +6,11 @@ only what DuckDB says itself is kept, up to the first place where a value could 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
+from vidurai_pipeline.analytics.damage import ADVICE
 from vidurai_pipeline.analytics.sandbox import VIEWS
+from vidurai_pipeline.cold.listing import Listing
 from vidurai_pipeline.errors import MORE_MEMORY, ArchiveError, PipelineError, QueryError
 
 # These come before the first row is read: all they can quote is the statement.
@@ -34,8 +34,6 @@ _TEXT_ARGUMENT = re.compile(r"No function matches .*\((?:.*, )?(?:VARCHAR|STRING
 _UNKNOWN_COLUMN = re.compile(r'does not have a column named "([^"]*)"')
 _VALUE = re.compile(r"['\"(:\[{\d]|with value|\n|(?<=specifier )")
 
-_ADVICE = "move it out of the archive or restore it from a backup"
-
 
 def names_a_file(message: str) -> bool:
     """Whether the error is about a file, which may have been withdrawn since the archive was listed."""
@@ -53,36 +51,26 @@ def may_be_damage(message: str) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """The archive as it may occur in a message.
-
-    Attributes:
-        root: its folder as DuckDB sees it.
-        base: its folder as the user knows it.
-        names: the paths of its files within.
-        columns: the columns of its view.
-    """
-
-    root: str
-    base: Path
-    names: frozenset[str]
-    columns: Sequence[str]
-
-
 def about_the_statement(message: str) -> bool:
     """Whether the error is of a kind that DuckDB raises before it reads rows, usually."""
     return message.startswith(_STATIC)
 
 
 def explain(
-    message: str, *, archive: Folder, sql: str = "", bound: bool = True, quotes_at_will: bool = False
+    message: str,
+    *,
+    listing: Listing,
+    columns: Sequence[str] = (),
+    sql: str = "",
+    bound: bool = True,
+    quotes_at_will: bool = False,
 ) -> PipelineError:
     """Make the error that the user reads.
 
     Args:
         message: DuckDB's message.
-        archive: the archive's folder.
+        listing: the archive's files.
+        columns: the columns of the view that the statement asks.
         sql: the statement.
         bound: whether DuckDB accepts the statement as such, so that only rows can have caused the error.
         quotes_at_will: whether the statement makes its own error messages.
@@ -92,11 +80,11 @@ def explain(
     if limit := _LIMITS.get(kind):
         return QueryError(limit)
     if _PARAMETERS.match(message) or (not bound and about_the_statement(message)):
-        return QueryError(_static(message, archive.columns))
-    if found := _about_a_file(message, archive):
+        return QueryError(_static(message, columns))
+    if found := _about_a_file(message, listing):
         return found
     if kind in {"IO Error", "Permission Error"}:
-        return ArchiveError(f"the archive in {archive.base} can't be read: {_safe(said)}")
+        return ArchiveError(f"the archive in {listing.base} can't be read: {_safe(said)}")
     place = _place(message, sql)
     if quotes_at_will:
         return QueryError(f"the query failed with an error of its own making, which is not shown{place}")
@@ -106,19 +94,19 @@ def explain(
     )
 
 
-def _about_a_file(message: str, archive: Folder) -> ArchiveError | None:
-    file = _FILE.search(message)
-    name = file.group(1).removeprefix(f"{archive.root}/") if file else ""
-    if name not in archive.names:  # a memory may speak of files, too
+def _about_a_file(message: str, listing: Listing) -> ArchiveError | None:
+    named = _FILE.search(message)
+    file = listing.named(named.group(1)) if named else None
+    if file is None:  # a memory may speak of files, too
         return None
-    path = archive.base / name
+    path = listing.path(file)
     if misfit := _MISFIT.search(message):
         name, found, wanted = misfit.groups()
         return ArchiveError(
             f"{path} disagrees with the other files: its column {name!r} holds {found} that is not {wanted}; "
             "ask without that column, and move the file out of the archive only if another program wrote it"
         )
-    return ArchiveError(f"{path} is not a readable Parquet file: {_ADVICE}")
+    return ArchiveError(f"{path} is not a readable Parquet file: {ADVICE}")
 
 
 def _static(message: str, columns: Sequence[str]) -> str:

@@ -4,14 +4,14 @@ Footers are read once per file: a listing's entry carries the file's size, times
 change is the same file.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 
-from vidurai_pipeline.cold.listing import ArchiveFile, file_list
+from vidurai_pipeline.analytics.damage import damage_message, find_damaged
+from vidurai_pipeline.cold.listing import ArchiveFile, Listing
 from vidurai_pipeline.errors import ArchiveError
 
 REQUIRED = ("id", "verbatim", "archived_at")
@@ -36,7 +36,6 @@ BASE_COLUMNS = {
 # Where the views put something of their own, a file's column of that name has no place.
 RESERVED = frozenset({"year", "month", "filename", "file_row_number", "file_index"})
 
-_ADVICE = "move it out of the archive or restore it from a backup"
 _NUMBERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE|DECIMAL\(.*\)")
 _INTEGERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN")
 _FLOATS = re.compile(r"FLOAT|DOUBLE")
@@ -52,41 +51,40 @@ class Footers:
 
     Attributes:
         known: the columns of the files of the last listing.
+        files_read: how many footers were read in all.
     """
 
     def __init__(self) -> None:
         self.known: dict[ArchiveFile, Columns] = {}
+        self.files_read = 0
 
-    def merged(
-        self, connection: duckdb.DuckDBPyConnection, root: str, base: Path, files: Sequence[ArchiveFile]
-    ) -> dict[str, str]:
+    def merged(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> dict[str, str]:
         """Give every column of any of the files and the type that suits all of them.
 
         Args:
             connection: a connection that may read the files.
-            root: the archive's folder as DuckDB is to see it.
-            base: the archive's folder as the user knows it.
-            files: the listing.
+            listing: the files.
 
         Raises:
             ArchiveError: a file is damaged, is not of memories, or disagrees with the others; it is named.
         """
-        known = {file: columns for file in files if (columns := self.known.get(file)) is not None}
-        new = [file for file in files if file not in known]
+        known = {file: columns for file in listing.files if (columns := self.known.get(file)) is not None}
+        new = [file for file in listing.files if file not in known]
         if new:
-            known |= _read_footers(connection, root, base, new)
+            known |= _read_footers(connection, listing, new)
+            self.files_read += len(new)
         samples: dict[Columns, ArchiveFile] = {}
-        for file in files:
+        for file in listing.files:
             samples.setdefault(known[file], file)
         for columns, file in samples.items():
-            _check_base(columns, base / file.relative)
-        _refuse_fractions(connection, root, base, {file: known[file] for file in new})
+            _check_base(columns, listing.path(file))
+        _refuse_fractions(connection, listing, {file: known[file] for file in new})
         self.known = known
         merged = dict(BASE_COLUMNS)
         if not samples:
             return merged
         rows = connection.execute(
-            f"DESCRIBE SELECT * FROM read_parquet({file_list(root, list(samples.values()))}, "
+            f"DESCRIBE SELECT * FROM read_parquet({listing.sql(list(samples.values()))}, "
             "union_by_name = true, hive_partitioning = false)"
         ).fetchall()
         types: dict[str, set[str]] = {}
@@ -95,64 +93,31 @@ class Footers:
         for name, type_ in ((str(row[0]), str(row[1])) for row in rows):
             if name.lower() not in BASE_COLUMNS and name.lower() not in RESERVED:
                 merged[name] = united(types.get(name.lower(), {type_}), type_)
-        _check_nested(samples, merged, base)
+        _check_nested(samples, merged, listing)
         return merged
 
 
 def _read_footers(
-    connection: duckdb.DuckDBPyConnection, root: str, base: Path, files: Sequence[ArchiveFile]
+    connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequence[ArchiveFile]
 ) -> dict[ArchiveFile, Columns]:
-    try:
-        found = _schemas(connection, root, files)
-    except duckdb.Error:
-        broken = [file for file in files if not _readable(connection, root, file)]
-        if not broken:  # withdrawn between the listing and now, perhaps: the caller looks again
-            raise
-        raise ArchiveError(broken_message(base, broken)) from None
-    return {file: found[f"{root}/{file.relative}"] for file in files}
-
-
-def lacks_resources(error: duckdb.Error) -> bool:
-    """Whether DuckDB lacked memory or threads, or was stopped: no file is to blame for that."""
-    return isinstance(error, (duckdb.OutOfMemoryException, duckdb.InterruptException)) or any(
-        said in str(error) for said in ("bad_alloc", "temporarily unavailable")
-    )
-
-
-def broken_message(base: Path, broken: Sequence[ArchiveFile]) -> str:
-    """Name the first broken file, how many more there are, and what to do."""
-    more = f" ({len(broken) - 1} more like it)" if len(broken) > 1 else ""
-    if not os.access(base / broken[0].relative, os.R_OK):
-        return f"{base / broken[0].relative} can't be read: it is not readable for this user{more}"
-    return f"{base / broken[0].relative} is not a readable Parquet file{more}: {_ADVICE}"
-
-
-def _readable(connection: duckdb.DuckDBPyConnection, root: str, file: ArchiveFile) -> bool:
-    try:
-        _schemas(connection, root, [file])
-    except duckdb.Error as error:
-        if lacks_resources(error):
-            raise duckdb.OutOfMemoryException(f"Out of Memory Error: {error}") from None
-        return not Path(root, file.relative).exists()
-    return True
-
-
-def _schemas(
-    connection: duckdb.DuckDBPyConnection, root: str, files: Sequence[ArchiveFile]
-) -> dict[str, tuple[tuple[str, str], ...]]:
     """Read the files' top-level columns; files of one schema are grouped in DuckDB, they are nearly all of one."""
-    groups = connection.execute(
-        f"""
-        SELECT elements, list(file_name)
-        FROM (
-            SELECT file_name, list((name, coalesce(num_children, 0), duckdb_type) ORDER BY column_id) AS elements
-            FROM parquet_schema({file_list(root, files)})
-            GROUP BY file_name
-        )
-        GROUP BY elements
-        """
-    ).fetchall()
-    schemas: dict[str, tuple[tuple[str, str], ...]] = {}
+    try:
+        groups = connection.execute(
+            f"""
+            SELECT elements, list(file_name)
+            FROM (
+                SELECT file_name, list((name, coalesce(num_children, 0), duckdb_type) ORDER BY column_id) AS elements
+                FROM parquet_schema({listing.sql(files)})
+                GROUP BY file_name
+            )
+            GROUP BY elements
+            """
+        ).fetchall()
+    except duckdb.Error:
+        if broken := find_damaged(connection, listing, files, footers_only=True):
+            raise ArchiveError(damage_message(listing, broken)) from None
+        raise  # withdrawn between the listing and now, perhaps: the caller looks again
+    found: dict[str, Columns] = {}
     for elements, names in groups:
         columns: list[tuple[str, str]] = []
         position = 1  # the first element is the root
@@ -160,8 +125,8 @@ def _schemas(
             name, _, type_ = elements[position]
             columns.append((name, type_ or "STRUCT()"))
             position = _after(elements, position)
-        schemas.update(dict.fromkeys(names, tuple(columns)))
-    return schemas
+        found.update(dict.fromkeys(names, tuple(columns)))
+    return {file: found[f"{listing.root}/{file.relative}"] for file in files}
 
 
 def _after(elements: Sequence[tuple[str, int, str | None]], position: int) -> int:
@@ -216,7 +181,7 @@ def _check_base(columns: Columns, path: Path) -> None:
 
 
 def _refuse_fractions(
-    connection: duckdb.DuckDBPyConnection, root: str, base: Path, found: Mapping[ArchiveFile, Columns]
+    connection: duckdb.DuckDBPyConnection, listing: Listing, found: Mapping[ArchiveFile, Columns]
 ) -> None:
     """Refuse files whose fractions DuckDB would round to fit an integer column without a word."""
     suspects: dict[str, list[ArchiveFile]] = {}
@@ -225,16 +190,16 @@ def _refuse_fractions(
             if BASE_COLUMNS.get(name.lower()) == "BIGINT" and _FRACTIONS.fullmatch(type_):
                 suspects.setdefault(name.lower(), []).append(file)
     for name, files in suspects.items():
-        source = f"read_parquet({file_list(root, files)}, union_by_name = true, hive_partitioning = false)"
+        source = f"read_parquet({listing.sql(files)}, union_by_name = true, hive_partitioning = false)"
         row = connection.execute(f"SELECT filename FROM {source} WHERE {name} <> trunc({name}) LIMIT 1").fetchone()
-        if row:
+        if row and (file := listing.named(row[0])):
             raise ArchiveError(
-                f"{base / row[0].removeprefix(f'{root}/')} is not an archive of memories: its column {name!r} holds "
-                "fractions, not integers; move it out of the archive"
+                f"{listing.path(file)} is not an archive of memories: its column {name!r} holds fractions, not "
+                "integers; move it out of the archive"
             )
 
 
-def _check_nested(samples: dict[Columns, ArchiveFile], merged: dict[str, str], base: Path) -> None:
+def _check_nested(samples: dict[Columns, ArchiveFile], merged: dict[str, str], listing: Listing) -> None:
     """Refuse what DuckDB would only notice row by row: a list in one file, plain text in another."""
     types = {name.lower(): type_ for name, type_ in merged.items()}
     for columns, file in samples.items():
@@ -242,6 +207,6 @@ def _check_nested(samples: dict[Columns, ArchiveFile], merged: dict[str, str], b
             common = types.get(name.lower(), '"NULL"')
             if '"NULL"' not in (type_, common) and is_nested(type_) != is_nested(common):
                 raise ArchiveError(
-                    f"{base / file.relative} disagrees with the other files: its column {name!r} holds {type_}, theirs "
+                    f"{listing.path(file)} disagrees with the other files: its column {name!r} holds {type_}, theirs "
                     f"{common}; move it out of the archive"
                 )

@@ -10,7 +10,8 @@ and the files it needs: no footer is read to plan a query, and the partition col
 from collections.abc import Mapping, Sequence
 
 from vidurai_pipeline.analytics.file_schemas import is_nested, united
-from vidurai_pipeline.cold.listing import ArchiveFile, file_list, quote
+from vidurai_pipeline.cold.listing import Listing, quote_literal
+from vidurai_pipeline.hot.sql import quote_identifier
 
 SUPERSEDED = "_superseded"
 _PARTITIONED, _LOOSE = "_partitioned_files", "_loose_files"
@@ -31,30 +32,22 @@ _PLACE = "((file_index::BIGINT << 32) + file_row_number)"
 _OWN_COLUMNS = {"year": "INTEGER", "month": "INTEGER", "filename": "VARCHAR", "place": "BIGINT"}
 
 
-def identifier(name: str) -> str:
-    """Quote a name for SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 class Views:
     """The views over one listing of the archive."""
 
-    def __init__(self, root: str, shown_root: str, files: Sequence[ArchiveFile], columns: Mapping[str, str]) -> None:
+    def __init__(self, listing: Listing, columns: Mapping[str, str]) -> None:
         """Prepare the SQL.
 
         Args:
-            root: the archive's folder as DuckDB is to see it.
-            shown_root: the folder as the user knows it, for the column ``filename``.
-            files: the listing.
+            listing: the archive's files.
             columns: every column and its type.
         """
-        self._root = root
-        self._shown_root = shown_root
+        self._listing = listing
         # Files beside the layout have no partition of their own. And above an archive that itself lies in a folder
         # named like a partition DuckDB would take that folder's value for the file's.
-        hive = "/year=" not in root and "/month=" not in root
-        self._partitioned = [file for file in files if hive and file.partitioned]
-        self._loose = [file for file in files if not (hive and file.partitioned)]
+        hive = "/year=" not in listing.root and "/month=" not in listing.root
+        self._partitioned = [file for file in listing.files if hive and file.partitioned]
+        self._loose = [file for file in listing.files if not (hive and file.partitioned)]
         self._columns = dict(columns)
 
     def file_macros(self, *, first_only: bool) -> list[str]:
@@ -68,7 +61,7 @@ class Views:
         """
         lists = {_PARTITIONED: self._partitioned, _LOOSE: self._loose}
         return [
-            f"{macro}() AS {file_list(self._root, files[:1] if first_only else files)}"
+            f"{macro}() AS {self._listing.sql(files[:1] if first_only else files)}"
             for macro, files in lists.items()
             if files
         ]
@@ -76,8 +69,9 @@ class Views:
     def history_all(self) -> str:
         """Every stored copy, with the file it is stored in."""
         filename = "filename"
-        if self._root != self._shown_root:
-            filename = f"{quote(self._shown_root)} || substr(filename, {len(self._root) + 1}) AS filename"
+        root, shown = self._listing.root, str(self._listing.base)
+        if root != shown:
+            filename = f"{quote_literal(shown)} || substr(filename, {len(root) + 1}) AS filename"
         return self._union([*self._names(), "year", "month", filename])
 
     def history(self, *, duplicates: bool) -> str:
@@ -105,7 +99,7 @@ class Views:
         """
 
     def _names(self) -> list[str]:
-        names = [identifier(name) for name in self._columns]
+        names = [quote_identifier(name) for name in self._columns]
         if '"content"' not in (name.lower() for name in names):
             return [*names, "verbatim AS content"]
         # A later schema's own `content` wins; files from before it have only the memory's text to show.
@@ -126,14 +120,14 @@ class Views:
             own = {**partition, "place": f"(-1 - {_PLACE})"}
             branches.append(_branch(self._source(_LOOSE, "false"), selection, own, without_superseded))
         if not branches:
-            typed = [f"CAST(NULL AS {type_}) AS {identifier(name)}" for name, type_ in self._columns.items()]
+            typed = [f"CAST(NULL AS {type_}) AS {quote_identifier(name)}" for name, type_ in self._columns.items()]
             typed += [f"CAST(NULL AS {type_}) AS {name}" for name, type_ in _OWN_COLUMNS.items()]
             branches.append(f"SELECT {', '.join(selection)} FROM (SELECT {', '.join(typed)}) WHERE false")
         return " UNION ALL ".join(branches)
 
     def _source(self, macro: str, hive: str) -> str:
         schema = ", ".join(
-            f"{quote(name)}: {{name: {quote(name)}, type: {quote(type_)}, default_value: NULL}}"
+            f"{quote_literal(name)}: {{name: {quote_literal(name)}, type: {quote_literal(type_)}, default_value: NULL}}"
             for name, type_ in self._columns.items()
         )
         return f"read_parquet({macro}(), schema = MAP {{{schema}}}, hive_partitioning = {hive})"
@@ -156,14 +150,14 @@ def memories(cold: Mapping[str, str], hot: Mapping[str, str]) -> tuple[str, list
     columns |= {name: type_ for name, type_ in hot.items() if name.lower() not in {*known, *own, "tier"}} | own
     hot_side, cold_side = [], []
     for column, type_ in columns.items():
-        name = identifier(column)
+        name = quote_identifier(column)
         missing = f"CAST(NULL AS {type_}) AS {name}"
         source, hot_type = ("verbatim", "VARCHAR") if column == "content" else theirs.get(column.lower(), (None, type_))
         text = _only_text_suits(type_, hot_type)
         if source is None:
             hot_side.append(missing)
         else:
-            hot_side.append(f"CAST({identifier(source)} AS {'VARCHAR' if text else hot_type}) AS {name}")
+            hot_side.append(f"CAST({quote_identifier(source)} AS {'VARCHAR' if text else hot_type}) AS {name}")
         in_cold = column.lower() in known or column in own
         cold_side.append((f"CAST({name} AS VARCHAR) AS {name}" if text else name) if in_cold else missing)
     sql = f"""
@@ -181,9 +175,9 @@ def listed_memories(columns: Sequence[str]) -> str:
     Args:
         columns: those of ``history``.
     """
-    names = ", ".join(identifier(name) for name in columns if name.lower() != "tier")
+    names = ", ".join(quote_identifier(name) for name in columns if name.lower() != "tier")
     reason = "the hot store was not read: ask for `memories` by this name alone"
-    return f"SELECT {names}, CAST(NULL AS VARCHAR) AS tier FROM history WHERE error({quote(reason)}) IS NULL"
+    return f"SELECT {names}, CAST(NULL AS VARCHAR) AS tier FROM history WHERE error({quote_literal(reason)}) IS NULL"
 
 
 def _only_text_suits(one: str, other: str) -> bool:

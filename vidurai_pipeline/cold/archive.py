@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.cold.files import archive_errors, digest, make_folder, require_usable, sync_file, sync_folder
+from vidurai_pipeline.cold.files import archive_errors, digest, make_folder, sync_file, sync_folder
+from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
 from vidurai_pipeline.errors import ArchiveError
@@ -53,14 +54,8 @@ class Archive:
         self._locks = 0
 
     def files(self) -> list[Path]:
-        """All published files, oldest first by name.
-
-        Raises:
-            ArchiveError: there can be no archive at its place.
-        """
-        if not self.root.exists():
-            require_usable(self.root)
-        return sorted(self.root.rglob("*.parquet"), key=lambda path: (path.name, path))
+        """All published files, oldest first by name; see :func:`list_files`."""
+        return sorted((self.root / file.relative for file in list_files(self.root)), key=lambda path: (path.name, path))
 
     def stats(self) -> dict[str, Any]:
         """Counts and sizes of the files: in all, and by partition."""

@@ -4,14 +4,17 @@ The listing is cheap (two milliseconds for a thousand files) and is made again f
 analyst sees what last night added.
 """
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
 
 _PARTITION = re.compile(r"year=\d{1,4}/month=\d{1,2}/[^/]+")
@@ -38,33 +41,46 @@ class ArchiveFile(NamedTuple):
     linked: bool = False
 
     @property
+    def name(self) -> str:
+        """Its name without its folders."""
+        return self.relative.rpartition("/")[2]
+
+    @property
     def partitioned(self) -> bool:
         """Whether the file lies exactly where the layout puts it: ``year=YYYY/month=MM/``."""
         return _PARTITION.fullmatch(self.relative) is not None
 
 
 def list_files(base: Path) -> tuple[ArchiveFile, ...]:
-    """List the archive's Parquet files, hidden ones and hidden folders left out, in order of their paths.
+    """List the archive's Parquet files in order of their paths.
+
+    This is the one rule of what belongs to an archive. Links to files and folders are followed, a link back to a folder
+    above is not. Hidden files and folders are left out, and so is ``lost+found``. There are no files where there is no
+    folder yet.
 
     Raises:
-        ArchiveError: the folder, or one below it, can't be listed; a file's name is one that DuckDB can't be given.
+        ArchiveError: the folder, or one below it, can't be listed; a name leads to something that is no file.
     """
     try:
         if not base.exists():
             require_usable(base)
             return ()
-        files = sorted(_walk(base, base, frozenset()), key=lambda file: file.relative)
+        return tuple(sorted(_walk(base, base, frozenset()), key=lambda file: file.relative))
     except NotADirectoryError:
         raise ArchiveError(f"{base} is a file, not an archive's folder: set VIDURAI_ARCHIVE") from None
     except OSError as error:
         raise ArchiveError(f"{error.filename or base} can't be read: {error.strerror}") from None
-    for file in files:
-        if _GLOB.search(file.relative) or not file.relative.isprintable():
-            raise ArchiveError(
-                f"{str(base / file.relative)!r} has a name that can't be read safely: rename it without '*', '?', '[' "
-                "and unprintable characters"
-            )
-    return tuple(files)
+
+
+def list_settled(base: Path) -> tuple[ArchiveFile, ...]:
+    """List the files without a pending mark: the others may yet be found damaged, or lose memories that changed.
+
+    Raises:
+        ArchiveError: as for :func:`list_files`.
+    """
+    marks = PendingMarks(base)
+    # The files first: one that is purged in between has then been settled all the while.
+    return tuple(file for file in list_files(base) if not marks.path(file.name).exists())
 
 
 def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterator[ArchiveFile]:
@@ -93,28 +109,81 @@ def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterat
                 )
 
 
-def linked_targets(base: Path, files: Sequence[ArchiveFile]) -> tuple[list[str], list[str]]:
-    """Find where links within the archive lead out of it.
+@dataclass(frozen=True)
+class Listing:
+    """An archive's files at one moment, as DuckDB is to read them.
 
-    Returns:
-        folders that are read through a link, and files that are.
+    Attributes:
+        base: the archive's folder.
+        root: the folder as DuckDB sees it: below it, a file's path means that file alone.
+        files: the files.
     """
-    real_base = os.path.realpath(base)
-    folders = {os.path.realpath(base / folder) for folder in {file.relative.rpartition("/")[0] for file in files}}
-    paths = [os.path.realpath(base / file.relative) for file in files if file.linked]
-    outside = [folder for folder in sorted(folders) if os.path.commonpath([folder, real_base]) != real_base]
-    return outside, paths
+
+    base: Path
+    root: str
+    files: tuple[ArchiveFile, ...]
+
+    @classmethod
+    def readable(cls, base: Path, files: Sequence[ArchiveFile], scratch: Callable[[], Path]) -> Self:
+        """Find the paths under which DuckDB reads exactly these files.
+
+        DuckDB takes ``*``, ``?`` and ``[`` in a path for a pattern, and an escaped pattern for a path that it may not
+        read. An archive in such a folder is read through a link; a file with such a name is refused.
+
+        Args:
+            base: the archive's folder.
+            files: its files, or some of them.
+            scratch: gives a private folder for the link, where one is needed.
+
+        Raises:
+            ArchiveError: a file has a name that can't be given to DuckDB.
+        """
+        require_usable(base)
+        for file in files:
+            if _GLOB.search(file.relative) or not file.relative.isprintable():
+                raise ArchiveError(
+                    f"{str(base / file.relative)!r} has a name that can't be read safely: rename it without '*', "
+                    "'?', '[' and unprintable characters"
+                )
+        root = str(base)
+        if _GLOB.search(root):
+            link = scratch() / "archive"
+            with contextlib.suppress(FileExistsError):
+                link.symlink_to(base.absolute(), target_is_directory=True)
+            root = str(link)
+        return cls(base, root, tuple(files))
+
+    def path(self, file: ArchiveFile) -> Path:
+        """Where a file is, as the user knows it."""
+        return self.base / file.relative
+
+    def named(self, path: str) -> ArchiveFile | None:
+        """The file that DuckDB calls by this path, if it is one of these."""
+        relative = path.removeprefix(f"{self.root}/")
+        return next((file for file in self.files if file.relative == relative), None)
+
+    def sql(self, files: Sequence[ArchiveFile] | None = None) -> str:
+        """Make the SQL list of the files' paths, all of them or some.
+
+        One text to split is parsed and bound in half the time that thousands of texts take; no name has a line break.
+        """
+        names = "\n".join(file.relative for file in (self.files if files is None else files))
+        paths = f"string_split({quote_literal(names)}, chr(10))"
+        return f"list_transform({paths}, lambda name: {quote_literal(f'{self.root}/')} || name)"
+
+    def linked_targets(self) -> tuple[list[str], list[str]]:
+        """Find where links within the archive lead out of it.
+
+        Returns:
+            folders that are read through a link, and files that are.
+        """
+        base = os.path.realpath(self.base)
+        within = {file.relative.rpartition("/")[0] for file in self.files}
+        folders = {os.path.realpath(self.base / folder) for folder in within}
+        paths = [os.path.realpath(self.path(file)) for file in self.files if file.linked]
+        return [folder for folder in sorted(folders) if os.path.commonpath([folder, base]) != base], paths
 
 
-def quote(text: str) -> str:
-    """Make a SQL string literal."""
+def quote_literal(text: str) -> str:
+    """Quote a text as an SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def file_list(root: str, files: Sequence[ArchiveFile]) -> str:
-    """Make the SQL list of the files' full paths.
-
-    One text to split is parsed and bound in half the time that thousands of texts take; no name has a line break.
-    """
-    names = f"string_split({quote(chr(10).join(file.relative for file in files))}, chr(10))"
-    return f"list_transform({names}, lambda name: {quote(f'{root}/')} || name)"
