@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,38 @@ def sync_file(path: Path) -> None:
 
 
 sync_folder = sync_file
+
+
+@contextlib.contextmanager
+def written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """Write a file's new content, durably and for this user's eyes only, under a hidden name of its own beside it.
+
+    Rename it over the old file within the context; what is not renamed is removed. A crash leaves at most a hidden
+    file that ends with ``.part``.
+
+    Raises:
+        OSError: it can't be written; nothing is left of it.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def durable_write(path: Path, data: bytes) -> None:
+    """Make or replace a file in one atomic step that lasts: whoever reads it finds the old content or all of the new.
+
+    Raises:
+        OSError: it can't be written; the old file is untouched.
+    """
+    with written_beside(path, data) as beside:
+        beside.replace(path)
+    sync_folder(path.parent)
 
 
 def free_bytes(folder: Path) -> int:

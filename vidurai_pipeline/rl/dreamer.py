@@ -12,8 +12,9 @@ What a dream promises:
 - **Missing files.** Experiences that were learned and left the archive stay learned; the statistics count them.
 - **The daemon.** If another program wrote the table since the last dream, see ``progress`` for what is done. If it
   writes while we dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
-- **Damage.** A file that is no Q-table is moved aside and the dream fails, so that someone can restore an older one;
+- **Damage.** A Q-table that can't be read is moved aside and the dream fails, so that someone can restore an older one;
   if nobody does, the next dream learns the whole archive from an empty table.
+- **Only what is ours.** A file that is not known to be a Q-table is refused and left as it is, with a rebuild too.
 - **A gate.** A table that is not well-formed, or foretells held-out experiences worse than the one in use, does not
   replace it (see ``gate``). It is kept beside it as a candidate, the dream fails, and the next one begins where this
   one did. An explicit ``--rebuild`` replaces a table also with one that the comparison finds worse.
@@ -187,6 +188,7 @@ class DreamCycle:
     def _read_table(self, file: TableFile, stats: dict[str, Any], rebuild: bool) -> Snapshot | None:
         try:
             live = file.read()
+            file.require_ours()
             if live is not None and live.contents.progress is not None and not rebuild:
                 self._check_note(file, live)
             return live
@@ -204,7 +206,7 @@ class DreamCycle:
         try:
             Progress.from_json(live.contents.progress)
         except DamagedTableError as error:
-            raise file.damaged(str(error)) from None
+            raise file.unusable(live.raw, str(error)) from None
 
 
 def _place(error: Exception) -> str:

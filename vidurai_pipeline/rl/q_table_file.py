@@ -5,8 +5,12 @@ Beside it, with ``q_table.json`` as the example of a name:
 - ``q_table.json.1`` to ``.5``: the tables before this one, the newest first;
 - ``q_table.state.json``: a copy of the last table that a dream wrote, to tell later what another program changed;
 - ``q_table.candidate.json``: a table that a dream learned, but that may not replace the one in use;
-- ``q_table.json.damaged-<time>``: a file that could not be read as a table, kept for whoever wants to know why;
-- ``.q_table.json.*.tmp``: a table being written; one that is an hour old was left by a crash and is removed.
+- ``q_table.json.damaged-<time>``: a Q-table that could not be read, kept for whoever wants to know why;
+- ``.q_table.json.*.part``: a table being written; one that is an hour old was left by a crash and is removed.
+
+**Only what is ours.** A setting may name any file by mistake, Vidurai's hot store for one. So no file under one of
+these names is renamed, replaced or removed unless it is known to be ours: it has the form of a Q-table, or it is the
+beginning of a table of which a whole copy lies beside it, as after a write that was cut off. All else is refused.
 
 A write makes the new file beside the old one, syncs it to the disk, keeps the old one as ``.1`` and renames. A crash at
 any moment leaves the old table or the new one under the name, never a part of one.
@@ -21,8 +25,8 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +34,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from vidurai_pipeline.cold.files import durable_write, sync_folder, written_beside
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl.states import Action
 
@@ -37,15 +42,22 @@ VERSIONS = 5
 MAX_BYTES = 256 * 1024 * 1024
 PROGRESS_KEY = "vidurai_pipeline"
 _MOST_EPISODES = 2**53
+#: Seconds between two readings of a file that another program may be writing.
+REREAD_PAUSE = 0.2
 _REREADS = 5
-_REREAD_PAUSE = 0.2
+_MOST_REREADS = 50
 _STALE_SECONDS = 3600
+_BEGINNING = b'{\n  "q_table": {'
 _ACTIONS = {action.value: action for action in Action}
 _KNOWN_KEYS = {"q_table", "episodes", "total_reward", "epsilon", PROGRESS_KEY}
 
 
 class DamagedTableError(QTableError):
-    """The file is there, but it isn't a Q-table."""
+    """The file is a Q-table that can't be used."""
+
+
+class ForeignFileError(QTableError):
+    """The file is not known to be a Q-table: it is left alone."""
 
 
 class TableChangedError(QTableError):
@@ -158,67 +170,76 @@ class TableFile:
         """Read the table, with patience for a program that is writing it; None if there is no file.
 
         Raises:
-            DamagedTableError: it is no Q-table, and stayed the same for a second.
+            DamagedTableError: it is a Q-table that can't be used, and stayed so for a second.
+            ForeignFileError: it is not known to be a Q-table.
             QTableError: it can't be read.
         """
         patience = _REREADS
-        raw = self._bytes()
-        while raw is not None:
+        raw = self._bytes(self.path)
+        for _ in range(_MOST_REREADS):
+            if raw is None:
+                return None
             try:
                 return Snapshot(decode(raw), raw)
             except DamagedTableError as error:
-                if not patience:
-                    raise self.damaged(str(error)) from None
-            time.sleep(_REREAD_PAUSE)
-            again = self._bytes()
+                if not patience or raw.lstrip()[:1] not in (b"", b"{"):
+                    raise self.unusable(raw, str(error)) from None
+            time.sleep(REREAD_PAUSE)
+            again = self._bytes(self.path)
             patience = patience - 1 if again == raw else _REREADS
             raw = again
-        return None
+        raise QTableError(f"{self.path} changes too often: another program keeps writing it; try again later")
+
+    def require_ours(self) -> None:
+        """Make sure that no other program's file stands under a name that a dream may write.
+
+        Raises:
+            ForeignFileError: one does; the message names it.
+            QTableError: a file can't be read.
+        """
+        for path in (self.path, *self._copies()):
+            self._require_ours(path)
 
     def write(self, contents: TableContents, *, expected: Snapshot | Literal[True] | None = True) -> Snapshot:
         """Replace the table, and keep the old one as version 1 if it was another.
 
         Args:
             contents: the new table.
-            expected: what the table must still be: a snapshot, None for no file, or True for anything.
+            expected: what the table must still be: a snapshot, None for no file, or True for any Q-table.
 
         Raises:
             TableChangedError: it is something else by now; the file is untouched.
-            QTableError: it can't be written; the file is untouched.
+            QTableError: it can't be written, or a file in its place is not ours; the file is untouched.
         """
         new = Snapshot(contents, encode(contents))
         decode(new.raw)  # what can't be read back must not replace what can
         with _write_errors(self.path):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.require_ours()
             self._remove_stale()
-            temporary = self._write_beside(new.raw)
-            try:
-                old = self._bytes()
-                if expected is not True and old != (None if expected is None else expected.raw):
-                    raise TableChangedError(f"{self.path} was written by another program meanwhile")
+            with written_beside(self.path, new.raw) as beside:
+                old = self._bytes(self.path)
+                self._require_unchanged(old, expected)
                 if old is not None and old != new.raw:
                     self._keep_version(old)
                 # Once more, for what was written while the old one was kept.
-                if expected is not True and self._bytes() != (None if expected is None else expected.raw):
-                    raise TableChangedError(f"{self.path} was written by another program meanwhile")
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            _sync_folder(self.path.parent)
+                self._require_unchanged(self._bytes(self.path), expected)
+                beside.replace(self.path)
+            sync_folder(self.path.parent)
         return new
+
+    def _require_unchanged(self, raw: bytes | None, expected: Snapshot | Literal[True] | None) -> None:
+        if expected is not True and raw != (None if expected is None else expected.raw):
+            raise TableChangedError(f"{self.path} was written by another program meanwhile")
 
     def remember(self, raw: bytes) -> None:
         """Keep a copy of the table that a dream wrote, if it isn't kept already.
 
         Raises:
-            QTableError: it can't be written.
+            QTableError: it can't be written, or the file in its place is not ours.
         """
-        with _write_errors(self.remembered_path):
-            with contextlib.suppress(DamagedTableError):
-                if _read_bytes(self.remembered_path) == raw:
-                    return
-            self._write_beside(raw).replace(self.remembered_path)
-            _sync_folder(self.path.parent)
+        if self._bytes(self.remembered_path) != raw:
+            self._replace(self.remembered_path, raw)
 
     def remembered(self) -> Snapshot | None:
         """The last table that a dream wrote; None if there is none, or it can't be used."""
@@ -228,28 +249,27 @@ class TableFile:
         """Keep a table that may not replace the one in use; it takes the place of an earlier candidate.
 
         Raises:
-            QTableError: it can't be written, or a value is not a finite number.
+            QTableError: it can't be written, a value is not a finite number, or the file in its place is not ours.
         """
-        raw = encode(contents)
-        with _write_errors(self.candidate_path):
-            self._write_beside(raw).replace(self.candidate_path)
-            _sync_folder(self.path.parent)
+        self._replace(self.candidate_path, encode(contents))
 
     def drop_candidate(self) -> None:
         """Remove the candidate, if there is one: the table in use has learned what it had, or its cause is gone.
 
         Raises:
-            QTableError: it can't be removed.
+            QTableError: it can't be removed, or is not ours.
         """
+        self._require_ours(self.candidate_path)
         with _write_errors(self.candidate_path):
             self.candidate_path.unlink(missing_ok=True)
 
     def set_aside(self) -> Path:
-        """Move a damaged file out of the way, under a name that says when; returns that name.
+        """Move a damaged table out of the way, under a name that says when; returns that name.
 
         Raises:
-            QTableError: it can't be moved.
+            QTableError: it can't be moved, or is not ours.
         """
+        self._require_ours(self.path)
         stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
         target = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
         number = 1
@@ -258,56 +278,87 @@ class TableFile:
             target = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{number}")
         with _write_errors(self.path):
             self.path.rename(target)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         return target
 
-    def damaged(self, reason: str) -> DamagedTableError:
-        """The error for a file that is no Q-table, with what to do about it."""
-        older = next((path for path in self._older_paths() if _snapshot(path) is not None), None)
+    def unusable(self, raw: bytes, reason: str) -> QTableError:
+        """The error for a file that can't be used as a Q-table, with what to do about it."""
+        if not self._is_ours(raw):
+            return self._foreign(self.path, reason)
+        older = next((path for path in self._copies() if _snapshot(path) is not None), None)
         advice = "" if older is None else f"put {older.name} from beside it in its place, or "
         advice += "learn the archive again with `vidurai-pipeline dream --rebuild`"
         return DamagedTableError(f"{self.path} is damaged ({reason}): {advice}")
 
-    def _older_paths(self) -> list[Path]:
-        return [self.remembered_path, *(self.version_path(number) for number in range(1, VERSIONS + 1))]
+    def _foreign(self, path: Path, reason: str) -> ForeignFileError:
+        if path == self.path:
+            return ForeignFileError(
+                f"VIDURAI_Q_TABLE: {path} is no Q-table ({reason}), so it is left as it is: set VIDURAI_Q_TABLE to "
+                "another file, or move this one away if it is a Q-table that another program left unfinished"
+            )
+        return ForeignFileError(
+            f"{path} is in the way: vidurai-pipeline uses this name beside {self.path.name}, but it is no Q-table "
+            f"({reason}). Move it away, or set VIDURAI_Q_TABLE to another file"
+        )
 
-    def _bytes(self) -> bytes | None:
+    def _require_ours(self, path: Path) -> None:
+        raw = self._bytes(path)
+        if raw is None:
+            return
         try:
-            return _read_bytes(self.path)
+            decode(raw)
         except DamagedTableError as error:
-            raise self.damaged(str(error)) from None
-        except OSError as error:
-            raise QTableError(f"{self.path} can't be read: {error.strerror}") from error
+            if not self._is_ours(raw):
+                raise self._foreign(path, str(error)) from None
 
-    def _write_beside(self, raw: bytes) -> Path:
-        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
+    def _is_ours(self, raw: bytes) -> bool:
+        """Whether bytes have a Q-table's form, or are the beginning of a table that lies whole under another name."""
+        if _has_the_form(raw):
+            return True
+        whole = (_snapshot(path) for path in (self.path, *self._copies()))
+        return any(table is not None and table.raw.startswith(raw) for table in whole)
+
+    def _copies(self) -> list[Path]:
+        """Where whole tables may lie beside this one, the most useful first."""
+        if not self.path.name:
+            return []
+        versions = [self.version_path(number) for number in range(1, VERSIONS + 1)]
+        return [self.remembered_path, *versions, self.candidate_path]
+
+    def _bytes(self, path: Path) -> bytes | None:
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        return Path(name)
+            return _read_bytes(path)
+        except DamagedTableError as error:
+            raise self._foreign(path, str(error)) from None
+        except OSError as error:
+            raise QTableError(
+                f"VIDURAI_Q_TABLE: {path} can't be read: {error.strerror}. It must be a Q-table's file"
+            ) from error
+
+    def _replace(self, path: Path, raw: bytes) -> None:
+        self._require_ours(path)
+        with _write_errors(path):
+            durable_write(path, raw)
 
     def _keep_version(self, raw: bytes) -> None:
         # A copy, not a hard link: the daemon writes in place and would change the version with the table.
         first = self.version_path(1)
         if _read_bytes(first) == raw:
             return
-        temporary = self._write_beside(raw)
-        for number in range(VERSIONS - 1, 0, -1):
-            with contextlib.suppress(FileNotFoundError):
-                self.version_path(number).replace(self.version_path(number + 1))
-        temporary.replace(first)
+        with written_beside(first, raw) as beside:
+            for number in range(VERSIONS - 1, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    self.version_path(number).replace(self.version_path(number + 1))
+            beside.replace(first)
 
     def _remove_stale(self) -> None:
+        leftover = re.compile(rf"\.{re.escape(self.path.name)}(\.\d)?\.\w{{8}}\.part")
         for path in self.path.parent.iterdir():
-            if path.name.startswith(f".{self.path.name}.") and path.suffix == ".tmp":
-                with contextlib.suppress(FileNotFoundError):
-                    if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                        path.unlink()
+            if leftover.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                with path.open("rb") as file:
+                    ours = _BEGINNING.startswith(file.read(len(_BEGINNING)))
+                if ours:
+                    path.unlink(missing_ok=True)
 
 
 def _plain(q_table: dict[str, dict[Action, float]]) -> dict[str, dict[str, float]]:
@@ -354,20 +405,24 @@ def _read_bytes(path: Path) -> bytes | None:
         return None
 
 
+def _has_the_form(raw: bytes) -> bool:
+    """Whether it is JSON with a table of known actions, whatever else is wrong with it."""
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    table = document.get("q_table") if isinstance(document, dict) else None
+    return isinstance(table, dict) and all(
+        isinstance(row, dict) and row.keys() <= _ACTIONS.keys() for row in table.values()
+    )
+
+
 def _snapshot(path: Path) -> Snapshot | None:
     try:
         raw = _read_bytes(path)
         return None if raw is None else Snapshot(decode(raw), raw)
     except (OSError, DamagedTableError):
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

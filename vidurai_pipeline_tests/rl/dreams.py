@@ -1,7 +1,10 @@
 """What tests of the dream share: generated memories, a dream that must succeed or fail, a daemon beside it."""
 
 import json
+import os
 import random
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.inference import SALIENCES
 from vidurai_pipeline_tests.rl.archives import memory
 
+CHANGES = {"write", "fsync", "mkdir", "rename", "replace", "unlink"}
 SECRET = "the user's password"
 Rows = list[dict[str, Any]]
 
@@ -67,3 +71,31 @@ def goes_on(document: dict[str, Any]) -> None:
     document["q_table"]["9|9|9|5|5|1"] = {"consolidate": 3.0}
     document["episodes"] += 50
     document["total_reward"] += 500.0
+
+
+def killed_at(call: int, work: Callable[[], object]) -> bool:
+    """Do some work in a child process that is killed before its nth step that changes a file or a folder.
+
+    Returns:
+        Whether it was killed; False if the work ended, and well, before that call.
+    """
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def profile(_frame: Any, event: str, called: Any) -> None:
+            nonlocal calls
+            if event == "c_call" and called.__name__ in CHANGES:
+                calls += 1
+                if calls == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(profile)
+        try:
+            work()
+        finally:
+            sys.setprofile(None)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
