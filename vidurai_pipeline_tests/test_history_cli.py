@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vidurai_pipeline.analytics.query import unique_names
+from vidurai_pipeline.analytics.execution import unique_names
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.errors import MORE_MEMORY

@@ -8,25 +8,35 @@ import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from vidurai_pipeline.analytics import duckdb_errors
+from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.analytics.damage import damage_message, find_damaged
 from vidurai_pipeline.analytics.file_schemas import Footers
 from vidurai_pipeline.analytics.hot_view import HotRows
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, listed_memories, memories
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files
-from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError
-
-_LARGEST_SPILL = "20GB"
+from vidurai_pipeline.errors import ArchiveError
 
 
 class ArchiveDatabase:
-    """A database in memory of its own, or the temporary views in a connection of the caller's."""
+    """A database in memory of its own, or the temporary views in a connection of the caller's.
+
+    Args:
+        base: the archive's folder; it is first looked at when a cursor is asked for.
+        given: the caller's connection, if the views are to be made there.
+        memory_limit: the most memory that a database of its own may use.
+        threads: the threads of a database of its own; None for one per core.
+
+    Attributes:
+        files: the files that the views read.
+        columns: the columns of ``history``.
+        footers: the columns of each file.
+    """
 
     def __init__(
         self,
@@ -35,14 +45,6 @@ class ArchiveDatabase:
         memory_limit: str,
         threads: int | None,
     ) -> None:
-        """Set up without looking at the archive.
-
-        Args:
-            base: the archive's folder.
-            given: the caller's connection, if the views are to be made there.
-            memory_limit: the most memory that a database of its own may use.
-            threads: the threads of a database of its own; None for one per core.
-        """
         self.base = base
         self.files: tuple[ArchiveFile, ...] = ()
         self._given = given
@@ -51,7 +53,7 @@ class ArchiveDatabase:
         self._connection: duckdb.DuckDBPyConnection | None = None
         self.footers = Footers()
         self._cache = ListingCache(base)
-        self._columns: Sequence[str] = ()
+        self.columns: Sequence[str] = ()
         self._lock = threading.RLock()
         self._scratch: Path | None = None
         self._remove_scratch = lambda: None
@@ -97,7 +99,7 @@ class ArchiveDatabase:
                 except duckdb.Error as error:
                     if last or list_files(self.base) == files:  # else a file was withdrawn meanwhile
                         self.files = files
-                        raise self.explained(str(error), bound=False) from None
+                        raise duckdb_errors.explain(str(error), listing=self.listing(), bound=False) from None
             connection = self._connection
             assert connection is not None  # noqa: S101 - the last attempt either opened it or raised
             # Temporary views are the connection's own: a cursor of the caller's would not see them.
@@ -130,23 +132,8 @@ class ArchiveDatabase:
         connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW memories AS {sql}")
         return columns
 
-    def explained(self, message: str, columns: Sequence[str] = (), **known: Any) -> PipelineError:
-        """Make the error that the user reads; see :func:`faults.explain`.
-
-        Args:
-            message: DuckDB's.
-            columns: those of the view ``memories``, if the statement names it.
-            **known: what else is known of the statement.
-        """
-        return duckdb_errors.explain(message, listing=self._listed(), columns=columns or self._columns, **known)
-
-    def damaged(self, connection: duckdb.DuckDBPyConnection) -> str | None:
-        """What to tell the user of files that can't be read in full, or None if all is well; see ``find_damaged``."""
-        listing = self._listed()
-        damaged = find_damaged(connection, listing)
-        return damage_message(listing, damaged) if damaged else None
-
-    def _listed(self) -> Listing:
+    def listing(self) -> Listing:
+        """The files that the views read."""
         return Listing.readable(self.base, self.files, self.scratch_folder)
 
     def scratch_folder(self) -> Path:
@@ -177,39 +164,27 @@ class ArchiveDatabase:
     def _locked_in(self, listing: Listing) -> duckdb.DuckDBPyConnection:
         """Open a database that can read the archive and can't be talked into more."""
         folders, paths = listing.linked_targets()
-        settings: dict[str, object] = {
-            "memory_limit": self._memory_limit,
-            "temp_directory": str(self.scratch_folder() / "spill"),
-            "max_temp_directory_size": _LARGEST_SPILL,
-            "parquet_metadata_cache": True,
-            "python_enable_replacements": False,  # or SQL could read the caller's Python variables
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "allow_community_extensions": False,
-            "allow_persistent_secrets": False,
-            "secret_directory": str(self.scratch_folder()),  # its default would tell where the user's home is
-            "allowed_directories": [listing.root, *folders],
-            "allowed_paths": paths,
-            "enable_external_access": False,
-        }
-        if self._threads is not None:
-            settings = {"threads": self._threads, **settings}
-        connection = duckdb.connect()
-        for name, value in settings.items():
-            try:
-                # A plain SET would be the session's, and each query has a session of its own.
-                connection.execute(f"SET GLOBAL {name} = $value", {"value": value})
-            except duckdb.Error as error:
-                connection.close()
-                reason = str(error).partition("\n")[0]
-                raise ConfigError(f"DuckDB can't work with {name} = {value!r}: {reason}") from None
-        return connection
+        return connect(
+            self._memory_limit,
+            self._threads,
+            self.scratch_folder(),
+            parquet_metadata_cache=True,
+            python_enable_replacements=False,  # or SQL could read the caller's Python variables
+            autoinstall_known_extensions=False,
+            autoload_known_extensions=False,
+            allow_community_extensions=False,
+            allow_persistent_secrets=False,
+            secret_directory=str(self.scratch_folder()),  # its default would tell where the user's home is
+            allowed_directories=[listing.root, *folders],
+            allowed_paths=paths,
+            enable_external_access=False,
+        )
 
     def _make_views(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> None:
         known, superseded = self._cache.load(listing.files)
         self.footers.known = known | self.footers.known
         columns = self.footers.merged(connection, listing)
-        self._columns = [*columns, "content", "year", "month"]
+        self.columns = [*columns, "content", "year", "month"]
         views = Views(listing, columns)
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
@@ -227,7 +202,7 @@ class ArchiveDatabase:
         history = views.history(duplicates=bool(superseded))
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {history}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
-        connection.execute(f"CREATE OR REPLACE {kind} VIEW memories AS {listed_memories(self._columns)}")
+        connection.execute(f"CREATE OR REPLACE {kind} VIEW memories AS {listed_memories(self.columns)}")
         for statement in fill_in:
             connection.execute(statement)
 

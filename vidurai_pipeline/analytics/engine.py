@@ -7,29 +7,23 @@ once, with its ``tier``; of hot rows, ``archived_at``, ``year`` and ``month`` ar
 snapshot, by each query that names ``memories``, and by no other.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 import pyarrow as pa
 
-from vidurai_pipeline.analytics import duckdb_errors, sandbox
 from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.execution import Parameters, Query, unique_names
 from vidurai_pipeline.analytics.hot_view import HotTier
-from vidurai_pipeline.analytics.query import Parameters, Query, unique_names
-from vidurai_pipeline.analytics.runner import Runner
-from vidurai_pipeline.analytics.search import Moment, Tier, readable_texts, search_sql, snippet
+from vidurai_pipeline.analytics.search import Moment, SearchFilters, Tier, readable_texts, search_sql, snippet
 from vidurai_pipeline.cold.listing import list_files
-from vidurai_pipeline.errors import ArchiveError, ConfigError, HotStoreWarning, PipelineError, QueryError
+from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import load_settings, store_in
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and only one method needs it
-
-T = TypeVar("T")
 
 _BATCH = 10_000
 _LONGEST = 31_536_000  # a year: waiting takes no larger number
@@ -162,7 +156,8 @@ class RepoAnalyst:
             rows = connection.execute(text, parameters).fetchall()
             return [column[0] for column in connection.description or ()], rows
 
-        query, (names, rows) = self._ask(sql, parameters, fetch)
+        query = self._query(sql, parameters)
+        names, rows = query.run(fetch)
         if query.about_nothing:
             return []
         names = unique_names(names)
@@ -187,20 +182,15 @@ class RepoAnalyst:
             # On a connection that others use, the next query would end this one.
             return answer.to_arrow_table().to_reader(_BATCH) if self._shared else answer.to_arrow_reader(_BATCH)
 
-        query, reader = self._ask(sql, parameters, fetch)
+        query = self._query(sql, parameters)
+        reader = query.run(fetch)
 
         def batches() -> Iterator[pa.RecordBatch]:
             # The query holds the connection that the reader reads from.
-            while (batch := self._next(query, lambda: next(reader, None))) is not None:
+            while (batch := query.read(lambda: next(reader, None))) is not None:
                 yield batch
 
         return pa.RecordBatchReader.from_batches(reader.schema, batches())
-
-    def _next(self, query: Query, step: Callable[[], T]) -> T:
-        try:
-            return query.runner.run(step)
-        except (OSError, pa.ArrowException, duckdb.Error) as error:
-            raise self._fault(str(error), query) from None
 
     def query_rows(self, sql: str, parameters: Parameters = None) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """Run one statement and read its answer row by row, while it runs.
@@ -229,10 +219,11 @@ class RepoAnalyst:
             whole = iter([result.fetchall()])
             return names, lambda: next(whole, [])
 
-        query, (names, more) = self._ask(sql, parameters, fetch)
+        query = self._query(sql, parameters)
+        names, more = query.run(fetch)
 
         def rows() -> Iterator[tuple[Any, ...]]:
-            while batch := self._next(query, more):
+            while batch := query.read(more):
                 yield from batch
 
         return names, iter(()) if query.about_nothing else rows()
@@ -248,7 +239,7 @@ class RepoAnalyst:
             QueryError: as for :meth:`query_archive`.
             ArchiveError: as for :meth:`query_archive`.
         """
-        return self._ask(sql, parameters, lambda connection, text: connection.sql(text, params=parameters).df())[1]
+        return self._query(sql, parameters).run(lambda connection, text: connection.sql(text, params=parameters).df())
 
     def search_archive(
         self,
@@ -289,16 +280,8 @@ class RepoAnalyst:
             HotStoreWarning: as for :meth:`query_archive`; in ``all`` tiers, a store that does not exist is no news.
         """
         archive_alone = tier == "all" and not self._hot.exists()
-        sql, parameters = search_sql(
-            words,
-            limit,
-            project=project,
-            since=since,
-            until=until,
-            salience=salience,
-            outcome=outcome,
-            tier="cold" if archive_alone else tier,
-        )
+        filters = SearchFilters(project, since, until, salience, outcome, "cold" if archive_alone else tier)
+        sql, parameters = search_sql(words, limit, filters)
         rows = self.query_archive(sql, parameters)
         if archive_alone:
             rows = [row | {"tier": "cold"} for row in rows]
@@ -331,73 +314,5 @@ class RepoAnalyst:
             stats[name] = {row["key"]: row["memories"] for row in self.query_archive(sql)}
         return stats
 
-    # -- how it is done -----------------------------------------------------------------------------------------
-
-    def _ask(
-        self, sql: str, parameters: Parameters, fetch: Callable[[duckdb.DuckDBPyConnection, str], T]
-    ) -> tuple[Query, T]:
-        """Run a statement; once more if files were withdrawn while it ran, or if it averages salience."""
-        query: Query | None = None
-        statement: sandbox.Statement | None = None
-        withdrawn = averaged = False
-        while True:
-            try:
-                if query is None:
-                    query = self._prepare(statement or sql, parameters)
-                    statement = query.statement
-                return query, query.runner.run(partial(fetch, query.connection, query.statement.sql))
-            except duckdb.Error as error:
-                message = str(error)
-                if query and not averaged and message.startswith("Binder Error"):
-                    averaged = True
-                    if rewritten := sandbox.averaging_salience(query.connection, query.statement):
-                        query.statement = statement = rewritten
-                        continue
-                if not withdrawn and duckdb_errors.names_a_file(message) and self._database.changed():
-                    withdrawn, query = True, None
-                    continue
-                if isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
-                    self._database.forget()
-                raise self._fault(message, query) from None
-
-    def _prepare(self, statement: "sandbox.Statement | str", parameters: Parameters) -> Query:
-        connection = self._database.cursor()
-        if isinstance(statement, str):
-            statement = sandbox.check(connection, statement)
-        query = Query(statement, parameters, connection, Runner(connection, self._timeout))
-        if not sandbox.names_table(statement, "memories"):
-            query.about_nothing = not self._database.files
-            return query
-        with self._hot.rows(self._database.scratch_folder()) as rows:
-            # Listed after the snapshot: what a purge moves in between is in both, and shown once.
-            query.connection = self._database.cursor()
-            query.runner = Runner(query.connection, self._timeout)
-            query.columns = query.runner.run(lambda: self._database.show_memories(query.connection, rows))
-        query.about_nothing = not self._database.files and rows.missing is not None
-        for note in filter(None, (rows.missing, self._hot.loss(rows))):
-            warnings.warn(note, HotStoreWarning, stacklevel=2)
-        return query
-
-    def _damage(self, query: Query) -> str | None:
-        """What is wrong with the archive's files, as far as the query's time allows to look."""
-        connection = self._database.cursor()
-        try:
-            return query.runner.on(connection).run(lambda: self._database.damaged(connection))
-        except (QueryError, duckdb.InterruptException):
-            return None
-
-    def _fault(self, message: str, query: Query | None) -> PipelineError:
-        if query is None:  # it is no SQL
-            return self._database.explained(message, bound=False)
-        if duckdb_errors.may_be_damage(message) and (damage := self._damage(query)):
-            return ArchiveError(damage)
-        # A view of the session's own is in no other session.
-        connection = query.connection if query.columns else self._database.cursor()
-        refusal = query.refusal(connection) if duckdb_errors.about_the_statement(message) else None
-        return self._database.explained(
-            refusal or message,
-            query.columns,
-            sql=query.statement.sql,
-            bound=refusal is None,
-            quotes_at_will=query.statement.quotes_at_will,
-        )
+    def _query(self, sql: str, parameters: Parameters) -> Query:
+        return Query(self._database, self._hot, sql, parameters, self._timeout)

@@ -82,7 +82,7 @@ def names_table(statement: Statement, table: str) -> bool:
 
 
 def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
-    """Parse a statement and refuse it unless it only reads.
+    """Parse a statement and refuse it unless it only reads; ``AVG(salience)`` averages the levels' numbers.
 
     Raises:
         QueryError: it is none, more than one, or does more than read.
@@ -115,6 +115,9 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
     tree = _parse(connection, sql)
     for node in _nodes(tree):
         _check_node(node)
+    if any(_averages_salience(node) for node in _nodes(tree)):
+        tree = _averaging_salience(connection, tree)
+        sql = _unparse(connection, tree)
     return Statement(prefix, sql, tree)
 
 
@@ -195,18 +198,13 @@ def _check_node(node: dict[str, Any]) -> None:
         raise QueryError(f"the function {name!r} is not allowed here: the archive can only be read")
 
 
-def averaging_salience(connection: duckdb.DuckDBPyConnection, statement: Statement) -> Statement | None:
+def _averaging_salience(connection: duckdb.DuckDBPyConnection, tree: dict[str, Any]) -> dict[str, Any]:
     """Rewrite ``AVG(salience)``, which DuckDB refuses, to the average of the levels' numbers.
 
     The argument is wrapped in the macro ``salience_score``, which leaves anything but text alone; DISTINCT, FILTER,
     ORDER BY and OVER stay where they are, and so does the column's name.
-
-    Returns:
-        the rewritten statement, or None if it averages no salience.
     """
-    tree = json.loads(json.dumps(statement.tree))  # the caller's tree stays as it was
     template = _parse(connection, "SELECT salience_score(NULL)")
-    changed = False
     for node in _nodes(tree):
         items = node.get("select_list")
         for item in items if isinstance(items, list) else []:
@@ -217,8 +215,7 @@ def averaging_salience(connection: duckdb.DuckDBPyConnection, statement: Stateme
             call = json.loads(json.dumps(template["statements"][0]["node"]["select_list"][0]))
             call["arguments"][0]["expression"] = node["arguments"][0]["expression"]
             node["arguments"][0]["expression"] = call
-            changed = True
-    return Statement(statement.prefix, _unparse(connection, tree), tree) if changed else None
+    return tree
 
 
 def _averages_salience(node: dict[str, Any]) -> bool:

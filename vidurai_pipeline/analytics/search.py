@@ -11,6 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vidurai_pipeline.errors import QueryError
@@ -56,17 +57,19 @@ def result_columns(tier: Tier) -> list[str]:
     return [_COLUMNS[0], "snippet", *_COLUMNS[1:], *(["tier"] if tier != "cold" else [])]
 
 
-def search_sql(
-    words: str,
-    limit: int,
-    *,
-    project: int | None,
-    since: Moment | None,
-    until: Moment | None,
-    salience: str | Sequence[str] | None,
-    outcome: int | None,
-    tier: Tier,
-) -> tuple[str, dict[str, object]]:
+@dataclass(frozen=True)
+class SearchFilters:
+    """Which memories a search looks at; see :meth:`RepoAnalyst.search_archive`."""
+
+    project: int | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    salience: str | Sequence[str] | None = None
+    outcome: int | None = None
+    tier: Tier = "cold"
+
+
+def search_sql(words: str, limit: int, filters: SearchFilters) -> tuple[str, dict[str, object]]:
     """Make the query that finds the words, and its parameters.
 
     The score counts where each word occurs: 4 in the gist, 2 more as a whole word of it, 2 in the path, 2 in the tags.
@@ -77,6 +80,7 @@ def search_sql(
     terms = split_words(words)
     if limit < 0:
         raise QueryError(f"the limit can't be negative: {limit}")
+    tier = filters.tier
     if tier not in get_args(Tier):
         raise QueryError(f"there is no tier {tier!r}: use {', '.join(get_args(Tier))}")
     parameters: dict[str, object] = {"most": min(limit, _MOST)}
@@ -94,11 +98,11 @@ def search_sql(
         scores += [f"{weight} * coalesce({hit}, false)::INTEGER" for hit, weight in weights]
         scores.append(f"2 * coalesce({_matches('gist', whole)}, false)::INTEGER")
     for condition, name, value in (
-        ("project_id = $project", "project", project),
-        ("try_cast(created_at AS TIMESTAMP) >= $since", "since", _moment("since", since)),
-        ("try_cast(created_at AS TIMESTAMP) < $until", "until", _moment("until", until)),
-        ("list_contains($salience, salience_score(salience))", "salience", _saliences(salience)),
-        ("outcome = $outcome", "outcome", outcome),
+        ("project_id = $project", "project", filters.project),
+        ("try_cast(created_at AS TIMESTAMP) >= $since", "since", _moment("since", filters.since)),
+        ("try_cast(created_at AS TIMESTAMP) < $until", "until", _moment("until", filters.until)),
+        ("list_contains($salience, salience_score(salience))", "salience", _saliences(filters.salience)),
+        ("outcome = $outcome", "outcome", filters.outcome),
         ("tier = $tier", "tier", "hot" if tier == "hot" else None),
     ):
         if value is not None:

@@ -1,0 +1,219 @@
+"""One question to the archive, from its text to its answer: prepared, run, tried once more, or explained."""
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import TypeVar
+
+import duckdb
+
+from vidurai_pipeline.analytics import duckdb_errors, sandbox
+from vidurai_pipeline.analytics.damage import damage_message, find_damaged
+from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.hot_view import HotTier
+from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError
+
+T = TypeVar("T")
+Parameters = Sequence[object] | Mapping[str, object] | None
+
+
+class TimeLimit:
+    """Runs DuckDB's work so that Ctrl-C and the time limit stop it at once.
+
+    DuckDB's Python client looks for signals only between its tasks, which may be ten seconds apart. And DuckDB heeds
+    an interrupt only between its own steps: one that makes a text of gigabytes can't be stopped, only be left behind.
+
+    Args:
+        seconds: what the steps may take together; None for no limit.
+        grace: seconds that an interrupted step is waited for.
+    """
+
+    def __init__(self, seconds: float | None, grace: float = 5.0) -> None:
+        self._seconds = self._left = seconds
+        self._grace = grace
+
+    def run(self, connection: duckdb.DuckDBPyConnection, step: Callable[[], T]) -> T:
+        """Run one step in a thread of its own and wait for it.
+
+        Args:
+            connection: what the step works on.
+            step: the work.
+
+        Raises:
+            QueryError: the time is up; the step was stopped.
+        """
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(step())
+            except BaseException as error:
+                future.set_exception(error)
+
+        started = time.monotonic()
+        # Of the pool's threads, Python waits for each before it ends.
+        threading.Thread(target=work, name="history", daemon=True).start()
+        try:
+            done, _ = wait([future], self._left)
+        except BaseException:  # Ctrl-C, mostly
+            self._stop(connection, future)
+            raise
+        if not done:
+            self._stop(connection, future)
+            raise QueryError(
+                f"the query took longer than {self._seconds:g} s and was stopped: ask for less, such as one month "
+                "(WHERE year = 2024 AND month = 12), or allow more time"
+            )
+        if self._left is not None:
+            self._left = max(0.0, self._left - (time.monotonic() - started))
+        return future.result()
+
+    def _stop(self, connection: duckdb.DuckDBPyConnection, future: "Future[T]") -> None:
+        # An interrupt that comes before the query has really started is lost, so one may not be enough.
+        deadline = time.monotonic() + self._grace
+        while not future.done() and time.monotonic() < deadline:
+            connection.interrupt()
+            wait([future], 0.02)
+
+
+class Query:
+    """A statement on its way to an answer.
+
+    Args:
+        database: the archive's views.
+        hot: the hot store, for statements that name ``memories``.
+        sql: the statement.
+        parameters: its values for ``?`` or ``$name``.
+        timeout: seconds that it may take, with all that its answer is read in; None for no limit.
+
+    Attributes:
+        about_nothing: whether there is nothing yet that it could read.
+    """
+
+    def __init__(
+        self, database: ArchiveDatabase, hot: HotTier, sql: str, parameters: Parameters, timeout: float | None
+    ) -> None:
+        self.about_nothing = False
+        self._database = database
+        self._hot = hot
+        self._sql = sql
+        self._parameters = parameters
+        self._limit = TimeLimit(timeout)
+        self._statement: sandbox.Statement | None = None
+        self._tried_again = False
+        self._connection: duckdb.DuckDBPyConnection
+        #: The columns of the view ``memories``, once it has been made for this statement.
+        self._columns: Sequence[str] = ()
+
+    def run(self, fetch: Callable[[duckdb.DuckDBPyConnection, str], T]) -> T:
+        """Run the statement; once more, over what is there now, if a file was withdrawn while it ran.
+
+        Args:
+            fetch: executes the text on the connection, and gives the answer or what reads it.
+
+        Raises:
+            QueryError: the statement is wrong, may not run here, or takes more time or memory than it may.
+            ArchiveError: the archive, or a file in it, can't be read.
+            HotStoreError: the hot store, which the statement needs, can't be read.
+        """
+        while True:
+            try:
+                self._connection = self._database.cursor()
+                if self._statement is None:
+                    self._statement = sandbox.check(self._connection, self._sql)
+                self.about_nothing = not self._database.files
+                if sandbox.names_table(self._statement, "memories"):
+                    self._show_memories()
+                return self._limit.run(self._connection, partial(fetch, self._connection, self._statement.sql))
+            except duckdb.Error as error:
+                if not self._is_outdated(error):
+                    raise self._explained(error) from None
+
+    def _is_outdated(self, error: duckdb.Error) -> bool:
+        """Whether a file was withdrawn while the statement ran, which is worth one more attempt."""
+        if self._tried_again or not duckdb_errors.names_a_file(str(error)):
+            return False
+        self._tried_again = self._database.changed()
+        return self._tried_again
+
+    def read(self, step: Callable[[], T]) -> T:
+        """Read a further part of the answer.
+
+        Raises:
+            QueryError: as for :meth:`run`.
+            ArchiveError: as for :meth:`run`.
+        """
+        try:
+            return self._limit.run(self._connection, step)
+        except (OSError, ValueError, duckdb.Error) as error:  # Arrow's own errors are among them
+            raise self._explained(error) from None
+
+    def _show_memories(self) -> None:
+        with self._hot.rows(self._database.scratch_folder()) as rows:
+            # Listed after the snapshot: what a purge moves in between is in both, and shown once.
+            connection = self._connection = self._database.cursor()
+            self._columns = self._limit.run(connection, lambda: self._database.show_memories(connection, rows))
+        self.about_nothing = not self._database.files and rows.missing is not None
+        for note in filter(None, (rows.missing, self._hot.loss(rows))):
+            warnings.warn(note, HotStoreWarning, stacklevel=2)
+
+    def _explained(self, error: Exception) -> PipelineError:
+        """Make the error that the user reads."""
+        message = str(error)
+        if isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
+            self._database.forget()
+        listing = self._database.listing()
+        if self._statement is None:  # it is no SQL
+            return duckdb_errors.explain(message, listing=listing, bound=False)
+        if duckdb_errors.may_be_damage(message) and (damage := self._damage()):
+            return ArchiveError(damage)
+        refusal = self._refusal(self._statement) if duckdb_errors.about_the_statement(message) else None
+        return duckdb_errors.explain(
+            refusal or message,
+            listing=listing,
+            columns=self._columns or self._database.columns,
+            sql=self._statement.sql,
+            bound=refusal is None,
+            quotes_at_will=self._statement.quotes_at_will,
+        )
+
+    def _damage(self) -> str | None:
+        """What is wrong with the archive's files, as far as the query's time and memory allow to look."""
+        connection, listing = self._database.cursor(), self._database.listing()
+        try:
+            damaged = self._limit.run(connection, lambda: find_damaged(connection, listing))
+        except (QueryError, duckdb.InterruptException, duckdb.OutOfMemoryException):
+            return None
+        return damage_message(listing, damaged) if damaged else None
+
+    def _refusal(self, statement: sandbox.Statement) -> str | None:
+        """Say why DuckDB refuses the statement as such, or None if it would begin to read rows.
+
+        Its message for the bare statement points at the place, which the one for a relation doesn't.
+        """
+        # A view of the session's own is in no other session; of any other, an answer may still be read there.
+        connection = self._connection if self._columns else self._database.cursor()
+        try:
+            connection.execute(f"EXPLAIN {statement.body}", self._parameters).fetchall()
+        except duckdb.Error:
+            try:
+                connection.execute(statement.body, self._parameters)
+            except duckdb.Error as error:
+                return str(error)
+        return None
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Columns' names, each once: the second ``name`` is called ``name_1``."""
+    unique: dict[str, None] = {}
+    numbers: dict[str, int] = {}
+    for name in names:
+        candidate = name
+        while candidate in unique:
+            numbers[name] = numbers.get(name, 0) + 1
+            candidate = f"{name}_{numbers[name]}"
+        unique[candidate] = None
+    return list(unique)
