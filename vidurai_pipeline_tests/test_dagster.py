@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.report import Batch
+from vidurai_pipeline.archival.report import PublishReport
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs import resources
@@ -116,7 +116,7 @@ def test_a_failed_check_stops_the_purge_and_the_next_run_puts_it_right(
     before = hot_rows(settings.db_path)
     publish = MemoryArchiver.publish
 
-    def publish_and_damage(archiver: MemoryArchiver) -> Batch:
+    def publish_and_damage(archiver: MemoryArchiver) -> PublishReport:
         batch = publish(archiver)
         for file in batch.files:
             os.truncate(file.path, file.bytes // 2)
@@ -144,7 +144,7 @@ def test_an_altered_value_fails_the_check_by_name(
 ) -> None:
     publish = MemoryArchiver.publish
 
-    def publish_and_alter(archiver: MemoryArchiver) -> Batch:
+    def publish_and_alter(archiver: MemoryArchiver) -> PublishReport:
         batch = publish(archiver)
         table = pq.read_table(batch.files[0].path)
         rows = table.to_pylist()
@@ -170,7 +170,7 @@ def test_a_busy_store_is_tried_again(
     attempts = []
     begin = MemoryArchiver.publish
 
-    def publish(archiver: MemoryArchiver) -> Batch:
+    def publish(archiver: MemoryArchiver) -> PublishReport:
         attempts.append(archiver)
         if len(attempts) == 3:
             con.execute("ROLLBACK")

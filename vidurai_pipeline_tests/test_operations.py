@@ -20,7 +20,7 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.report import Batch
+from vidurai_pipeline.archival.report import PublishReport
 from vidurai_pipeline_tests.archival.tiers import Row, assert_one_tier, cold_rows, hot_rows
 from vidurai_pipeline_tests.reference import run_reference
 
@@ -125,7 +125,7 @@ def test_a_killed_run(machine: Machine) -> None:
 def test_a_new_damaged_file(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     archiver = MemoryArchiver(machine.db, machine.archive)
     with archiver.run("test"):
-        batch: Batch = archiver.publish()
+        batch: PublishReport = archiver.publish()
     os.truncate(batch.files[0].path, batch.files[0].bytes // 2)
     out = machine.follow("A new file is damaged", 0)
     assert ".damaged" in out.splitlines()[-1]

@@ -1,9 +1,9 @@
 """What the archiver's steps report."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,18 +14,18 @@ from vidurai_pipeline.hot.salvage import Rejected
 Progress = Callable[[str, int, int], None]
 
 
-def unwatched(stage: str, done: int, total: int) -> None:
-    """No one asked for progress."""
+def no_progress(stage: str, done: int, total: int) -> None:
+    """For a caller who does not ask how far the work is."""
 
 
 @dataclass
-class Purge:
+class PurgeReport:
     """What a purge did.
 
     Attributes:
         purged: memories deleted from the hot store.
-        kept: memories that stay hot (changed, or deleted by the daemon, since they were read); their copies left
-            the archive again.
+        kept: memories that stay hot because they changed, or were deleted by the daemon, since they were read. Their
+            copies left the archive again.
         files: the files whose memories were purged.
         longest_hold: the longest hold of the hot store's write lock, in seconds.
         notes: what was put right, for the record.
@@ -41,22 +41,24 @@ class Purge:
 
 
 @dataclass
-class Batch:
+class PublishReport:
     """What a run published.
 
     Attributes:
+        schema: the files' schema.
+        waiting: how many memories waited when the run began.
         files: the new files.
         rejected: memories that stay hot because Parquet can't hold them.
         recovered: what finishing an interrupted run's work did.
-        schema: the files' schema.
-        waiting: how many memories waited when the run began.
+        last: the last id that was read.
     """
 
     schema: pa.Schema
     waiting: int = 0
     files: list[PublishedFile] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
-    recovered: Purge = field(default_factory=Purge)
+    recovered: PurgeReport = field(default_factory=PurgeReport)
+    last: Any = None
 
     @property
     def rows(self) -> int:
@@ -86,11 +88,12 @@ class Verification:
         return not self.problems
 
 
-class FlushResult(int):
-    """What a flush did. It compares, counts and prints like the number of memories archived.
+@dataclass(frozen=True)
+class FlushReport:
+    """What a flush did.
 
     Attributes:
-        archived: memories that this run moved to the archive.
+        archived: memories that this run moved to the archive; in a dry run, those that it would have moved.
         purged: memories deleted from the hot store, an interrupted run's among them.
         kept: memories that changed meanwhile, and stay hot.
         rejected: memories that Parquet can't hold, and stay hot.
@@ -99,7 +102,7 @@ class FlushResult(int):
         longest_hold: the longest hold of the hot store's write lock, in seconds.
         notes: what an interrupted run left and was put right, for the record.
         problems: files that need a person, and what to do.
-        dry_run: nothing was written or deleted; ``archived`` is what would have been.
+        dry_run: nothing was written or deleted.
     """
 
     archived: int
@@ -111,34 +114,36 @@ class FlushResult(int):
     longest_hold: float
     notes: list[str]
     problems: list[str]
-    dry_run: bool
+    dry_run: bool = False
 
-    def __new__(cls, archived: int, *, batch: Batch, purge: Purge, dry_run: bool = False) -> Self:
-        """Put the steps' reports together."""
-        self = super().__new__(cls, archived)
-        self.archived = archived
-        self.purged = purge.purged + batch.recovered.purged
-        self.kept = purge.kept + batch.recovered.kept
-        self.rejected = batch.rejected
-        self.files = [file.path for file in batch.files]
-        self.recovered = batch.recovered.purged
-        self.longest_hold = max(purge.longest_hold, batch.recovered.longest_hold)
-        self.notes = batch.recovered.notes + purge.notes
-        self.problems = batch.recovered.problems + purge.problems
-        self.dry_run = dry_run
-        return self
+    @classmethod
+    def of(cls, published: PublishReport, purge: PurgeReport) -> "FlushReport":
+        """Put the reports of a flush's steps together."""
+        recovered = published.recovered
+        return cls(
+            archived=published.rows - purge.kept,
+            purged=purge.purged + recovered.purged,
+            kept=purge.kept + recovered.kept,
+            rejected=published.rejected,
+            files=[file.path for file in published.files],
+            recovered=recovered.purged,
+            longest_hold=max(purge.longest_hold, recovered.longest_hold),
+            notes=recovered.notes + purge.notes,
+            problems=recovered.problems + purge.problems,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types."""
-        return {
-            "archived": self.archived,
-            "purged": self.purged,
-            "kept": self.kept,
-            "rejected": [{"id": r.id, "column": r.column, "reason": r.reason} for r in self.rejected],
-            "files": [str(path) for path in self.files],
-            "recovered": self.recovered,
-            "longest_lock_ms": round(self.longest_hold * 1000, 1),
-            "notes": self.notes,
-            "problems": self.problems,
-            "dry_run": self.dry_run,
-        }
+        report = {**asdict(self), "files": [str(path) for path in self.files]}
+        report["longest_lock_ms"] = round(report.pop("longest_hold") * 1000, 1)
+        return report
+
+
+class ArchivedCount(int):
+    """How many memories a flush archived; the fields of its report are attributes of the number."""
+
+    report: FlushReport
+
+    def __getattr__(self, name: str) -> Any:
+        """Look a field up in the report."""
+        return getattr(self.report, name)

@@ -1,105 +1,253 @@
-"""Bring pending files and the hot store to agreement: each memory in one tier, once.
+"""One run on the archive: its lock is held, one connection to the hot store is open, marks say how far it is.
 
-A pending file's memories are still in the hot store when the file is new, partly so when a purge was interrupted.
+What a step hands to the next stands on the disk, so a run that dies at any point leaves every memory in the hot
+store, in a published file, or in both, and in the last case a mark from which :meth:`Run.recover` goes on.
 """
 
+import contextlib
 import os
 import sqlite3
+import uuid
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.archival.report import Progress, Purge, unwatched
-from vidurai_pipeline.cold.archive import Archive, read_back
+from vidurai_pipeline.archival.report import Progress, PublishReport, PurgeReport, Verification
+from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
+from vidurai_pipeline.archival.staging_process import Staging
+from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, read_back
 from vidurai_pipeline.cold.files import archive_errors, sync_file
-from vidurai_pipeline.cold.pending import Pending
-from vidurai_pipeline.errors import VerificationError
+from vidurai_pipeline.cold.pending import Pending, store_identity
+from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
 from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.hot.upkeep import Upkeep, keep_small
+from vidurai_pipeline.settings import Settings
 
 _NAMED = 10
 
 
-class Reconciler:
-    """Purges the memories of pending files, and finishes what a dead run left.
+class Run:
+    """The steps of the archival protocol, on one connection to the hot store.
 
     Args:
         store: the hot store.
         archive: the archive, whose lock must be held.
+        settings: how to archive.
         progress: told how far the work is.
-
-    Attributes:
-        verified: files found equal to the hot store, and the data version of the connection at which they were.
     """
 
-    def __init__(self, store: HotStore, archive: Archive, progress: Progress = unwatched) -> None:
+    #: Of so many memories or more, a second process stages the next file; it takes half a second to start.
+    rows_worth_a_process = 20_000
+    #: The most rows of the first file where a second process stages the next ones: until it is there, nothing is
+    #: purged. The files after it grow.
+    first_file_rows = 12_500
+    #: Bytes of the write-ahead log from which on the second process leaves the store alone until the log is done
+    #: with: the longer it is, the longer each read takes, the daemon's too.
+    largest_log = 256 * 1024 * 1024
+
+    def __init__(self, store: HotStore, archive: Archive, settings: Settings, progress: Progress) -> None:
         self.store = store
         self.archive = archive
-        self.verified: dict[Path, int] = {}
+        self.settings = settings
         self._progress = progress
-        self._con: sqlite3.Connection | None = None
-        self._purger: Purger | None = None
-        self._version = -1
+        #: Files found equal to the hot store, and the connection's data version when their comparison began.
+        self._verified: dict[Path, int] = {}
+        self._moment = datetime.now(UTC)
+        self._batch = uuid.uuid4().hex
 
-    def connection(self) -> sqlite3.Connection:
-        """The connection that purges, opened when it is first needed.
+    @cached_property
+    def con(self) -> sqlite3.Connection:
+        """The connection that reads, compares and purges, opened when it is first needed.
 
         Raises:
             HotStoreError: the store can't be opened for writing.
         """
-        if self._con is None:
-            self._con = self.store.connect(write=True)
-        return self._con
+        return self.store.connect(write=True)
 
-    def logged(self) -> bool:
-        """Whether the store has a write-ahead log, so that reading and writing don't wait for each other."""
-        return self.connection().execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    @cached_property
+    def purger(self) -> Purger:
+        """Deletes memories by the run's connection."""
+        with self.store.errors():
+            return Purger(self.con, self.store.schema)
 
     def close(self) -> None:
-        """Close the connection; what was found equal by it is known no longer."""
-        if self._con is not None:
-            self._con.close()
-            self._con = self._purger = None
-            self.verified.clear()
+        """Close the connection."""
+        if "con" in self.__dict__:
+            self.con.close()
 
-    @property
-    def version(self) -> int:
-        """The connection's data version when it last looked. Any thread may ask."""
-        purger = self._purger
-        return purger.version if purger else self._version
+    # The whole protocol
 
-    def look(self) -> int:
-        """Have the connection look whether anyone else has changed the store; gives its data version."""
+    def flush(self, published: PublishReport, purge: PurgeReport) -> None:
+        """Select, write, verify, purge: file after file, the next one staged while this one is purged.
+
+        Args:
+            published: what :meth:`begin` returned; added to.
+            purge: added to.
+
+        Raises:
+            HotStoreError, ArchiveError: no memory is lost, and the next run goes on from there.
+        """
+        # Without a write-ahead log, the second process's snapshot would hold up the purge's commits.
+        apart = published.waiting >= self.rows_worth_a_process and self._has_log()
+        with self._staging(apart=apart) as staging:
+            version = self._begin_file(staging, published, apart=apart)
+            while mark := self._publish_file(staging, published, version):
+                # While the second process reads, SQLite can't begin its log anew: not ahead of a long one.
+                ahead = apart and self.purger.log_bytes < self.largest_log
+                if ahead:
+                    version = self._begin_file(staging, published, apart=apart)
+                self._purge_file(mark, self._read(mark), purge)
+                if not ahead:
+                    version = self._begin_file(staging, published, apart=apart)
+
+    def publish(self) -> PublishReport:
+        """Finish what an interrupted run left, then write all ARCHIVED memories to new files.
+
+        Raises:
+            HotStoreError, ArchiveError: nothing was purged; files that were published before it wait for the next
+                run.
+        """
+        published = self.begin()
+        with self._staging(apart=False) as staging:
+            version = self._begin_file(staging, published, apart=False)
+            while self._publish_file(staging, published, version):
+                version = self._begin_file(staging, published, apart=False)
+        return published
+
+    def begin(self) -> PublishReport:
+        """Finish what an interrupted run left, and count what waits."""
+        schema = self.store.schema(self.con)
+        recovered = self.recover()
         with self.store.errors():
-            self._version = data_version(self.connection())
-        if self._purger:
-            self._purger.version = self._version
-        return self._version
+            self._purge_archived_before(recovered)
+            (waiting,) = self.con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()
+        return PublishReport(schema.arrow_schema, waiting, recovered=recovered)
 
-    def prepare(self) -> None:
-        """Do what every purge needs first, before the first file is there."""
+    # Write
+
+    @contextlib.contextmanager
+    def _staging(self, *, apart: bool) -> Any:
+        stager = Stager(self.store, self.archive, self._moment, self._batch)
+        try:
+            with Staging(stager, apart=apart) as staging:
+                yield staging
+        except BaseException:
+            # The second process was ended amid a file, perhaps.
+            with contextlib.suppress(ArchiveError):
+                self.archive.sweep()
+            raise
+
+    def _begin_file(self, staging: Staging, published: PublishReport, *, apart: bool) -> int:
+        """Begin to stage the next file; returns the data version before its snapshot."""
+        # The version comes first: what changes after it makes the purge compare once more.
         with self.store.errors():
-            self._purger_of(self.connection())
+            version = data_version(self.con)
+        rows = self.settings.rows_per_file
+        if apart:
+            rows = min(rows, self.first_file_rows * 2 ** len(published.files))
+        staging.begin(StagingRequest(self.archive.new_path(self._moment), published.last, rows))
+        return version
 
-    def purge_file(self, mark: Pending, result: Purge) -> None:
+    def _publish_file(self, staging: Staging, published: PublishReport, version: int) -> Pending | None:
+        """Publish the file that was begun; None if there was no row for it."""
+        before = published.rows
+        staged = staging.finish(lambda rows: self._progress("archiving", before + rows, published.waiting))
+        published.rejected += staged.rejected
+        published.last = staged.last
+        if staged.hidden is None:
+            return None
+        mark = Pending(
+            file=str(staged.path.relative_to(self.archive.root)),
+            sha256=(staged.sha256,),
+            rows=staged.rows,
+            store=self._identity,
+            batch=self._batch,
+        )
+        self.archive.publish(staged.hidden, staged.path, mark)
+        self._verified[staged.path] = version
+        with archive_errors(staged.path):
+            published.files.append(PublishedFile(staged.path, staged.rows, staged.path.stat().st_size))
+        published.schema = staged.schema
+        return mark
+
+    # Verify
+
+    def verify(self) -> Verification:
+        """Read back the files that wait to be purged, and compare every column of every row with the hot store.
+
+        Rows that the daemon has changed since are counted, not blamed: the file's own digest tells them from a
+        file that is no longer what was written.
+
+        Raises:
+            HotStoreError: the hot store can't be read.
+        """
+        result = Verification()
+        for mark in self._marks():
+            path = self.archive.root / mark.file
+            self._progress("verifying", result.rows, 0)
+            result.files += 1
+            result.rows += mark.rows
+            with self.store.errors():
+                version = data_version(self.con)
+                schema = self.store.schema(self.con)
+                try:
+                    found = compare_contents(self.con, schema, self.archive.read(mark))
+                except VerificationError as error:
+                    result.problems.append(str(error) + self._differences(path))
+                    continue
+            if found.differing or found.missing:
+                result.changed += len(found.differing) + len(found.missing)
+            else:
+                self._verified[path] = version
+        return result
+
+    def _differences(self, path: Path) -> str:
+        """How a file that is not what was written compares with the hot store, where it can be read."""
+        with contextlib.suppress(ArchiveError):
+            found = compare_contents(self.con, self.store.schema(self.con), FileContents.read(path))
+            return f"; against the hot store: {found.describe()}"
+        return ""
+
+    # Purge
+
+    def purge(self) -> PurgeReport:
+        """Purge the memories of all pending files from the hot store.
+
+        Raises:
+            HotStoreError: the store was busy for too long, or is damaged; what was deleted before is archived.
+            VerificationError: a file is not what was written; none of its memories was purged.
+        """
+        result = PurgeReport()
+        for mark in self._marks():
+            if not self.archive.is_void(mark):
+                self._purge_file(mark, self._read(mark), result)
+        return result
+
+    def _read(self, mark: Pending) -> FileContents:
+        try:
+            return self.archive.read(mark)
+        except VerificationError as error:
+            raise VerificationError(f"{error}; nothing of it was purged") from None
+
+    def _purge_file(self, mark: Pending, contents: FileContents, result: PurgeReport) -> None:
         """Purge one pending file's memories, and take its stale copies out of the archive.
 
         Args:
             mark: the file's mark.
+            contents: the file, read before its mark says that it may hold the only copy of a memory.
             result: added to.
 
         Raises:
-            VerificationError: the file is not what was written; none of its memories was purged.
             HotStoreError, ArchiveError: it could not be finished; the next run goes on from there.
         """
-        path = self.archive.root / mark.file
-        con = self.connection()
-        # Before the mark says that the file may hold the only copy of a memory.
-        if problem := self.archive.examine(mark):
-            raise VerificationError(f"{path}: {problem}; nothing of it was purged")
+        path = contents.path
         # If none of the file's memories has been purged before, one that is missing was deleted by the daemon, and
         # one that differs was changed by it. Otherwise the file may hold the only copy of either.
         certain = not mark.purging
@@ -107,61 +255,44 @@ class Reconciler:
             mark = replace(mark, purging=True)
             self.archive.pending.write(mark)
         count = PurgeCount()
-        with self.store.errors(), archive_errors(path):
-            purger = self._purger_of(con)
-            for copies in read_back(path):
-                part = purger.purge(copies, self.verified.get(path))
-                count.purged += part.purged
-                count.kept |= part.kept
-                count.held += part.held
-                count.missing += part.missing
-                count.longest_hold = max(count.longest_hold, part.longest_hold)
+        with self.store.errors():
+            for copies in contents.batches():
+                self.purger.purge(copies, count, self._verified.get(path))
                 self._progress("purging", result.purged + count.purged, 0)
-            count.longest_hold = max(count.longest_hold, purger.finish([] if certain else count.missing))
-        stale = count.kept
+            self.purger.finish(count, [] if certain else count.missing)
         if count.held:
             result.notes.append(_held_note(count.held))
-        if certain:
-            stale |= set(count.missing)
-        else:
-            stale &= self._same_memories(path, stale)
+        stale = count.kept | set(count.missing) if certain else count.kept & self._same_memories(contents, count.kept)
         if stale:
             self.archive.rewrite(path, mark, stale)
         self._sync_store()
-        with self.store.errors():
-            purger.checkpoint()
         self.archive.pending.remove(mark)
         result.purged += count.purged
         result.kept += len(stale)
         result.files.append(path)
         result.longest_hold = max(result.longest_hold, count.longest_hold)
 
-    def _same_memories(self, path: Path, ids: set[int]) -> set[int]:
+    def _same_memories(self, contents: FileContents, ids: set[int]) -> set[int]:
         """Those of some ids under which the hot store surely has the same memory as a file, changed or not.
 
         A store whose ids are not AUTOINCREMENT may have given the id of a purged memory to a new one. Where that is
         in doubt, the archived copy stays.
         """
-        con = self.connection()
         same = set()
-        with self.store.errors(), tolerant_text(con), archive_errors(path):
-            known = {column.field: column.name for column in self.store.schema(con).columns}
-            if "created_at" not in known:
+        with self.store.errors(), tolerant_text(self.con):
+            known = {column.field: column.name for column in self.store.schema(self.con).columns}
+            if "created_at" not in known or not ids:
                 return same
             birth = [name for name in ("created_at", "project_id", "event_type", "file_path") if name in known]
             names = ", ".join(quote_identifier(known[name]) for name in birth)
-            for copies in read_back(path, ["id", *birth]):
-                for id_, *born in zip(*(column.to_pylist() for column in copies.columns), strict=True):
+            for copies in contents.batches():
+                for id_, *born in zip(*(copies.column(name).to_pylist() for name in ("id", *birth)), strict=True):
                     if id_ not in ids or born[0] is None:
                         continue
-                    row = con.execute(f"SELECT {names} FROM memories WHERE id = ?", (id_,)).fetchone()
+                    row = self.con.execute(f"SELECT {names} FROM memories WHERE id = ?", (id_,)).fetchone()
                     if row is not None and list(row) == born:
                         same.add(id_)
         return same
-
-    def log_bytes(self) -> int:
-        """How much of the store's write-ahead log was in use at the last checkpoint."""
-        return self._purger.log_bytes if self._purger else 0
 
     def _sync_store(self) -> None:
         """Wait until the deletions are on the disk: with a WAL, ``synchronous=NORMAL`` leaves that open."""
@@ -170,39 +301,44 @@ class Reconciler:
             with archive_errors(log):
                 # The log carries none of SQLite's locks, so closing it here drops none.
                 sync_file(log)
+        with self.store.errors():
+            self.purger.checkpoint()
 
-    def recover(self) -> Purge:
+    # Recover
+
+    def recover(self) -> PurgeReport:
         """Finish the work of a run that died: drop what was never published, purge what was."""
         self.archive.sweep()
-        result = Purge()
-        for mark in self.marks():
+        result = PurgeReport()
+        for mark in self._marks():
             path = self.archive.root / mark.file
             if self.archive.is_void(mark):
                 self.archive.pending.remove(mark)
                 continue
-            problem = self.archive.examine(mark)
-            if problem is None:
-                self.purge_file(mark, result)
-            elif not mark.purging:
-                # All of its memories are still hot, and are archived anew.
-                aside = self.archive.set_aside(path)
-                self.archive.pending.remove(mark)
-                result.notes.append(f"{path}: {problem}; renamed to {aside.name}. Its memories are still hot")
+            try:
+                contents = self.archive.read(mark)
+            except VerificationError as error:
+                if not mark.purging:
+                    # All of its memories are still hot, and are archived anew.
+                    aside = self.archive.set_aside(path)
+                    self.archive.pending.remove(mark)
+                    result.notes.append(f"{error}; renamed to {aside.name}. Its memories are still hot")
+                else:
+                    kept_mark = self.archive.pending.retire(mark)
+                    result.problems.append(
+                        f"{error}, and some of its {mark.rows:,} memories had been purged already. Restore the file "
+                        f"from a backup, or move it out of the archive; what is known of it stands in {kept_mark}"
+                    )
             else:
-                kept_mark = self.archive.pending.retire(mark)
-                result.problems.append(
-                    f"{path}: {problem}, and some of its {mark.rows:,} memories had been purged already. Restore the "
-                    f"file from a backup, or move it out of the archive; what is known of it stands in {kept_mark}"
-                )
+                self._purge_file(mark, contents, result)
         return result
 
-    def purge_archived_before(self, result: Purge) -> None:
+    def _purge_archived_before(self, result: PurgeReport) -> None:
         """Purge memories whose equal copy has long been in the archive, as after the store's restore from a backup.
 
         Writing them once more would give the archive the same version twice.
         """
-        con = self.connection()
-        lowest, highest = con.execute(
+        lowest, highest = self.con.execute(
             "SELECT min(id), max(id) FROM memories WHERE status = 'ARCHIVED' AND typeof(id) = 'integer'"
         ).fetchone()
         if lowest is None:
@@ -212,19 +348,19 @@ class Reconciler:
             if self.archive.pending.knows(path.name) or not path.is_file():
                 continue
             try:
-                overlaps = self._overlaps(con, path, lowest, highest)
+                overlaps = self._overlaps(path, lowest, highest)
             except (OSError, pa.ArrowException):
                 # A broken file holds nothing to rely on; queries and the self-test name it.
                 continue
             if overlaps:
                 self._purge_equal(path, result)
 
-    def _overlaps(self, con: sqlite3.Connection, path: Path, lowest: int, highest: int) -> bool:
+    def _overlaps(self, path: Path, lowest: int, highest: int) -> bool:
         with pq.ParquetFile(path) as file:
             if not _may_hold(file.metadata, lowest, highest):
                 return False
         for ids in read_back(path, ["id"]):
-            waiting = con.execute(
+            waiting = self.con.execute(
                 "SELECT count(*) FROM json_each(?) AS copy CROSS JOIN memories AS m ON m.id = copy.value "
                 "WHERE m.status = 'ARCHIVED'",
                 (json_ids(ids.column("id").to_pylist()),),
@@ -233,31 +369,51 @@ class Reconciler:
                 return True
         return False
 
-    def _purge_equal(self, path: Path, result: Purge) -> None:
+    def _purge_equal(self, path: Path, result: PurgeReport) -> None:
+        count = PurgeCount()
         with archive_errors(path):
             sync_file(path)
-            purger = self._purger_of(self.connection())
             for copies in read_back(path):
-                count = purger.purge(copies)
-                result.purged += count.purged
-                result.longest_hold = max(result.longest_hold, count.longest_hold)
-            result.longest_hold = max(result.longest_hold, purger.finish())
+                self.purger.purge(copies, count)
+            self.purger.finish(count)
         self._sync_store()
+        result.purged += count.purged
+        result.longest_hold = max(result.longest_hold, count.longest_hold)
 
-    def _purger_of(self, con: sqlite3.Connection) -> Purger:
-        if self._purger is None:
-            self._purger = Purger(con, self.store.schema)
-        return self._purger
+    # Upkeep
 
-    def marks(self) -> list[Pending]:
+    def keep_small(self, purged: int) -> Upkeep:
+        """Checkpoint the hot store's log, merge its search index, give free pages back as configured.
+
+        Args:
+            purged: memories that were just purged.
+        """
+        try:
+            search_index = self.store.schema(self.con).search_index
+        except HotStoreError as error:
+            # By now the memories have moved; that must be told, whatever becomes of this.
+            return Upkeep(notes=[f"the hot store was not made smaller: {error}"])
+        return keep_small(
+            self.store,
+            self.con,
+            purged=purged,
+            search_index=search_index,
+            vacuum=self.settings.vacuum,
+            share=self.settings.vacuum_share,
+        )
+
+    # What both tiers know each other by
+
+    def _has_log(self) -> bool:
+        return self.con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+    @cached_property
+    def _identity(self) -> tuple[str, str]:
+        return store_identity(self.store.path, self.archive.root)
+
+    def _marks(self) -> list[Pending]:
         """The pending marks that concern this hot store."""
-        own = self.identity()
-        return [m for m in self.archive.pending.all() if m.store[0] == own[0] or m.store[1] == own[1]]
-
-    def identity(self) -> tuple[str, str]:
-        """What pending marks know the hot store by: its real path, and its path relative to the archive."""
-        real = os.path.realpath(self.store.path)
-        return real, os.path.relpath(real, os.path.realpath(self.archive.root))
+        return [mark for mark in self.archive.pending.all() if mark.concerns(self._identity)]
 
 
 def _held_note(ids: list[int]) -> str:

@@ -1,13 +1,13 @@
 """Stage a file: write it, read it back and compare it with the hot store, all while it is hidden.
 
-Staging only reads the hot store, and what it writes has no name yet that a reader of the archive would find. So it
-can be left to a process of its own, which may die at any point.
+Staging only reads the hot store, and no reader of the archive finds what it writes. So it can be left to a process of
+its own, which may die at any point.
 """
 
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.cold.archive import Archive, discard, read_back
-from vidurai_pipeline.cold.files import archive_errors, digest
+from vidurai_pipeline.cold.archive import Archive, FileContents, discard
 from vidurai_pipeline.errors import VerificationError
 from vidurai_pipeline.hot.comparison import Comparison, compare
 from vidurai_pipeline.hot.rows import RowBatch, read_archived
@@ -25,12 +24,31 @@ from vidurai_pipeline.hot.schema import StoreSchema
 from vidurai_pipeline.hot.sql import snapshot
 from vidurai_pipeline.hot.store import HotStore
 
+#: A file ends once its rows take so many bytes in memory, so that it can be read back, and digested, in one go.
+FILE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class StagingRequest:
+    """Which file to stage next.
+
+    Attributes:
+        path: the name that it is to get.
+        after: the last id of the file before it, None for the first.
+        rows: the most rows that it holds.
+    """
+
+    path: Path
+    after: Any
+    rows: int
+
 
 @dataclass
 class StagedFile:
     """A hidden file that equals the hot store's rows, or none if no row was left.
 
     Attributes:
+        path: the name that it is to get.
         schema: the file's schema.
         hidden: the file; None if there was no row for it.
         sha256: its digest.
@@ -39,6 +57,7 @@ class StagedFile:
         rejected: memories left out because Parquet can't hold them.
     """
 
+    path: Path
     schema: pa.Schema
     hidden: Path | None = None
     sha256: str = ""
@@ -55,24 +74,23 @@ class Stager:
         archive: the archive.
         moment: the moment of archival, in UTC.
         batch: identifies the run in the files' metadata.
-        rows_per_file: the most rows that a file holds.
+        verify: read each file back and compare it; the benchmarks measure what that costs.
     """
 
-    def __init__(self, store: HotStore, archive: Archive, moment: datetime, batch: str, rows_per_file: int) -> None:
+    def __init__(self, store: HotStore, archive: Archive, moment: datetime, batch: str, *, verify: bool = True) -> None:
         self.moment = moment
         self.batch = batch
         self._store = store
         self._archive = archive
         self._archived_at = moment.replace(tzinfo=None).isoformat(timespec="microseconds")
-        self._rows_per_file = rows_per_file
+        self._verify = verify
         self._con: sqlite3.Connection | None = None
 
-    def stage(self, path: Path, after: Any, progress: Callable[[int], None]) -> StagedFile:
-        """Stage the next file; it is read in a snapshot of its own.
+    def stage(self, request: StagingRequest, progress: Callable[[int], None]) -> StagedFile:
+        """Stage a file; it is read in a snapshot of its own.
 
         Args:
-            path: the name that the file is to get.
-            after: the last id of the file before it.
+            request: which file.
             progress: called with how many of its memories were read.
 
         Raises:
@@ -83,33 +101,34 @@ class Stager:
         con = self._con
         with self._store.errors(), snapshot(con):
             schema = self._store.schema(con)
-            staged = StagedFile(schema.arrow_schema, last=after)
-            parts = _noted(read_archived(con, schema, after=after, rows=self._rows_per_file), staged, progress)
-            with contextlib.closing(parts):  # before the connection is
+            staged = StagedFile(request.path, schema.arrow_schema, last=request.after)
+            with contextlib.closing(_read(con, schema, request, staged, progress)) as parts:
                 if (first := next(parts, None)) is not None:
-                    self._write(con, schema, path, itertools.chain([first], parts), staged)
+                    self._write(con, schema, itertools.chain([first], parts), staged)
         return staged
 
     def _write(
-        self, con: sqlite3.Connection, schema: StoreSchema, path: Path, parts: Iterable[RowBatch], staged: StagedFile
+        self, con: sqlite3.Connection, schema: StoreSchema, parts: Iterable[RowBatch], staged: StagedFile
     ) -> None:
-        with self._archive.writer(path, schema.arrow_schema) as writer:
+        with self._archive.writer(staged.path, schema.arrow_schema) as writer:
             for part in parts:
                 writer.write(part.record_batch(schema, self._archived_at))
             writer.annotate(
                 {"vidurai_pipeline": "1", "vidurai_pipeline.batch": self.batch, "vidurai_pipeline.timezone": "UTC"}
             )
         try:
-            found = compare_file(con, writer.path, schema)
-            if found.differing or found.missing or len(found.equal) != staged.rows:
-                raise VerificationError(
-                    f"{path}: read back before it was published, it does not equal the hot store "
-                    f"({found.describe()}); it was removed, and nothing was purged"
-                )
-            staged.sha256 = digest(writer.path)
+            contents = FileContents.read(writer.path)
+            if self._verify:
+                found = compare_contents(con, schema, contents)
+                if found.differing or found.missing or len(found.equal) != staged.rows:
+                    raise VerificationError(
+                        f"{staged.path}: read back before it was published, it does not equal the hot store "
+                        f"({found.describe()}); it was removed, and nothing was purged"
+                    )
         except BaseException:
             discard(writer.path)
             raise
+        staged.sha256 = contents.sha256
         staged.hidden = writer.path
 
     def close(self) -> None:
@@ -119,28 +138,35 @@ class Stager:
             self._con = None
 
 
-def compare_file(con: sqlite3.Connection, path: Path, schema: StoreSchema) -> Comparison:
-    """Read a file back from the disk and compare all of it with the hot store.
+def compare_contents(con: sqlite3.Connection, schema: StoreSchema, contents: FileContents) -> Comparison:
+    """Compare all of a file, as it was read from the disk, with the hot store.
 
     Raises:
-        ArchiveError: it can't be read.
+        ArchiveError: it is not Parquet.
     """
     result = Comparison()
-    with archive_errors(path):
-        for copies in read_back(path):
-            result += compare(con, schema, copies)
+    for copies in contents.batches():
+        result += compare(con, schema, copies)
     return result
 
 
-def _noted(
-    source: Iterator[RowBatch], staged: StagedFile, progress: Callable[[int], None]
+def _read(
+    con: sqlite3.Connection,
+    schema: StoreSchema,
+    request: StagingRequest,
+    staged: StagedFile,
+    progress: Callable[[int], None],
 ) -> Generator[RowBatch, None, None]:
-    """Pass on what holds rows; note how far it is and what was rejected."""
-    with contextlib.closing(source):  # pyright: ignore[reportArgumentType]
+    """The rows of one file; how far it is and what was rejected is noted."""
+    size = 0
+    with contextlib.closing(read_archived(con, schema, after=request.after, rows=request.rows)) as source:  # pyright: ignore[reportArgumentType]
         for part in source:
             staged.rejected += part.rejected
             staged.rows += len(part.ids)
             staged.last = part.last
             progress(staged.rows)
             if part.ids:
+                size += sum(array.nbytes for array in part.arrays.values())
                 yield part
+            if size >= FILE_BYTES:
+                return

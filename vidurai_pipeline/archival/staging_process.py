@@ -1,4 +1,4 @@
-"""Stage files in a process of its own, while this one purges.
+"""Stage a file in a process of its own, while this one purges the one before.
 
 Reading rows and comparing them is Python's work, of which one process does one piece at a time. ``multiprocessing``
 would start the caller's main module anew, which a library can't expect to bear that.
@@ -15,10 +15,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from vidurai_pipeline.archival.staging import StagedFile, Stager
+from vidurai_pipeline.archival.staging import StagedFile, Stager, StagingRequest
 from vidurai_pipeline.errors import ArchiveError, PipelineError
 
 # Arrow's and glibc's allocators keep for each thread what was freed; here one thread does most of the work.
@@ -31,51 +30,94 @@ serve()
 """
 
 
-class StagingProcess(contextlib.AbstractContextManager["StagingProcess"]):
-    """Does what a :class:`Stager` does, in a child process that ends with this one, however this one ends.
+class Staging:
+    """Stages one file after the other, each begun at one moment and finished at a later one.
+
+    In between, a child process does the work, if there is one; otherwise it is done when the file is finished. The
+    first file is always staged here: the child takes as long to start.
 
     Args:
-        stager: does the work there.
-
-    Raises:
-        OSError: no process could be started.
+        stager: does the work.
+        apart: start a child process, where one can be started.
     """
 
+    def __init__(self, stager: Stager, *, apart: bool) -> None:
+        self._stager = stager
+        self._process = _start(stager) if apart else None
+        self._request: StagingRequest | None = None
+
+    def begin(self, request: StagingRequest) -> None:
+        """Begin with a file; the one before must be finished."""
+        self._request = request
+        if self._is_apart(request):
+            self._process.send(request)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def finish(self, progress: Callable[[int], None]) -> StagedFile:
+        """Wait for the file that was begun.
+
+        Args:
+            progress: called with how many of its memories were read.
+
+        Raises:
+            HotStoreError, ArchiveError: what is left of the file is hidden.
+        """
+        request, self._request = self._request, None
+        if request is None:
+            raise RuntimeError("no file was begun")
+        if self._is_apart(request):
+            return self._process.receive(request, progress)  # pyright: ignore[reportOptionalMemberAccess]
+        return self._stager.stage(request, progress)
+
+    def _is_apart(self, request: StagingRequest) -> bool:
+        return self._process is not None and request.after is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the child, also amid a file, whose hidden part the caller sweeps away."""
+        if self._process is not None:
+            self._process.close()
+        self._stager.close()
+
+
+class StagingProcess:
+    """Does what a :class:`Stager` does, in a child process that ends with this one, however this one ends."""
+
     def __init__(self, stager: Stager) -> None:
-        self._process = subprocess.Popen(  # noqa: S603  (this very Python)
+        self.process = subprocess.Popen(  # noqa: S603  (this very Python)
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # or Ctrl-C would reach it while it starts, before it can ignore it
             env={**_FRUGAL, **os.environ},
         )
-        self.moment, self.batch = stager.moment, stager.batch
         # Its pipes are there: they were asked for.
-        self._requests: Any = self._process.stdin
-        self._answers: Any = self._process.stdout
-        self._send(sys.path)
-        self._send(stager)
+        self._requests: Any = self.process.stdin
+        self._answers: Any = self.process.stdout
+        self.send(sys.path)
+        self.send(stager)
 
-    def _send(self, message: object) -> None:
+    def send(self, message: object) -> None:
+        """Ask for a file; the answer is for :meth:`receive`."""
         # That it has died is told when its answer is read.
         with contextlib.suppress(BrokenPipeError):
             pickle.dump(message, self._requests)
             self._requests.flush()
 
-    def stage(self, path: Path, after: Any, progress: Callable[[int], None]) -> StagedFile:
-        """See :meth:`Stager.stage`.
+    def receive(self, request: StagingRequest, progress: Callable[[int], None]) -> StagedFile:
+        """Wait for the file that was asked for.
 
         Raises:
-            HotStoreError, ArchiveError: nothing of the file is left, or the process died and what is left is hidden.
+            HotStoreError, ArchiveError: as the stager has it, or the process died.
         """
-        self._send((path, after))
         while True:
             try:
                 answer = pickle.load(self._answers)  # noqa: S301  (our own child's)
             except (EOFError, pickle.UnpicklingError):
                 raise ArchiveError(
-                    f"{path}: the process that was writing it ended (exit code {self._process.wait()}) before the "
-                    "file was published; no memory of it was purged. Run again"
+                    f"{request.path}: the process that was writing it ended (exit code {self.process.wait()}) before "
+                    "the file was published; no memory of it was purged. Run again"
                 ) from None
             if isinstance(answer, BaseException):
                 raise answer
@@ -83,20 +125,17 @@ class StagingProcess(contextlib.AbstractContextManager["StagingProcess"]):
                 return answer
             progress(answer)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
         for pipe in (self._requests, self._answers):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
 
-def start_staging_process(stager: Stager) -> StagingProcess | None:
-    """A process that does a stager's work, or None where none can be started (no memory, an embedded Python)."""
+def _start(stager: Stager) -> StagingProcess | None:
+    """A child process, or None where none can be started (no memory, an embedded Python)."""
     if not sys.executable:
         return None
     try:
@@ -123,15 +162,16 @@ def serve() -> None:
         answers.flush()
 
     while True:
-        path, after = requests.get()
+        request: StagingRequest = requests.get()
         try:
-            answer(stager.stage(path, after, answer))
+            answer(stager.stage(request, answer))
         except PipelineError as error:
             answer(error)
         except Exception as error:  # whatever it is, the one who waits must hear of it
             place = traceback.extract_tb(error.__traceback__)[-1]
             # Its own text may quote a memory.
-            answer(RuntimeError(f"{type(error).__name__} at {place.filename}:{place.lineno}, while writing {path}"))
+            what = f"{type(error).__name__} at {place.filename}:{place.lineno}, while writing {request.path}"
+            answer(RuntimeError(what))
         gc.collect()
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from vidurai_pipeline.archival.run import Reconciler
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.cold.pending import store_identity
 from vidurai_pipeline.errors import ConfigError, PipelineError
 from vidurai_pipeline.health import Finding, archive_readable, disk_room, no_duplicates, one_tier, store_integrity
 from vidurai_pipeline.hot.backlog import read_backlog
@@ -83,8 +83,8 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
     except PipelineError as error:
         yield Finding("interrupted runs", "failed", str(error))
         return
-    own = Reconciler(store, archive).identity()
-    strangers = [mark for mark in marks if mark.store[0] != own[0] and mark.store[1] != own[1]]
+    own = store_identity(store.path, archive.root)
+    strangers = [mark for mark in marks if not mark.concerns(own)]
     waiting = [mark for mark in marks if mark not in strangers]
     if waiting:
         names = ", ".join(mark.file for mark in waiting[:_NAMED])

@@ -131,7 +131,7 @@ def flush(dry_run: bool, form: str) -> None:
     from vidurai_pipeline.archival.archiver import MemoryArchiver  # noqa: PLC0415
 
     with output.ProgressLine() as progress:
-        result = MemoryArchiver(progress=progress).flush_archived_memories(dry_run=dry_run)
+        result = MemoryArchiver(progress=progress).flush(dry_run=dry_run)
     report = result.to_dict()
     if form == "json":
         output.print_json(report)

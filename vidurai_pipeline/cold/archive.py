@@ -1,28 +1,50 @@
 """The cold archive: a tree of Parquet files, partitioned by the month of archival.
 
 A file is complete or invisible. It is written beside its place under a hidden name, synced to the disk, read back,
-and only then given its name by a hard link, which fails where the name is taken.
+and only then given its name by a hard link, which fails where the name is taken. Until its memories have left the
+hot store, a pending mark stands beside it (see :mod:`vidurai_pipeline.cold.pending`).
+
+The states of a file, and what the next run makes of each:
+
+========== ======================== =============================== ===================================================
+state      the file                 its mark                        what the next run does
+========== ======================== =============================== ===================================================
+hidden     ``.NAME.HEX.part``       none                            removes it (``sweep``)
+marked     ``.NAME.HEX.part``       ``purging`` false               removes file and mark: nothing was published
+published  ``NAME``, as written     ``purging`` false               purges its memories; copies of rows that changed or
+                                                                    went meanwhile leave the archive
+purging    ``NAME``, as written     ``purging`` true                goes on; a row that is missing counts as purged, so
+                                                                    its copy stays
+rewritten  ``NAME``, without stale  ``purging`` true, two digests   goes on
+           copies
+void       none                     ``purging`` false, or no rows   removes the mark
+settled    ``NAME``                 none                            nothing: its memories are in the archive alone
+set aside  ``NAME.damaged``         none (was ``purging`` false)    archives its memories anew: they are all still hot
+retired    damaged or gone          ``.damaged`` (was ``purging``)  nothing: a person restores the file from a backup
+========== ======================== =============================== ===================================================
 """
 
 import contextlib
 import errno
+import hashlib
 import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.cold.files import archive_errors, digest, make_folder, sync_file, sync_folder
+from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
-from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.errors import ArchiveError, VerificationError
 
 READ_ROWS = 4_096
 ROW_GROUP_ROWS = 65_536
@@ -51,7 +73,6 @@ class Archive:
         self.root = Path(root)
         self.compression = compression
         self.pending = PendingMarks(self.root)
-        self._locks = 0
 
     def files(self) -> list[Path]:
         """All published files, oldest first by name; see :func:`list_files`."""
@@ -79,11 +100,7 @@ class Archive:
         """
         make_folder(self.root)
         with RunLock(self.root).hold(purpose, timeout):
-            self._locks += 1
-            try:
-                yield
-            finally:
-                self._locks -= 1
+            yield
 
     def new_path(self, moment: datetime) -> Path:
         """A name for a new file, by the moment of archival, that no file has yet."""
@@ -147,10 +164,6 @@ class Archive:
         Raises:
             ArchiveError: it could not be done; the old file still stands.
         """
-        if not self._locks:
-            # As when Ctrl-C ends the run around a thread that still purges: what is missing from the hot store may
-            # then have been purged by the next run already.
-            raise ArchiveError(f"{path}: left to the next run, as this one no longer holds the archive")
         with archive_errors(path):
             source = pq.ParquetFile(path)
             rows = 0
@@ -163,7 +176,9 @@ class Archive:
             if rows:
                 try:
                     _compare_rewritten(path, writer.path, drop)
-                    self.pending.write(replace(mark, sha256=(*mark.sha256, digest(writer.path)), rows=rows))
+                    self.pending.write(
+                        replace(mark, sha256=(*mark.sha256, FileContents.read(writer.path).sha256), rows=rows)
+                    )
                     writer.path.replace(path)
                 except BaseException:
                     discard(writer.path)
@@ -178,23 +193,29 @@ class Archive:
         """Whether a mark has no file and needs none: it was never published, or nothing of it is left."""
         return not (self.root / mark.file).exists() and (not mark.purging or mark.rows == 0)
 
-    def examine(self, mark: Pending) -> str | None:
-        """What is wrong with a pending file itself, in words, or None."""
+    def read(self, mark: Pending) -> "FileContents":
+        """Read a pending file from the disk, once.
+
+        Raises:
+            VerificationError: it is not what was written; the message says why.
+        """
         path = self.root / mark.file
         if not path.exists():
-            return "the file is gone"
-        with archive_errors(path):
-            intact = digest(path) in mark.sha256
+            raise VerificationError(f"{path}: the file is gone")
+        contents = FileContents.read(path)
         try:
-            file = pq.ParquetFile(path)
+            file = contents.parquet()
         except (OSError, pa.ArrowException):
-            return "the file was damaged after it was written: it can't be read as Parquet"
-        if not intact:
+            problem = "the file was damaged after it was written: it can't be read as Parquet"
+            raise VerificationError(f"{path}: {problem}") from None
+        if contents.sha256 not in mark.sha256:
             rows = file.metadata.num_rows
-            return f"the file was altered after it was written: it holds {rows:,} rows, {mark.rows:,} were written"
+            raise VerificationError(
+                f"{path}: the file was altered after it was written: it holds {rows:,} rows, {mark.rows:,} were written"
+            )
         if _own_metadata(file).get("vidurai_pipeline.batch") != mark.batch:
-            return "the file was not written by the run that its pending mark names"
-        return None
+            raise VerificationError(f"{path}: the file was not written by the run that its pending mark names")
+        return contents
 
     def sweep(self) -> int:
         """Remove what a killed run left half written; the lock must be held. Returns how many files."""
@@ -266,12 +287,57 @@ class FileWriter:
             self._writer.close()
 
 
+@dataclass(frozen=True)
+class FileContents:
+    """A file as it was read from the disk, in one go: what is digested is what is parsed.
+
+    Attributes:
+        path: where it was read from.
+        data: its bytes; those of a file that the pipeline wrote fit into memory many times over.
+    """
+
+    path: Path
+    data: bytes
+
+    @classmethod
+    def read(cls, path: Path) -> "FileContents":
+        """Read a file.
+
+        Raises:
+            ArchiveError: it can't be read.
+        """
+        with archive_errors(path):
+            return cls(path, path.read_bytes())
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of its bytes, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def parquet(self) -> pq.ParquetFile:
+        """The bytes as Parquet; pages are held against their checksums when they are read."""
+        return pq.ParquetFile(pa.BufferReader(self.data), page_checksum_verification=True)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Its rows, in batches of bounded size.
+
+        Raises:
+            ArchiveError: it is not Parquet, or a page is damaged.
+        """
+        with archive_errors(self.path), self.parquet() as file:
+            yield from _batches(file)
+
+
 def read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Read a file from the disk in batches, checking its pages' checksums."""
+    """Read a file of any size from the disk in batches, checking its pages' checksums."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        # Group by group: their size is bounded in bytes too, not only in rows.
-        for group in range(file.num_row_groups):
-            yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns, use_threads=False)
+        yield from _batches(file, columns)
+
+
+def _batches(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    # Group by group: their size is bounded in bytes too, not only in rows.
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _own_metadata(file: pq.ParquetFile) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
@@ -74,12 +73,6 @@ def make_folder(folder: Path) -> None:
             sync_folder(path.parent)
         if not folder.is_dir():
             raise ArchiveError(f"{folder} is not a folder: move it away, or set VIDURAI_ARCHIVE")
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_file(path: Path) -> None:

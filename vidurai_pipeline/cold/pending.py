@@ -33,6 +33,19 @@ class Pending:
     batch: str
     purging: bool = False
 
+    def concerns(self, store: tuple[str, str]) -> bool:
+        """Whether it is a mark of this hot store, given as :func:`store_identity` gives it."""
+        return self.store[0] == store[0] or self.store[1] == store[1]
+
+
+def store_identity(store: Path, archive: Path) -> tuple[str, str]:
+    """What marks know a hot store by: its real path, and its path relative to the archive.
+
+    One of them is enough: a store that was moved alone keeps neither, one that was moved with its archive the second.
+    """
+    real = os.path.realpath(store)
+    return real, os.path.relpath(real, os.path.realpath(archive))
+
 
 class PendingMarks:
     """The marks of one archive.

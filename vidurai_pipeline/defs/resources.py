@@ -12,7 +12,7 @@ from dagster_duckdb import DuckDBResource
 from pydantic import Field, PrivateAttr
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.report import Progress, unwatched
+from vidurai_pipeline.archival.report import Progress, no_progress
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import BusyError, PipelineError
 from vidurai_pipeline.hot.store import HotStore
@@ -57,7 +57,7 @@ def _retry(reason: str) -> dg.RetryRequested | None:
 
 
 #: Who is told how far a run in this process is; the command line sets it.
-progress_of_runs: ContextVar[Progress] = ContextVar("progress_of_runs", default=unwatched)
+progress_of_runs: ContextVar[Progress] = ContextVar("progress_of_runs", default=no_progress)
 
 
 class ArchiverResource(dg.ConfigurableResource):

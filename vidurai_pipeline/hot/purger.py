@@ -23,8 +23,6 @@ from vidurai_pipeline.hot.sql import data_version, is_row_error, json_ids, quote
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.030
 _TRANSACTIONS_PER_CHECKPOINT = 16
-_FIRST_WEIGHT = 256.0
-_MOST_WEIGHT = 16_384.0
 _BYTES_PER_WEIGHT = 2_048
 _INDEX_ROWS = 128
 _STILL_THERE = "SELECT id FROM memories WHERE id IN (SELECT value FROM json_each(?))"
@@ -57,19 +55,21 @@ class Purger:
         read_schema: reads the store's schema by a connection.
 
     Attributes:
-        version: the store's data version when this connection last looked.
         log_bytes: how much of the write-ahead log was in use at the last checkpoint.
     """
+
+    #: How much the first transaction deletes, and the largest; a memory weighs 1, and more with long texts.
+    first_weight = 256.0
+    most_weight = 16_384.0
 
     def __init__(self, con: sqlite3.Connection, read_schema: Callable[[sqlite3.Connection], StoreSchema]) -> None:
         self._con = con
         self._read_schema = read_schema
-        self.version = data_version(con)
         self._schema_version = self._stored_schema_version()
         self._schema = read_schema(con)
-        self._weight = _FIRST_WEIGHT
+        self._weight = self.first_weight
         self._pause = 0.0
-        self._deletions = 0
+        self._transactions = 0
         self.log_bytes = 0
         self._page_size = con.execute("PRAGMA page_size").fetchone()[0]
         self._logged = con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
@@ -93,31 +93,28 @@ class Purger:
         self._schema_version = version
         return True
 
-    def purge(self, copies: pa.RecordBatch, verified_at: int | None = None) -> PurgeCount:
+    def purge(self, copies: pa.RecordBatch, count: PurgeCount, verified_at: int | None = None) -> None:
         """Delete the rows of archived copies that are equal to them.
 
         Args:
             copies: rows as read back from a published file.
+            count: added to.
             verified_at: the data version of this connection at which all copies were found equal to their rows.
         """
-        count = PurgeCount()
-        self._purge(copies, verified_at, count)
-        return count
-
-    def _purge(self, copies: pa.RecordBatch, verified_at: int | None, count: PurgeCount) -> None:
         # The version comes first: whatever changes after it is noticed inside the deleting transaction.
-        version = self.version = data_version(self._con)
+        version = data_version(self._con)
         self._refresh_schema()
         if verified_at != version:
             copies = self._equal(copies, count)
         for portion in self._portions(copies):
-            undeleted = self._delete_portion(portion, version, count)
-            time.sleep(self._pause)
-            self._deletions += 1
-            if self._deletions % _TRANSACTIONS_PER_CHECKPOINT == 0:
-                self.checkpoint()
-            if undeleted is None or undeleted:
-                self._delete_around(portion, undeleted, version, count)
+            if self._delete_portion(portion, version, count):
+                continue
+            # A row refused to go (a trigger, a foreign key): find out which, and keep it.
+            for n in range(portion.num_rows):
+                row = portion.slice(n, 1)
+                if not self._delete_portion(row, version, count, grow=False):
+                    count.held += row.column("id").to_pylist()
+                    count.kept |= set(count.held)
 
     def _equal(self, copies: pa.RecordBatch, count: PurgeCount) -> pa.RecordBatch:
         """Those copies that are equal to their rows; the others are counted."""
@@ -140,101 +137,64 @@ class Purger:
             yield copies.slice(first, last - first)
             first = last
 
-    def _delete_portion(self, copies: pa.RecordBatch, version: int, count: PurgeCount) -> set[int] | None:
-        """Delete one portion in one transaction.
-
-        Returns:
-            nothing, if all were deleted; otherwise none was, and these are the rows that refuse to go, or None if it
-            is not known which they are.
-        """
+    def _delete_portion(self, copies: pa.RecordBatch, version: int, count: PurgeCount, *, grow: bool = True) -> bool:
+        """Delete one portion in one transaction; returns whether it could: if not, nothing of it was deleted."""
         self._con.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
-        changed = False
-        ids: list[int] = []
-        undeleted: set[int] | None = None
+        changed = deleted = False
         found = PurgeCount()
         try:
-            self.version = data_version(self._con)
-            changed = self.version != version
-            if changed:
+            if changed := data_version(self._con) != version:
                 self._refresh_schema()
                 copies = self._equal(copies, found)
             ids = copies.column("id").to_pylist()
-            undeleted = self._delete(ids)
-            if not undeleted:
+            if deleted := self._delete(ids):
                 self._con.execute("COMMIT")
+                count.kept |= found.kept
+                count.missing += found.missing
+                count.purged += len(ids)
+                self._purged += ids
         except sqlite3.Error as error:
             if not is_row_error(error):
                 raise
+            deleted = False
         finally:
             if self._con.in_transaction:
                 self._con.execute("ROLLBACK")
         held = time.monotonic() - began
         count.longest_hold = max(count.longest_hold, held)
-        deleted = undeleted is not None and not undeleted
-        self._adapt(held, changed=changed, grow=deleted)
-        if deleted:
-            count.kept |= found.kept
-            count.missing += found.missing
-            count.purged += len(ids)
-            self._purged += ids
-        return undeleted
+        self._adapt(held, changed=changed, grow=grow and deleted)
+        time.sleep(self._pause)
+        self._transactions += 1
+        if self._transactions % _TRANSACTIONS_PER_CHECKPOINT == 0:
+            self.checkpoint()
+        return deleted
 
-    def _delete_around(
-        self, copies: pa.RecordBatch, undeleted: set[int] | None, version: int, count: PurgeCount
-    ) -> None:
-        """Some row of a portion refused to go (a trigger, a foreign key): keep that one, delete the others."""
-        ids = copies.column("id").to_pylist()
-        if undeleted is None and len(ids) == 1:
-            undeleted = set(ids)
-        if undeleted:
-            count.kept |= undeleted
-            count.held += sorted(undeleted)
-            portions = [_only(copies, [id_ for id_ in ids if id_ not in undeleted])]
-        else:
-            half = len(ids) // 2
-            portions = [copies.slice(0, half), copies.slice(half)]
-        for portion in portions:
-            if portion.num_rows:
-                # Compared anew, before the lock is taken, if anyone has written since.
-                self._purge(portion, version, count)
-
-    def _delete(self, ids: list[int]) -> set[int]:
-        """Delete rows with all that belongs to them; returns those that are still there."""
+    def _delete(self, ids: list[int]) -> bool:
+        """Delete rows with all that belongs to them; returns whether all are gone."""
         wanted = json_ids(ids)
         indexed = self._index.rows(ids)
         for child in self._schema.child_tables:
-            table, key = quote_identifier(child.table), quote_identifier(child.key)
+            key = f"{quote_identifier(child.table)} WHERE {quote_identifier(child.key)}"
             if child.virtual:
-                self._con.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(id_,) for id_ in ids])
+                self._con.executemany(f"DELETE FROM {key} = ?", [(id_,) for id_ in ids])
             else:
-                self._con.execute(f"DELETE FROM {table} WHERE {key} IN (SELECT value FROM json_each(?))", (wanted,))
+                self._con.execute(f"DELETE FROM {key} IN (SELECT value FROM json_each(?))", (wanted,))
         self._con.execute("DELETE FROM memories WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
         # A trigger of the store's own may have kept a row, or put it back.
-        still = {id_ for (id_,) in self._con.execute(_STILL_THERE, (wanted,))}
-        for child in self._schema.child_tables:
-            table, key = quote_identifier(child.table), quote_identifier(child.key)
-            if not child.virtual:
-                rows = self._con.execute(
-                    f"SELECT {key} FROM {table} WHERE {key} IN (SELECT value FROM json_each(?))", (wanted,)
-                )
-                still |= {id_ for (id_,) in rows}
-        if still:
-            return still
+        if self._con.execute(_STILL_THERE, (wanted,)).fetchone():
+            return False
         self._index.delete(indexed)
-        return set()
+        return True
 
-    def finish(self, gone: Sequence[int] = ()) -> float:
+    def finish(self, count: PurgeCount, gone: Sequence[int] = ()) -> None:
         """Delete what the search index still holds of purged memories: rows that came, or moved, behind its scan.
 
         Args:
+            count: its longest hold is kept up to date.
             gone: ids of memories that a run before this one may have purged without coming to this.
-
-        Returns:
-            the longest time that a transaction held the write lock, in seconds.
         """
         ids, self._purged = [*self._purged, *gone], []
-        longest = 0.0
         while ids and (gone or self._index.outdated()):
             self._refresh_schema()
             self._index.scan()
@@ -243,10 +203,9 @@ class Purger:
                 held = self._delete_index_rows(left[first : first + _INDEX_ROWS])
                 if held is None:
                     break
-                longest = max(longest, held)
+                count.longest_hold = max(count.longest_hold, held)
             else:
                 break
-        return longest
 
     def _delete_index_rows(self, ids: list[int]) -> float | None:
         """Delete purged memories' rows of the search index; returns how long that held the lock.
@@ -282,7 +241,7 @@ class Purger:
         """Size the next transaction by how long this one took, and leave the lock alone while others want it."""
         ratio = TARGET_SECONDS / max(held, 1e-4)
         # What failed early took no time, which says nothing.
-        self._weight = min(_MOST_WEIGHT, max(1.0, self._weight * min(1.5 if grow else 1.0, max(0.25, ratio))))
+        self._weight = min(self.most_weight, max(1.0, self._weight * min(1.5 if grow else 1.0, max(0.25, ratio))))
         # A waiting writer polls: it finds the lock free as often as we leave it free.
         self._pause = held if changed else 0.001
 

@@ -25,8 +25,8 @@ from pathlib import Path
 import pyarrow.dataset  # noqa: F401  (by read_table, and slow to import in every child)
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.archival import archiver
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
 
 ROWS_PER_FILE = 40
@@ -136,7 +136,7 @@ def check(before: dict, db: Path, archive: Path) -> None:
 def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -> dict:
     before = hot_rows(store)
     if mode == "apart":
-        archiver.ROWS_WORTH_A_PROCESS = 0
+        Run.rows_worth_a_process = 0
     deaths: Counter[str] = Counter()
     failures: list[str] = []
 

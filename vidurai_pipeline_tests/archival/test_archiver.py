@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vidurai_pipeline.archival import archiver as archiver_module
+from vidurai_pipeline.archival import run as run_module
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import SchemaError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
@@ -131,7 +131,7 @@ def test_batches_of_the_same_second_do_not_collide(sample_store: Store, monkeypa
         def now(cls, tz: object = None) -> datetime:  # noqa: ARG003
             return datetime(2024, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 
-    monkeypatch.setattr(archiver_module, "datetime", StoppedClock)
+    monkeypatch.setattr(run_module, "datetime", StoppedClock)
     db = sample_store("guardian")
     archive = db.parent / "archive"
     before = hot_rows(db)

@@ -52,8 +52,6 @@ def test_what_changes_before_the_purge_stays_hot(sample_store: Store, what: str,
     changed = ids if what == "new column" else ids[3:30:5]
     with archiver.run("test"):
         archiver.publish()
-        if before == "recovery":
-            archiver.close()
         for id_ in changed[:1] if what == "new column" else changed:
             change(db, (CHANGES[what], (id_,) if "?" in CHANGES[what] else ()))
         now = hot_rows(db)
@@ -84,9 +82,9 @@ def test_a_change_inside_the_deleting_transactions_wait(sample_store: Store) -> 
         if statement == "BEGIN IMMEDIATE" and begun == 1:
             daemon.execute("UPDATE memories SET access_count = 77 WHERE id IN (?, ?)", (ids[0], ids[-1]))
 
-    with archiver.run("test"):
+    with archiver.run("test") as run:
         archiver.publish()
-        archiver._reconciler.connection().set_trace_callback(write_first)
+        run.con.set_trace_callback(write_first)
         purge = archiver.purge()
     daemon.close()
     assert begun > 1
@@ -209,11 +207,11 @@ def test_a_purge_that_is_taken_up_again_alone(sample_store: Store) -> None:
         nonlocal commits
         commits += statement == "COMMIT"
         if commits == 3:
-            archiver._reconciler.connection().interrupt()
+            run.con.interrupt()
 
-    with archiver.run("test"):
+    with archiver.run("test") as run:
         archiver.publish()
-        archiver._reconciler.connection().set_trace_callback(stop_half_way)
+        run.con.set_trace_callback(stop_half_way)
         with pytest.raises(HotStoreError, match="interrupted"):
             archiver.purge()
     left = len(hot_rows(db, "status = 'ARCHIVED'"))

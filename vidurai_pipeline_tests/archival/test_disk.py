@@ -22,11 +22,11 @@ Store = Callable[[str], Path]
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from vidurai_pipeline.archival import archiver
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.errors import PipelineError
 limit = int(sys.argv[3])
-archiver.ROWS_WORTH_A_PROCESS = int(sys.argv[4])
+Run.rows_worth_a_process = int(sys.argv[4])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2]), rows_per_file=300).flush_archived_memories()

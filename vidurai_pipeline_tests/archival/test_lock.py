@@ -11,12 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.errors import ArchiveError, LockedError
+from vidurai_pipeline.errors import LockedError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
@@ -143,17 +142,3 @@ def test_a_thread_is_told_of_the_run_in_another(sample_store: Store) -> None:
         flush = other.submit(MemoryArchiver(db, archive.root, lock_timeout=0).flush_archived_memories)
         with pytest.raises(LockedError, match=rf"process {os.getpid()} on .* \(the first\)"):
             flush.result()
-
-
-def test_no_copy_is_withdrawn_by_a_run_that_has_lost_the_archive(sample_store: Store) -> None:
-    db = sample_store("guardian")
-    archiver = MemoryArchiver(db, db.parent / "archive")
-    (file,) = archiver.publish().files
-    (mark,) = archiver.archive.pending.all()
-    content = file.path.read_bytes()
-    with pytest.raises(ArchiveError, match="no longer holds the archive"):
-        archiver.archive.rewrite(file.path, mark, {1})
-    assert file.path.read_bytes() == content
-    with archiver.archive.lock("test"):
-        archiver.archive.rewrite(file.path, mark, {pq.read_table(file.path)["id"][0].as_py()})
-    assert pq.read_table(file.path).num_rows == file.rows - 1

@@ -10,7 +10,7 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.report import FlushResult
+from vidurai_pipeline.archival.report import ArchivedCount
 from vidurai_pipeline.errors import SchemaError
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
 
@@ -49,7 +49,7 @@ def insert(db: Path, **values: Any) -> int:
     return id_
 
 
-def flush(db: Path) -> FlushResult:
+def flush(db: Path) -> ArchivedCount:
     return MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
 
 

@@ -4,15 +4,14 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.report import PurgeReport
 from vidurai_pipeline.errors import HotStoreWarning, SchemaError
 from vidurai_pipeline.hot.backlog import count_backlog
-from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline_tests.archival.test_odd_rows import WAITING, archived, change, flush, insert
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
@@ -261,27 +260,6 @@ def test_a_key_of_two_columns_holds_only_what_it_refers_to(tmp_path: Path) -> No
     )
 
 
-def test_a_gist_that_a_trigger_keeps_holds_its_memory(sample_store: Store) -> None:
-    db = sample_store("schema_v7")
-    held = insert(db)
-    change(
-        db,
-        "CREATE TABLE g AS SELECT * FROM audience_gists",
-        "DROP TABLE audience_gists",
-        "CREATE TABLE audience_gists (id INTEGER PRIMARY KEY, memory_id INTEGER, audience TEXT, gist TEXT, "
-        "created_at TIMESTAMP)",
-        "INSERT INTO audience_gists SELECT * FROM g",
-        "DROP TABLE g",
-        ("INSERT INTO audience_gists (memory_id, audience, gist) VALUES (?, 'ai', 'g')", (held,)),
-        f"CREATE TRIGGER kept BEFORE DELETE ON audience_gists WHEN old.memory_id = {held} BEGIN "
-        "SELECT RAISE(IGNORE); END",
-    )
-    before = hot_rows(db)
-    result = flush(db)
-    assert (result, result.kept) == (WAITING, 1)
-    assert_one_tier(before, db, db.parent / "archive")
-
-
 def test_an_index_without_sizes_is_cleaned_without_a_note(tmp_path: Path) -> None:
     db = small_store(tmp_path)
     change(
@@ -303,14 +281,15 @@ def test_rows_that_refuse_do_not_make_the_lock_be_held_for_long(tmp_path: Path) 
         "CREATE TRIGGER refuses BEFORE DELETE ON memories WHEN old.id <= 2000 BEGIN SELECT RAISE(FAIL, 'no'); END",
     )
     sizes = []
-    delete = Purger._delete
 
-    def noted(purger: Purger, ids: list[int]) -> set[int]:
-        sizes.append(len(ids))
-        return delete(purger, ids)
+    def noted(statement: str) -> None:
+        if statement.startswith("DELETE FROM memories WHERE"):
+            sizes.append(statement.count(",") + 1)
 
-    with mock.patch.object(Purger, "_delete", noted):
-        result = flush(db)
-    assert (result, result.kept) == (2_020, 2_000)
+    with MemoryArchiver(db, tmp_path / "archive").run("test") as run:
+        published, purge = run.begin(), PurgeReport()
+        run.con.set_trace_callback(noted)
+        run.flush(published, purge)
+    assert (purge.purged, purge.kept) == (2_020, 2_000)
     refused = sizes[: next(n for n, size in enumerate(sizes) if sum(sizes[: n + 1]) >= 2_000)]
     assert max(refused) == sizes[0]

@@ -14,13 +14,14 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
-from vidurai_pipeline.archival import archiver as archiver_module
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.run import Reconciler
+from vidurai_pipeline.archival.report import PurgeReport
+from vidurai_pipeline.archival.run import Run
+from vidurai_pipeline.archival.staging import StagingRequest
 from vidurai_pipeline.archival.staging_process import StagingProcess
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import ArchiveError, HotStoreError
-from vidurai_pipeline.hot import purger as purge_module
+from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline_tests.archival.test_odd_rows import change
 from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 
@@ -29,51 +30,62 @@ Store = Callable[[str], Path]
 
 @pytest.fixture(autouse=True)
 def _always_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archiver_module, "ROWS_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(Run, "rows_worth_a_process", 0)
 
 
-def watched() -> mock._patch:
-    """Lets the real thing through; tells that it was used."""
-    return mock.patch.object(StagingProcess, "stage", autospec=True, side_effect=StagingProcess.stage)
+def watched(step: Callable[..., object] = StagingProcess.receive) -> mock._patch:
+    """Puts something in the place of the second process's answers, by default the real thing."""
+    return mock.patch.object(StagingProcess, "receive", autospec=True, side_effect=step)
 
 
-def test_does_what_one_process_does(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_what_one_process_does(sample_store: Store) -> None:
     db = sample_store("guardian")
     change(db, "UPDATE memories SET access_count = 'often' WHERE id = (SELECT min(id) FROM memories)")
     change(db, "UPDATE memories SET status = 'ARCHIVED' WHERE id = (SELECT min(id) FROM memories)")
     before = hot_rows(db)
     seen: list[tuple[str, int, int]] = []
     archiver = MemoryArchiver(db, db.parent / "archive", rows_per_file=300, progress=lambda *step: seen.append(step))
-    with watched() as stage:
-        result = archiver.flush_archived_memories()
-    assert stage.call_count == len(result.files) + 1 == 5
-    assert result == result.purged
+    with watched() as receive:
+        result = archiver.flush()
+    # The first file was staged here; the last answer is that there are no more rows.
+    assert receive.call_count == len(result.files) == 4
+    assert result.archived == result.purged
     (rejected,) = result.rejected
     assert (rejected.id, rejected.column) == (min(before), "access_count")
     assert_one_tier(before, db, db.parent / "archive")
     archived = [step for step in seen if step[0] == "archiving"]
     assert archived == sorted(archived)
-    assert archived[-1] == ("archiving", int(result), int(result) + 1)
+    assert archived[-1] == ("archiving", result.archived, result.archived + 1)
 
 
-@pytest.mark.parametrize(("largest_log", "ahead"), [(archiver_module.LARGEST_LOG, 1), (0, 0)])
+def test_files_grow_from_a_small_first_one(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is purged until the first is there, and many small ones would be many."""
+    db = sample_store("guardian")
+    monkeypatch.setattr(Run, "first_file_rows", 100)
+    with MemoryArchiver(db, db.parent / "archive", rows_per_file=500).run("test") as run:
+        published = run.begin()
+        run.flush(published, PurgeReport())
+    assert [file.rows for file in published.files] == [100, 200, 400, 448]
+
+
+@pytest.mark.parametrize(("largest_log", "ahead"), [(Run.largest_log, 1), (0, 0)])
 def test_it_is_no_further_ahead_than_the_log_bears(
     sample_store: Store, monkeypatch: pytest.MonkeyPatch, largest_log: int, ahead: int
 ) -> None:
     """While it reads, SQLite can't begin its log anew: without a pause, that would grow for the whole flush."""
     db = sample_store("guardian")
-    monkeypatch.setattr(archiver_module, "LARGEST_LOG", largest_log)
-    monkeypatch.setattr(purge_module, "_FIRST_WEIGHT", 2.0)
-    monkeypatch.setattr(purge_module, "_MOST_WEIGHT", 2.0)
+    monkeypatch.setattr(Run, "largest_log", largest_log)
+    monkeypatch.setattr(Purger, "first_weight", 2.0)
+    monkeypatch.setattr(Purger, "most_weight", 2.0)
     waiting: list[int] = []
-    original = StagingProcess.stage
+    send = StagingProcess.send
 
-    def stage(process: StagingProcess, path: Path, after: object, progress: object) -> object:
+    def count_marks(process: StagingProcess, message: object) -> None:
         waiting.append(len(list((db.parent / "archive" / ".pending").glob("*.json"))))
-        return original(process, path, after, progress)  # type: ignore[arg-type]
+        send(process, message)
 
-    with mock.patch.object(StagingProcess, "stage", autospec=True, side_effect=stage):
-        result = MemoryArchiver(db, db.parent / "archive", rows_per_file=100).flush_archived_memories()
+    with mock.patch.object(StagingProcess, "send", count_marks):
+        result = MemoryArchiver(db, db.parent / "archive", rows_per_file=100).flush()
     assert len(result.files) == 12
     assert max(waiting) == ahead
 
@@ -81,21 +93,20 @@ def test_it_is_no_further_ahead_than_the_log_bears(
 def test_a_killed_process_is_named_and_costs_nothing(sample_store: Store) -> None:
     db = sample_store("guardian")
     before = hot_rows(db)
-    archiver = MemoryArchiver(db, db.parent / "archive", rows_per_file=300)
+    real = StagingProcess.receive
 
-    def kill_third(process: StagingProcess, path: Path, after: object, progress: object) -> object:
-        if stage.call_count == 3:
-            process._process.kill()
-        return original(process, path, after, progress)  # type: ignore[arg-type]
+    def kill_second(process: StagingProcess, *arguments: object) -> object:
+        if receive.call_count == 2:
+            process.process.kill()
+        return real(process, *arguments)  # type: ignore[arg-type]
 
-    original = StagingProcess.stage
     with (
-        mock.patch.object(StagingProcess, "stage", autospec=True, side_effect=kill_third) as stage,
+        watched(kill_second) as receive,
         pytest.raises(ArchiveError, match=r"the process that was writing it ended \(exit code -9\)"),
     ):
-        archiver.flush_archived_memories()
+        MemoryArchiver(db, db.parent / "archive", rows_per_file=300).flush()
     assert len(hot_rows(db)) < len(before)
-    result = MemoryArchiver(db, db.parent / "archive", rows_per_file=300).flush_archived_memories()
+    result = MemoryArchiver(db, db.parent / "archive", rows_per_file=300).flush()
     assert len(result.files) == 2
     assert_one_tier(before, db, db.parent / "archive")
     assert not [path for path in (db.parent / "archive").rglob("*") if path.name.endswith(".part")]
@@ -103,26 +114,25 @@ def test_a_killed_process_is_named_and_costs_nothing(sample_store: Store) -> Non
 
 def test_an_error_in_it_is_the_one_that_is_raised(sample_store: Store) -> None:
     db = sample_store("guardian")
-    archiver = MemoryArchiver(db, db.parent / "archive", rows_per_file=300)
+    send = StagingProcess.send
 
-    def lose_the_store(process: StagingProcess, path: Path, after: object, progress: object) -> object:
-        db.rename(db.parent / "elsewhere.db")
-        return original(process, path, after, progress)  # type: ignore[arg-type]
+    def lose_the_store(process: StagingProcess, message: object) -> None:
+        if isinstance(message, StagingRequest):
+            db.rename(db.parent / "elsewhere.db")
+        send(process, message)
 
-    original = StagingProcess.stage
     with (
-        mock.patch.object(StagingProcess, "stage", autospec=True, side_effect=lose_the_store),
+        mock.patch.object(StagingProcess, "send", lose_the_store),
         pytest.raises(HotStoreError, match="does not exist"),
     ):
-        archiver.flush_archived_memories()
+        MemoryArchiver(db, db.parent / "archive", rows_per_file=300).flush()
 
 
-def test_a_failing_purge_leaves_no_half_written_file(sample_store: Store) -> None:
+def test_a_failing_purge_leaves_no_half_written_file(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the purge fails, the other process is writing the next file."""
     db = sample_store("guardian")
     archive = db.parent / "archive"
     before = hot_rows(db)
-    archiver = MemoryArchiver(db, archive, rows_per_file=300)
     stray = archive / ".memories.parquet.stray.part"
 
     def fail(*_: object) -> None:
@@ -130,11 +140,13 @@ def test_a_failing_purge_leaves_no_half_written_file(sample_store: Store) -> Non
         stray.touch()
         raise HotStoreError("busy")
 
-    with mock.patch.object(archiver._reconciler, "purge_file", fail), pytest.raises(HotStoreError, match="busy"):
-        archiver.flush_archived_memories()
+    with monkeypatch.context() as patched:
+        patched.setattr(Purger, "purge", fail)
+        with pytest.raises(HotStoreError, match="busy"):
+            MemoryArchiver(db, archive, rows_per_file=300).flush()
     assert not list(archive.rglob("*.part"))
     assert hot_rows(db) == before
-    MemoryArchiver(db, archive).flush_archived_memories()
+    MemoryArchiver(db, archive).flush()
     assert_one_tier(before, db, archive)
 
 
@@ -142,9 +154,9 @@ def test_it_needs_no_stderr(sample_store: Store, tmp_path: Path) -> None:
     """As under some service managers, which close it."""
     db = sample_store("guardian")
     script = (
-        "from pathlib import Path; from vidurai_pipeline.archival import archiver; import sys;"
-        "archiver.ROWS_WORTH_A_PROCESS = 0;"
-        "assert archiver.MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2])).flush_archived_memories() == 1148"
+        "from pathlib import Path; from vidurai_pipeline.archival.archiver import MemoryArchiver; import sys;"
+        "from vidurai_pipeline.archival.run import Run; Run.rows_worth_a_process = 0;"
+        "assert MemoryArchiver(Path(sys.argv[1]), Path(sys.argv[2])).flush_archived_memories() == 1148"
     )
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", script, str(db), str(tmp_path / "archive")]
     assert subprocess.run(command, check=False).returncode == 0
@@ -168,9 +180,9 @@ def test_where_none_can_be_started_one_process_does_it_all(
         monkeypatch.setattr(sys, "executable", None)
     else:
         monkeypatch.setattr(subprocess, "Popen", mock.Mock(side_effect=OSError))
-    with watched() as stage:
+    with watched() as receive:
         assert MemoryArchiver(db, db.parent / "archive").flush_archived_memories() == 1_148
-    assert stage.call_count == 0
+    assert receive.call_count == 0
     assert_one_tier(before, db, db.parent / "archive")
 
 
@@ -182,14 +194,15 @@ def test_it_ends_with_the_process_that_started_it(sample_store: Store, tmp_path:
         textwrap.dedent(f"""
             import time
             from pathlib import Path
-            from vidurai_pipeline.archival import archiver
+            from vidurai_pipeline.archival.archiver import MemoryArchiver
+            from vidurai_pipeline.archival.run import Run
             from vidurai_pipeline.archival.staging_process import StagingProcess
-            archiver.ROWS_WORTH_A_PROCESS = 0
+            Run.rows_worth_a_process = 0
             def wait(process, *arguments):
-                print(process._process.pid, flush=True)
+                print(process.process.pid, flush=True)
                 time.sleep(60)
-            StagingProcess.stage = wait
-            archiver.MemoryArchiver(Path({str(db)!r}), Path({str(tmp_path / "archive")!r})).flush_archived_memories()
+            StagingProcess.receive = wait
+            MemoryArchiver(Path({str(db)!r}), Path({str(tmp_path / "archive")!r})).flush()
         """)
     )
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as running:
@@ -209,49 +222,28 @@ def test_it_ends_with_the_process_that_started_it(sample_store: Store, tmp_path:
     pytest.fail("it outlived its parent")
 
 
-@pytest.mark.parametrize("step", ["look", "prepare", "purge_file"])
-def test_what_fails_in_the_purging_thread_is_told_as_it_is(
-    sample_store: Store, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    """The connection is that thread's own: whoever closed it from another one would hide the error by one of his."""
-    db = sample_store("guardian")
-    before = hot_rows(db)
-    real = getattr(Reconciler, step)
-
-    def fail(*arguments: object) -> None:
-        real(*arguments)
-        raise HotStoreError("the disk is gone")
-
-    archiver = MemoryArchiver(db, db.parent / "archive", rows_per_file=300)
-    with monkeypatch.context() as patched:
-        patched.setattr(Reconciler, step, fail)
-        with pytest.raises(HotStoreError, match="the disk is gone"):
-            archiver.flush_archived_memories()
-    archiver.flush_archived_memories()
-    assert_one_tier(before, db, db.parent / "archive")
-
-
-def test_however_often_it_is_interrupted_the_lock_outlasts_the_purge(sample_store: Store, tmp_path: Path) -> None:
+def test_an_interrupted_purge_frees_the_lock_only_when_it_has_stopped(sample_store: Store, tmp_path: Path) -> None:
     db = sample_store("guardian")
     before = hot_rows(db)
     script = textwrap.dedent(f"""
         import sqlite3, time
         from pathlib import Path
-        from vidurai_pipeline.archival import archiver
-        from vidurai_pipeline.hot import purger
-        archiver.ROWS_WORTH_A_PROCESS = 0
-        delete = purger.Purger._delete_portion
+        from vidurai_pipeline.archival.archiver import MemoryArchiver
+        from vidurai_pipeline.archival.run import Run
+        from vidurai_pipeline.hot.purger import Purger
+        Run.rows_worth_a_process = 0
+        Purger.first_weight = Purger.most_weight = 2.0
+        checkpoint = Purger.checkpoint
         def slowly(*arguments):
             print("purging", flush=True)
             time.sleep(0.3)
-            return delete(*arguments)
-        purger.Purger._delete_portion = slowly
+            return checkpoint(*arguments)
+        Purger.checkpoint = slowly
         def count():
             con = sqlite3.connect({str(db)!r})
             return con.execute("SELECT count(*) FROM memories").fetchone()
-        archive = archiver.MemoryArchiver(Path({str(db)!r}), Path({str(tmp_path / "archive")!r}), rows_per_file=300)
         try:
-            archive.flush_archived_memories()
+            MemoryArchiver(Path({str(db)!r}), Path({str(tmp_path / "archive")!r}), rows_per_file=300).flush()
         except KeyboardInterrupt:
             left = count()
             time.sleep(1)
@@ -260,9 +252,8 @@ def test_however_often_it_is_interrupted_the_lock_outlasts_the_purge(sample_stor
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "purging\n"
-        for _ in range(5):
-            running.send_signal(signal.SIGINT)
-            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
         assert running.stdout.read().splitlines()[-1] == "interrupted True"
-    assert MemoryArchiver(db, tmp_path / "archive").flush_archived_memories() >= 0
+    assert len(hot_rows(db)) > 900
+    MemoryArchiver(db, tmp_path / "archive").flush()
     assert_one_tier(before, db, tmp_path / "archive")

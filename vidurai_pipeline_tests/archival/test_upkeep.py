@@ -1,5 +1,6 @@
 """After a purge the hot store gets smaller, beside a daemon that writes."""
 
+import shutil
 import sqlite3
 import threading
 import time
@@ -12,6 +13,7 @@ from unittest import mock
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline.hot import upkeep
 from vidurai_pipeline.hot.upkeep import Vacuum
@@ -146,7 +148,7 @@ def test_no_full_vacuum_while_someone_reads_for_long(db: Path) -> None:
 
 def test_no_full_vacuum_without_room(db: Path) -> None:
     size = db.stat().st_size
-    with mock.patch.object(upkeep, "free_bytes", return_value=1_000_000):
+    with mock.patch.object(shutil, "disk_usage", return_value=Usage(0, 0, 1_000_000)):
         (note,) = flush(db, "full")
     assert "no vacuum: it needs" in note
     assert db.stat().st_size == size
@@ -171,7 +173,7 @@ def test_a_store_that_is_busy_then_fails_no_run(db: Path, monkeypatch: pytest.Mo
         finally:
             holder.execute("ROLLBACK")
 
-    monkeypatch.setattr("vidurai_pipeline.archival.archiver.keep_small", busy)
+    monkeypatch.setattr("vidurai_pipeline.archival.run.keep_small", busy)
     (note,) = MemoryArchiver(db, db.parent / "archive", busy_timeout=0.1).flush_archived_memories().notes
     holder.close()
     assert note.startswith("the hot store was not made smaller: the hot store")
@@ -201,13 +203,13 @@ def test_a_small_purge_leaves_the_search_index_to_sqlite(tmp_path: Path) -> None
 
 def test_a_store_that_fails_afterwards_hides_no_result(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archiver = MemoryArchiver(db, db.parent / "archive")
-    original = archiver.keep_small
+    original = Run.keep_small
 
-    def keep_small(purged: int) -> upkeep.Upkeep:
+    def keep_small(run: Run, purged: int) -> upkeep.Upkeep:
         with mock.patch.object(archiver.store, "schema", side_effect=HotStoreError("busy for more than 60 s")):
-            return original(purged)
+            return original(run, purged)
 
-    monkeypatch.setattr(archiver, "keep_small", keep_small)
-    result = archiver.flush_archived_memories()
+    monkeypatch.setattr(Run, "keep_small", keep_small)
+    result = archiver.flush()
     assert result.purged == 5_400
     assert result.notes == ["the hot store was not made smaller: busy for more than 60 s"]
