@@ -105,7 +105,10 @@ class HotTier:
             return None
         more = f" (and {rows.losses - len(rows.lost)} more)" if rows.losses > len(rows.lost) else ""
         named = "; ".join(map(str, rows.lost))
-        return f"the hot store {self.path} holds values that can't be shown as they are, and are NULL: {named}{more}"
+        return (
+            f"the hot store {self.path} holds what can't be shown as it is. Such a value is NULL; a memory whose id is "
+            f"no integer is left out: {named}{more}"
+        )
 
 
 @contextlib.contextmanager

@@ -17,8 +17,6 @@ import pyarrow as pa
 from vidurai_pipeline.hot.schema import PYTHON_TYPES, ChildTable, Column, StoreSchema
 from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier
 
-_TERMS = 50
-
 
 @dataclass
 class Comparison:
@@ -121,9 +119,7 @@ def _select(columns: Sequence[Column], alias: str) -> tuple[str, str]:
             odd.append(f"typeof({name}) = 'blob'")
         elif column.type == pa.binary():
             odd.append(f"typeof({name}) = 'text'")
-    # SQLite bounds how deep an expression may be.
-    groups = [f"({' OR '.join(odd[n : n + _TERMS])})" for n in range(0, len(odd), _TERMS)]
-    return ", ".join(names), f"({' OR '.join(groups) or 'FALSE'})"
+    return ", ".join(names), f"({' OR '.join(odd) or 'FALSE'})"
 
 
 def _plain(array: pa.Array) -> list[Any]:

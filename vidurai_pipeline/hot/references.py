@@ -1,11 +1,14 @@
 """Which rows of other tables go with a memory, and which hold on to it: foreign keys and triggers of the store."""
 
+import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vidurai_pipeline.errors import SchemaError
 from vidurai_pipeline.hot.sql import quote_identifier
+
+_SKIPS_DELETION = r"\bDELETE\s+ON\b.*\bRAISE\s*\(\s*IGNORE\b"
 
 
 @dataclass(frozen=True)
@@ -80,31 +83,45 @@ def _is_key(con: sqlite3.Connection, table: str, column: str) -> bool:
     return len(info) > 1 and "INT" in declared.get(column.lower(), "")
 
 
-def refuse_cascading_triggers(con: sqlite3.Connection, tables: list[str]) -> None:
-    """Refuse a store whose own triggers take rows along, or change memories, when a memory is deleted.
+def refuse_cascading_triggers(con: sqlite3.Connection, children: Sequence[str]) -> None:
+    """Refuse a store whose own triggers do more than note that a memory is deleted.
 
-    SQLite itself tells what a deletion would do: it asks an authorizer for each action, those of triggers included.
+    They may not take rows along, change memories, or keep rows of a child table. SQLite itself tells what a deletion
+    would do: it asks an authorizer for each action, those of triggers included.
+
+    Args:
+        con: a connection to the store.
+        children: the tables whose rows go with a memory.
+
+    Raises:
+        SchemaError: there is such a trigger, or no memory can be deleted at all.
     """
-    cascading: list[tuple[str, str]] = []
+    found: list[tuple[str, str, str]] = []
+    kept = {table.lower() for table in children}
 
     def watch(action: int, table: str | None, _column: str | None, _database: str | None, trigger: str | None) -> int:
         name = (table or "").lower()
         if trigger and not name.startswith("memories_fts"):
-            changed = action == sqlite3.SQLITE_UPDATE and name in {t.lower() for t in tables}
-            if changed or action == sqlite3.SQLITE_DELETE:
-                cascading.append((trigger, table or ""))
+            if action == sqlite3.SQLITE_DELETE or (action == sqlite3.SQLITE_UPDATE and name in {"memories", *kept}):
+                found.append((trigger, "deletes or changes", table or ""))
+            elif action == sqlite3.SQLITE_INSERT and name in kept:
+                found.append((trigger, "puts back", table or ""))
         return sqlite3.SQLITE_OK
 
     con.set_authorizer(watch)
     try:
-        for table in tables:
+        for table in ("memories", *children):
             con.execute(f"EXPLAIN DELETE FROM {quote_identifier(table)}").close()
     except sqlite3.OperationalError as error:
         raise SchemaError(f"lets no memory be deleted ({error}): mend that first, then run again") from None
     finally:
         con.set_authorizer(None)
-    for trigger, table in cascading:
+    # Of RAISE(IGNORE), which skips a deletion without an error, the authorizer hears nothing.
+    for trigger, table, sql in con.execute("SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger'"):
+        if table.lower() in kept and re.search(_SKIPS_DELETION, sql, re.IGNORECASE | re.DOTALL):
+            found.append((trigger, "keeps", table))
+    for trigger, does, table in found:
         raise SchemaError(
-            f"has a trigger `{trigger}` that deletes or changes rows of `{table}` when a memory is deleted: those "
+            f"has a trigger `{trigger}` that {does} rows of `{table}` when a memory is deleted: those "
             "can't be archived with it, so nothing is. Drop the trigger to archive without them"
         )

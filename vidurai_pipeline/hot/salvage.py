@@ -1,13 +1,19 @@
-"""Memories that stay hot for another reason than a value that Parquet can't hold; all are told in the same way."""
+"""Memories that can't go to the archive as they are: they stay hot and are named, and the others go on.
+
+The readers come here only when something is wrong: a value has another type than its column, SQLite can't read a row,
+another table's rows hold on to it.
+"""
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import pyarrow as pa
+from vidurai_pipeline.hot.schema import PYTHON_TYPES, ChildTable, Column, StoreSchema
+from vidurai_pipeline.hot.sql import BrokenText, is_row_error, json_ids, quote_identifier, tolerant_text
 
-from vidurai_pipeline.hot.references import Restriction
-from vidurai_pipeline.hot.schema import StoreSchema, vectors_have_text_keys
-from vidurai_pipeline.hot.sql import json_ids, quote_identifier
+_UNCOMPUTED = "a value that can't be computed for this memory: correct what it is computed from"
+_KIND_NAMES = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
 
 
 @dataclass(frozen=True)
@@ -22,74 +28,130 @@ class Rejected:
         return f"memory {self.id}: {self.column}: {self.reason}"
 
 
-def reject_referenced(
-    con: sqlite3.Connection, restriction: Restriction, ids: list, faults: dict[int, Rejected]
-) -> None:
-    """Reject memories that rows of another table hold on to.
+class _Uncomputed:
+    """What stands for a value that SQLite fails to compute, such as a generated column's over malformed JSON."""
+
+
+class Salvage:
+    """Deals with what is wrong with memories while they are read.
 
     Args:
-        con: a connection inside the snapshot that the memories were read in.
-        restriction: what holds on to them.
-        ids: the memories'.
-        faults: added to, by position in ``ids``.
+        con: a connection inside the snapshot that they are read in.
+        schema: the store's schema.
     """
-    # The comparison of the columns is the foreign key's own: it lets '5' refer to 5.
-    match = " AND ".join(
-        f"m.{quote_identifier(theirs)} = t.{quote_identifier(own)}" for own, theirs in restriction.columns
-    )
-    rows = con.execute(
-        "SELECT DISTINCT m.id FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value "
-        f"CROSS JOIN {quote_identifier(restriction.table)} AS t ON {match}",
-        (json_ids(ids),),
-    )
-    columns = ", ".join(own for own, _ in restriction.columns)
-    reason = f"still referred to by {restriction.table}.{columns}, whose rows can't be archived with it"
-    for (id_,) in rows.fetchall():
-        faults.setdefault(ids.index(id_), Rejected(id_, "id", reason))
 
+    def __init__(self, con: sqlite3.Connection, schema: StoreSchema) -> None:
+        self._con = con
+        self._schema = schema
+        self._names = [quote_identifier(column.name) for column in schema.archived]
+        self._found: list[Rejected] = []
 
-def reject_vectors(con: sqlite3.Connection, reason: str, ids: list, faults: dict[int, Rejected]) -> None:
-    """Reject memories with a vector: without its extension its table can't be read, but its list of ids can.
+    def take_rejected(self) -> list[Rejected]:
+        """What was found since this was last asked."""
+        found, self._found = self._found, []
+        return found
 
-    Args:
-        con: a connection inside the snapshot that the memories were read in.
-        reason: why the vectors can't be archived.
-        ids: the memories'.
-        faults: added to, by position in ``ids``.
-    """
-    if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'vec_memories_rowids'").fetchone() is None:
-        return
-    match = "v.id = CAST(wanted.value AS TEXT)" if vectors_have_text_keys(con) else "v.rowid = wanted.value"
-    rows = con.execute(
-        f"SELECT DISTINCT wanted.value FROM json_each(?) AS wanted CROSS JOIN vec_memories_rowids AS v ON {match}",
-        (json_ids(ids),),
-    )
-    for (id_,) in rows.fetchall():
-        faults.setdefault(ids.index(id_), Rejected(id_, "vec_memories", reason))
+    def without_integer_id(self, which: str) -> list[Rejected]:
+        """Memories whose id is no integer. Vidurai's own tables, whose ids are the rowids, have none."""
+        if self._con.execute("SELECT 1 FROM pragma_index_list('memories') WHERE origin = 'pk'").fetchone() is None:
+            return []
+        with tolerant_text(self._con):
+            rows = self._con.execute(f"SELECT id FROM memories WHERE {which} AND typeof(id) <> 'integer'").fetchall()
+        return [Rejected(id_ if isinstance(id_, float | str) else None, "id", _reason(int, id_)) for (id_,) in rows]
 
+    def read_row(self, id_: int) -> tuple:
+        """A memory's columns as far as they can be read, with their size behind them."""
+        with tolerant_text(self._con):
+            values = self._select(", ".join(self._names), id_)
+            if values is None:
+                values = [value for name in self._names for value in self._select(name, id_) or [_Uncomputed()]]
+        return (*values, sum(len(value) for value in values if isinstance(value, str | bytes)))
 
-def reject_broken_utf16(con: sqlite3.Connection, schema: StoreSchema, ids: list, faults: dict[int, Rejected]) -> None:
-    """Reject text with lone surrogates: SQLite makes a pair of each and what follows it, another text, not an error.
+    def _select(self, what: str, id_: int) -> tuple | None:
+        try:
+            return self._con.execute(f"SELECT {what} FROM memories WHERE id = ?", (id_,)).fetchone()
+        except sqlite3.Error as error:
+            if not is_row_error(error):
+                raise
+            return None
 
-    Args:
-        con: a connection inside the snapshot that the memories were read in.
-        schema: the schema of a store that keeps text as UTF-16.
-        ids: the memories'.
-        faults: added to, by position in ``ids``.
-    """
-    wanted = json_ids(ids)
-    tables = [("memories", "id", "", schema.archived)]
-    tables += [(s.table, s.key, f"{s.table}.", s.columns) for s in schema.child_tables if not s.virtual]
-    for table, key, prefix, columns in tables:
-        for name in (column.name for column in columns if column.type == pa.string()):
-            owner, value = f"t.{quote_identifier(key)}", f"t.{quote_identifier(name)}"
-            rows = con.execute(
-                f"SELECT {owner}, CAST({value} AS BLOB) FROM json_each(?) AS wanted CROSS JOIN "
-                f"{quote_identifier(table)} AS t ON {owner} = wanted.value WHERE typeof({value}) = 'text'",
-                (wanted,),
-            )
-            for id_, raw in rows:
+    def read_children(self, child: ChildTable, ids: Sequence[int]) -> list[tuple]:
+        """The rows of a child table as far as they can be read; the memories of the others are rejected."""
+        rows = []
+        with tolerant_text(self._con):
+            for id_ in ids:
                 try:
-                    raw.decode(schema.encoding)
-                except UnicodeDecodeError:
-                    faults.setdefault(ids.index(id_), Rejected(id_, f"{prefix}{name}", "text that is not valid UTF-16"))
+                    rows += self._con.execute(child.select, (json_ids([id_]),)).fetchall()
+                except sqlite3.Error as error:
+                    if not is_row_error(error):
+                        raise
+                    self._found.append(Rejected(id_, child.table, _UNCOMPUTED))
+        return rows
+
+    def reject_held(self, ids: Sequence[int]) -> None:
+        """Reject memories that another table's rows hold on to, or whose vector can't be read."""
+        wanted = json_ids(ids)
+        for restriction in self._schema.restricting:
+            # The comparison of the columns is the foreign key's own: it lets '5' refer to 5.
+            match = " AND ".join(
+                f"m.{quote_identifier(theirs)} = t.{quote_identifier(own)}" for own, theirs in restriction.columns
+            )
+            rows = self._con.execute(
+                "SELECT DISTINCT m.id FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value "
+                f"CROSS JOIN {quote_identifier(restriction.table)} AS t ON {match}",
+                (wanted,),
+            ).fetchall()
+            where = f"{restriction.table}.{', '.join(own for own, _ in restriction.columns)}"
+            reason = f"still referred to by {where}, whose rows can't be archived with it"
+            self._found += (Rejected(id_, "id", reason) for (id_,) in rows)
+        if reason := self._schema.unreadable_vectors:
+            # The table can't be read, but its list of ids can.
+            rows = self._con.execute(
+                "SELECT DISTINCT wanted.value FROM json_each(?) AS wanted "
+                "CROSS JOIN vec_memories_rowids AS v ON v.rowid = wanted.value",
+                (wanted,),
+            ).fetchall()
+            self._found += (Rejected(id_, "vec_memories", reason) for (id_,) in rows)
+
+    def reject_misfits(self, name: str, column: Column, owners: Sequence[int], values: Sequence) -> None:
+        """Reject the memories with a value of another type than its column's: Arrow would convert or refuse it."""
+        expected = PYTHON_TYPES[column.type]
+        for owner, value in zip(owners, values, strict=True):
+            if value is not None and type(value) is not expected:
+                self._found.append(Rejected(owner, name, _reason(expected, value)))
+
+    def show_misfits(self, name: str, column: Column, owners: Sequence[int], values: Sequence) -> Sequence:
+        """The values as their column can show them; a value that loses something by that is named."""
+        expected = PYTHON_TYPES[column.type]
+        shown = []
+        for owner, value in zip(owners, values, strict=True):
+            fits = value is None or type(value) is expected
+            converted, faithful = (value, True) if fits else _converted(expected, value)
+            shown.append(converted)
+            if not faithful:
+                self._found.append(Rejected(owner, name, _reason(expected, value)))
+        return shown
+
+
+def _converted(expected: type, value: Any) -> tuple[Any, bool]:
+    """What a column of another type shows of a value, and whether nothing is lost; never anything made up."""
+    if expected is str and isinstance(value, bytes):
+        text = value.decode(errors="replace")
+        return text, text.encode() == value
+    if expected is str and isinstance(value, int | float):
+        return str(value), True
+    if expected is bytes and isinstance(value, str | bytes):
+        return value.encode() if isinstance(value, str) else bytes(value), True
+    if expected is int and isinstance(value, float) and value.is_integer() and -(2.0**63) <= value < 2.0**63:
+        return int(value), True
+    if expected is float and isinstance(value, int) and float(value) == value:
+        return float(value), True
+    return None, False
+
+
+def _reason(expected: type, value: object) -> str:
+    if isinstance(value, BrokenText):
+        return "text that is not valid UTF-8"
+    if isinstance(value, _Uncomputed):
+        return _UNCOMPUTED
+    return f"{_KIND_NAMES[type(value)]} where the column holds {_KIND_NAMES[expected].removeprefix('an ')}"

@@ -63,11 +63,13 @@ MEANINGS: dict[str, str] = {
 # Names that mean something else to a reader of the archive: the partition keys, and the history view's alias.
 RESERVED = {"archived_at", "year", "month", "content", "filename", "tier"}
 
-# SQLite takes 2,000 by default, in a result too; reading needs one more, and comparing several.
-_MOST_COLUMNS = 1_900
+# SQLite bounds how deep an expression may be, and reading and comparing use one that grows with the columns.
+_MOST_COLUMNS = 500
+_UNREADABLE_VECTORS = (
+    "has a vector, which can't be read: install sqlite-vec, under a Python whose sqlite3 module can load extensions"
+)
 
 PYTHON_TYPES: dict[pa.DataType, type] = {pa.int64(): int, pa.string(): str, pa.float64(): float, pa.binary(): bytes}
-_ENCODINGS = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
 _STORAGE_CLASSES = {"integer": pa.int64(), "text": pa.string(), "real": pa.float64(), "blob": pa.binary()}
 
 
@@ -103,28 +105,31 @@ class ChildTable:
 
     @property
     def select(self) -> str:
-        """SQL that reads the key and the columns of all rows whose memories' ids are in the JSON array ``?``."""
+        """SQL that reads the memory's id and the columns of all rows of the memories in the JSON array ``?``."""
         names = ", ".join(f"s.{quote_identifier(column.name)}" for column in self.columns)
         return (
-            f"SELECT s.{quote_identifier(self.key)}, {names} FROM json_each(?) AS wanted "
+            f"SELECT wanted.value, {names} FROM json_each(?) AS wanted "
             f"CROSS JOIN {quote_identifier(self.table)} AS s ON s.{quote_identifier(self.key)} = wanted.value"
         )
 
 
 @dataclass(frozen=True)
 class StoreSchema:
-    """What archival needs to know of one hot store."""
+    """What archival needs to know of one hot store.
+
+    Attributes:
+        columns: the columns of ``memories``.
+        child_tables: the tables whose rows are archived with their memory.
+        restricting: what refers to memories and forbids their deletion.
+        search_index: whether the search index holds rows for memories, found by their ``memory_id``.
+        unreadable_vectors: why the vectors in ``vec_memories`` can't be archived, if there are some that can't.
+    """
 
     columns: tuple[Column, ...]
     child_tables: tuple[ChildTable, ...]
-    #: What refers to memories and forbids their deletion.
     restricting: tuple[Restriction, ...] = ()
-    #: The search index's table holds rows for memories, found by their ``memory_id``.
     search_index: bool = False
-    #: Why the vectors in ``vec_memories`` can't be archived, if there are some that can't.
     unreadable_vectors: str | None = None
-    #: What the store keeps text in, as Python calls it.
-    encoding: str = "utf-8"
 
     @cached_property
     def archived(self) -> tuple[Column, ...]:
@@ -154,6 +159,46 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
     Raises:
         SchemaError: this isn't a store whose memories can be archived (or read); the message says what is missing.
     """
+    info = _memories_info(con, to_purge=to_purge)
+    tables = {name: sql or "" for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")}
+    ordinary = {name for name, sql in tables.items() if not sql.upper().startswith("CREATE VIRTUAL")}
+    owned, restricting = sort_references(con, ordinary)
+    if to_purge:
+        refuse_cascading_triggers(con, list(owned))
+    taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
+    columns = tuple(_columns(con, info, taken, "status = 'ARCHIVED'" if to_purge else "TRUE"))
+    fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
+    children = []
+    for table, key in sorted(owned.items()):
+        field_name = table
+        while field_name.lower() in fields:
+            field_name += "_rows"
+        fields.add(field_name.lower())
+        children.append(ChildTable(table, key, field_name, _child_columns(con, table, key)))
+    unreadable = None
+    if "vec_memories_rowids" in tables:
+        known = re.search(r"\bmemory_id\s+INT(EGER)?\s+PRIMARY\s+KEY\b", tables["vec_memories"], re.IGNORECASE)
+        if to_purge and not known:
+            raise SchemaError(
+                "has a table `vec_memories` that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`. "
+                "Rename it, then run again"
+            )
+        if vectors and known:
+            columns_of_vectors = _child_columns(con, "vec_memories", "memory_id")
+            children.append(ChildTable("vec_memories", "memory_id", "vec_memories", columns_of_vectors, virtual=True))
+        else:
+            unreadable = _UNREADABLE_VECTORS
+    return StoreSchema(
+        columns=columns,
+        child_tables=tuple(children),
+        restricting=tuple(restricting),
+        search_index=_has_search_index(con, tables),
+        unreadable_vectors=unreadable,
+    )
+
+
+def _memories_info(con: sqlite3.Connection, *, to_purge: bool) -> list[tuple[str, str]]:
+    """The names and declared types of the columns of ``memories``."""
     kind = con.execute("SELECT type FROM sqlite_master WHERE name = 'memories'").fetchone()
     if kind is None:
         raise SchemaError("has no table `memories`: not a Vidurai store, or one that Vidurai has not yet set up")
@@ -173,49 +218,12 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
             "Guardian migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open "
             "this store once; until then nothing can be archived"
         )
-    tables = {name: sql or "" for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")}
-    ordinary = {name for name, sql in tables.items() if not sql.upper().startswith("CREATE VIRTUAL")}
-    owned, restricting = sort_references(con, ordinary)
-    taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
-    columns = tuple(_columns(con, "memories", info, taken, "status = 'ARCHIVED'" if to_purge else "TRUE"))
-    fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
-    child_tables = []
-    for table, key in sorted(owned.items()):
-        field_name = table
-        while field_name.lower() in fields:
-            field_name += "_rows"
-        fields.add(field_name.lower())
-        child_tables.append(ChildTable(table, key, field_name, tuple(_child_columns(con, table, key))))
-    unreadable = None
-    if "vec_memories" in tables.keys() - ordinary:
-        unreadable = _why_vectors_are_unreadable(con, readable=vectors)
-    if "vec_memories" in tables.keys() - ordinary and not unreadable:
-        child_tables.append(
-            ChildTable(
-                "vec_memories",
-                "memory_id",
-                "vec_memories",
-                tuple(_child_columns(con, "vec_memories", "memory_id")),
-                virtual=True,
-            )
+    if to_purge and (encoding := con.execute("PRAGMA encoding").fetchone()[0]) != "UTF-8":
+        raise SchemaError(
+            f"keeps its text as {encoding}, where Vidurai's stores keep UTF-8: copy it into a new store with "
+            "`sqlite3 STORE .dump | sqlite3 NEW`"
         )
-    # An index of another kind, or one that keeps no content of its own, is the business of the store's triggers.
-    search_index = "memories_fts_content" in tables and re.match(
-        r"CREATE\s+VIRTUAL\s+TABLE.*\bUSING\s+fts5\b", tables.get("memories_fts", ""), re.IGNORECASE | re.DOTALL
-    )
-    if search_index:
-        names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
-        search_index = "memory_id" in names
-    if to_purge:
-        refuse_cascading_triggers(con, ["memories", *owned])
-    return StoreSchema(
-        columns=columns,
-        child_tables=tuple(child_tables),
-        restricting=tuple(restricting),
-        search_index=bool(search_index),
-        unreadable_vectors=unreadable,
-        encoding=_ENCODINGS[con.execute("PRAGMA encoding").fetchone()[0]],
-    )
+    return [(name, declared) for name, declared, _ in info]
 
 
 def _version(con: sqlite3.Connection) -> str:
@@ -226,34 +234,23 @@ def _version(con: sqlite3.Connection) -> str:
     return str(row[0]) if row else "unknown"
 
 
-def _why_vectors_are_unreadable(con: sqlite3.Connection, *, readable: bool) -> str | None:
-    """Why the vectors can't be archived, or None if they can."""
-    if not readable:
-        return (
-            "has a vector, which can't be read: install sqlite-vec, under a Python whose sqlite3 module can load "
-            "extensions"
-        )
-    names = [name.lower() for (name,) in con.execute("SELECT name FROM pragma_table_xinfo('vec_memories')")]
-    if "memory_id" not in names or vectors_have_text_keys(con):
-        return "has a vector in a table that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`"
-    return None
+def _has_search_index(con: sqlite3.Connection, tables: dict[str, str]) -> bool:
+    # An index of another kind, or one that keeps no content of its own, is the business of the store's triggers.
+    if "memories_fts_content" not in tables or not re.match(
+        r"CREATE\s+VIRTUAL\s+TABLE.*\bUSING\s+fts5\b", tables.get("memories_fts", ""), re.IGNORECASE | re.DOTALL
+    ):
+        return False
+    names = con.execute("SELECT name FROM pragma_table_info('memories_fts')").fetchall()
+    return "memory_id" in {name.lower() for (name,) in names}
 
 
-def vectors_have_text_keys(con: sqlite3.Connection) -> bool:
-    """Whether ``vec_memories`` is keyed by text: vec0 keeps such a key beside a rowid of its own."""
-    row = con.execute("SELECT type FROM pragma_table_info('vec_memories_rowids') WHERE name = 'id'").fetchone()
-    return row is not None and row[0].upper() == "TEXT"
-
-
-def _columns(
-    con: sqlite3.Connection, table: str, info: list[tuple[str, str, int]], taken: set[str], rows: str
-) -> Iterable[Column]:
-    used = {name.lower() for name, _, _ in info}
-    for name, declared, _ in info:
+def _columns(con: sqlite3.Connection, info: list[tuple[str, str]], taken: set[str], rows: str) -> Iterable[Column]:
+    used = {name.lower() for name, _ in info}
+    for name, declared in info:
         parquet_name = name.lower()
         kind = SPECIFIED.get(parquet_name) if parquet_name != "archived_at" else None
         if kind is None:
-            kind = _declared_type(declared) or _stored_type(con, table, name, declared, rows)
+            kind = _declared_type(declared) or _stored_type(con, "memories", name, declared, rows)
             parquet_name = name or "unnamed"
             if parquet_name.lower() in taken or not name:
                 while parquet_name.lower() in taken | used:
@@ -262,13 +259,20 @@ def _columns(
         yield Column(name, declared, parquet_name, kind)
 
 
-def _child_columns(con: sqlite3.Connection, table: str, key: str) -> Iterable[Column]:
+def _child_columns(con: sqlite3.Connection, table: str, key: str) -> tuple[Column, ...]:
     info = con.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)).fetchall()
-    for name, declared in info:
-        if name == key:
-            continue
-        kind = _declared_type(declared) or _stored_type(con, table, name, declared, "TRUE")
-        yield Column(name, declared, name or "unnamed", kind)
+    if len(info) > _MOST_COLUMNS:
+        raise SchemaError(f"has {len(info):,} columns in `{table}`: with more than {_MOST_COLUMNS:,} it can't be read")
+    return tuple(
+        Column(
+            name,
+            declared,
+            name or "unnamed",
+            _declared_type(declared) or _stored_type(con, table, name, declared, "TRUE"),
+        )
+        for name, declared in info
+        if name != key
+    )
 
 
 def _declared_type(declared: str) -> pa.DataType | None:

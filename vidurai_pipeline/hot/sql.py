@@ -4,7 +4,6 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 # What a row, or the store's own rules for it, can cause.
 _ROW_CODES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
@@ -19,9 +18,9 @@ def quote_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def json_ids(ids: Iterable[Any]) -> str:
-    """The integer ids as a JSON array: one bound parameter for ``json_each``, however many they are."""
-    return json.dumps([id_ for id_ in ids if type(id_) is int])
+def json_ids(ids: Iterable[int]) -> str:
+    """The ids as a JSON array: one bound parameter for ``json_each``, however many they are."""
+    return json.dumps(list(ids))
 
 
 @contextlib.contextmanager

@@ -32,26 +32,37 @@ def test_a_row_that_another_table_holds_on_to_is_rejected(sample_store: Store) -
     assert result == WAITING
 
 
-GREEDY = {
-    "notes": "DELETE FROM notes WHERE memory = old.id",
-    "memories": "DELETE FROM memories WHERE status = 'ACTIVE' AND id % 7 = old.id % 7",
-    "audience_gists": "UPDATE audience_gists SET gist = 'x' WHERE memory_id = old.id + 1",
+CASCADING = {
+    "deletes or changes rows of `notes`": "ON memories BEGIN DELETE FROM notes WHERE memory = old.id",
+    "deletes or changes rows of `memories`": "ON memories BEGIN DELETE FROM memories WHERE id % 7 = old.id % 7",
+    "deletes or changes rows of `audience_gists`": "ON memories BEGIN UPDATE audience_gists SET gist = 'x' "
+    "WHERE memory_id = old.id + 1",
+    "puts back rows of `audience_gists`": "ON audience_gists BEGIN INSERT INTO audience_gists "
+    "(memory_id, audience, gist) VALUES (old.memory_id, 'again', old.gist)",
+    "keeps rows of `audience_gists`": "ON audience_gists BEGIN SELECT raise (IGNORE)",
 }
 
 
-@pytest.mark.parametrize("table", GREEDY)
-def test_a_trigger_that_takes_rows_along_is_refused_by_name(sample_store: Store, table: str) -> None:
+@pytest.mark.parametrize("what", CASCADING)
+def test_a_trigger_that_does_more_than_note_a_deletion_is_refused_by_name(sample_store: Store, what: str) -> None:
     db = sample_store("schema_v7")
     change(
         db,
         "CREATE TABLE notes (memory INTEGER, note TEXT)",
-        f"CREATE TRIGGER greedy AFTER DELETE ON memories BEGIN {GREEDY[table]}; END",
+        f"CREATE TRIGGER cascading AFTER DELETE {CASCADING[what]}; END",
     )
     before = hot_rows(db)
-    with pytest.raises(SchemaError, match=f"trigger `greedy` that deletes or changes rows of `{table}`"):
+    with pytest.raises(SchemaError, match=f"trigger `cascading` that {what}"):
         flush(db)
     assert hot_rows(db) == before
     assert not list((db.parent / "archive").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
+def test_a_trigger_that_skips_other_changes_of_a_child_table_is_no_obstacle(sample_store: Store, event: str) -> None:
+    db = sample_store("schema_v7")
+    change(db, f"CREATE TRIGGER picky BEFORE {event} ON audience_gists BEGIN SELECT RAISE(IGNORE); END")
+    assert flush(db) == WAITING
 
 
 def test_a_trigger_that_only_keeps_a_log_is_no_obstacle(sample_store: Store) -> None:
@@ -61,10 +72,13 @@ def test_a_trigger_that_only_keeps_a_log_is_no_obstacle(sample_store: Store) -> 
         "CREATE TABLE log (memory INTEGER)",
         "CREATE TRIGGER logged AFTER DELETE ON memories BEGIN INSERT INTO log VALUES (old.id); "
         "UPDATE projects SET last_active = 'now' WHERE id = old.project_id; END",
+        "CREATE TRIGGER gists AFTER DELETE ON audience_gists BEGIN INSERT INTO log VALUES (old.memory_id); END",
     )
-    assert flush(db) == WAITING
     con = sqlite3.connect(db)
-    assert con.execute("SELECT count(*) FROM log").fetchone() == (WAITING,)
+    owned = "FROM audience_gists WHERE memory_id IN (SELECT id FROM memories WHERE status = 'ARCHIVED')"
+    (gists,) = con.execute(f"SELECT count(*) {owned}").fetchone()
+    assert flush(db) == WAITING
+    assert con.execute("SELECT count(*) FROM log").fetchone() == (WAITING + gists,)
     con.close()
 
 

@@ -100,7 +100,7 @@ def test_ids_that_are_no_integers(
         RepoAnalyst(tmp_path / "archive", hot_store=db) as analyst,
         pytest.warns(HotStoreWarning),
     ):
-        assert analyst.query_archive("SELECT count(*) AS n FROM memories") == [{"n": 4 + len(result.rejected)}]
+        assert analyst.query_archive("SELECT count(*) AS n FROM memories") == [{"n": 4}]
 
 
 FAILING = {
@@ -150,30 +150,11 @@ def small_store(
     return db
 
 
-@pytest.mark.parametrize(("encoding", "order"), [("UTF-16le", "little"), ("UTF-16be", "big")])
-def test_lone_surrogates_are_rejected_not_paired_with_what_follows(tmp_path: Path, encoding: str, order: str) -> None:
+@pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
+def test_a_store_of_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
     db = small_store(tmp_path, encoding=encoding)
-    change(
-        db,
-        "CREATE TABLE audience_gists (id INTEGER PRIMARY KEY, memory_id INTEGER REFERENCES memories(id) "
-        "ON DELETE CASCADE, gist TEXT)",
-    )
-    units = {1: (0x41, 0xD800, 0x42), 2: (0x41, 0xD800), 3: (0x41, 0xDC00, 0x42), 4: (0xD83D, 0xDE00), 5: (0x928,)}
-    for id_, text in units.items():
-        raw = b"".join(unit.to_bytes(2, order) for unit in text).hex()  # pyright: ignore[reportArgumentType]
-        change(
-            db,
-            f"UPDATE memories SET verbatim = CAST(x'{raw}' AS TEXT) WHERE id = {id_}",
-            f"INSERT INTO audience_gists (memory_id, gist) VALUES ({id_ + 10}, CAST(x'{raw}' AS TEXT))",
-        )
-    result = flush(db)
-    assert {(r.id, r.column) for r in result.rejected} == {
-        *((id_, "verbatim") for id_ in (1, 2, 3)),
-        *((id_, "audience_gists.gist") for id_ in (11, 12, 13)),
-    }
-    assert result == 14
-    assert archived(db, 4)["verbatim"] == "\U0001f600"
-    assert archived(db, 15)["audience_gists"] == [{"id": 5, "gist": "न"}]
+    with pytest.raises(SchemaError, match=f"keeps its text as {encoding}, where Vidurai's stores keep UTF-8"):
+        flush(db)
 
 
 @pytest.mark.parametrize("bad", [{1}, {5}, {20}, set(range(1, 21))])
@@ -228,7 +209,7 @@ def test_a_restored_store_with_an_odd_id_is_archived_once_and_counted(tmp_path: 
     assert [r.id for r in again.rejected] == [odd if not isinstance(odd, bytes) else None]
 
 
-@pytest.mark.parametrize(("columns", "kind"), [(1_100, "TEXT"), (1_894, "INT"), (1_894, "TEXT")])
+@pytest.mark.parametrize(("columns", "kind"), [(494, "INT"), (494, "TEXT")])
 def test_a_very_wide_table(tmp_path: Path, columns: int, kind: str) -> None:
     db = small_store(tmp_path, "".join(f", x{n} {kind}" for n in range(columns)))
     change(db, f"UPDATE memories SET x{columns - 1} = id")
@@ -237,8 +218,8 @@ def test_a_very_wide_table(tmp_path: Path, columns: int, kind: str) -> None:
 
 
 def test_a_table_that_is_too_wide_is_refused(tmp_path: Path) -> None:
-    db = small_store(tmp_path, "".join(f", x{n} INT" for n in range(1_895)))
-    with pytest.raises(SchemaError, match=r"has 1,901 columns in `memories`: with more than 1,900 it can't be read"):
+    db = small_store(tmp_path, "".join(f", x{n} INT" for n in range(495)))
+    with pytest.raises(SchemaError, match=r"has 501 columns in `memories`: with more than 500 it can't be read"):
         flush(db)
 
 
