@@ -119,7 +119,7 @@ def _select(columns: Sequence[Column], alias: str) -> tuple[str, str]:
             odd.append(f"typeof({name}) = 'blob'")
         elif column.type == pa.binary():
             odd.append(f"typeof({name}) = 'text'")
-    return ", ".join(names), f"({' OR '.join(odd) or 'FALSE'})"
+    return ", ".join(names), f"({' OR '.join(odd) or '0'})"
 
 
 def _plain(array: pa.Array) -> list[Any]:

@@ -136,9 +136,9 @@ def read_all(con: sqlite3.Connection, schema: StoreSchema) -> Iterator[RowBatch]
         schema: the store's schema.
     """
     salvage = Salvage(con, schema)
-    if others := salvage.without_integer_id("TRUE"):
+    if others := salvage.without_integer_id("1"):
         yield RowBatch([], None, {}, others)
-    with contextlib.closing(_rows(con, schema, salvage, "TRUE", None)) as source:
+    with contextlib.closing(_rows(con, schema, salvage, "1", None)) as source:
         while taken := _take(source, BATCH_ROWS):
             tables = _tables(con, schema, salvage, taken)
             for table in tables:

@@ -60,8 +60,26 @@ MEANINGS: dict[str, str] = {
     "audience_gists": "its summaries for certain readers",
 }
 
-# Names that mean something else to a reader of the archive: the partition keys, and the history view's alias.
-RESERVED = {"archived_at", "year", "month", "content", "filename", "tier"}
+#: The names that readers of the archive give to columns of their own: partition keys, places in files, the columns that
+#: the views work out. A store's own column of such a name is archived as ``memories_`` and its name, and shown so.
+RESERVED = frozenset(
+    {
+        "archived_at",
+        "archived_ts",
+        "content",
+        "created_ts",
+        "expires_ts",
+        "file_index",
+        "file_row_number",
+        "filename",
+        "month",
+        "project_name",
+        "project_path",
+        "salience_score",
+        "tier",
+        "year",
+    }
+)
 
 # SQLite bounds how deep an expression may be, and reading and comparing use one that grows with the columns.
 _MOST_COLUMNS = 500
@@ -166,7 +184,7 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
     if to_purge:
         refuse_cascading_triggers(con, list(owned))
     taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
-    columns = tuple(_columns(con, info, taken, "status = 'ARCHIVED'" if to_purge else "TRUE"))
+    columns = tuple(_columns(con, info, taken, "status = 'ARCHIVED'" if to_purge else "1"))
     fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
     children = []
     for table, key in sorted(owned.items()):
@@ -268,7 +286,7 @@ def _child_columns(con: sqlite3.Connection, table: str, key: str) -> tuple[Colum
             name,
             declared,
             name or "unnamed",
-            _declared_type(declared) or _stored_type(con, table, name, declared, "TRUE"),
+            _declared_type(declared) or _stored_type(con, table, name, declared, "1"),
         )
         for name, declared in info
         if name != key
