@@ -158,13 +158,13 @@ def flush(dry_run: bool, form: str) -> None:
 def dream(rebuild: bool, order: Any, form: str) -> None:
     """Train the Q-table on archived memories with an outcome that it has not learned yet."""
     from vidurai_pipeline.cold.archive import Archive  # noqa: PLC0415
-    from vidurai_pipeline.rl.archive_query import archive_files  # noqa: PLC0415
+    from vidurai_pipeline.cold.listing import list_settled  # noqa: PLC0415
     from vidurai_pipeline.rl.dreamer import DreamCycle  # noqa: PLC0415
 
     if order == "newest-first" and not rebuild:
         raise ConfigError("--order newest-first needs --rebuild: it can't be added to a table learned in another order")
     settings = load_settings()
-    empty = not archive_files(settings.archive_path)
+    empty = not list_settled(settings.archive_path)
     with Archive(settings.archive_path).lock("dream", settings.lock_timeout):
         stats = DreamCycle(settings.archive_path, settings.q_table_path).run(rebuild=rebuild, order=order)
     if form == "json":

@@ -128,8 +128,6 @@ def print_dream(stats: dict, table: Path) -> None:
         "reward": f"{stats['total_reward']:,.0f} points",
         "learned before": stats["already_learned"],
     }
-    if stats["logged_actions"]:
-        facts["logged, not inferred"] = f"the actions of {stats['logged_share']:.0%} of them"
     if stats["skipped"]:
         facts["can't be learned"] = "; ".join(f"{count:,} rows: {why}" for why, count in stats["skipped"].items())
     if stats["duplicates"]:

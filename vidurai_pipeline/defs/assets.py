@@ -230,7 +230,6 @@ def q_table(
             "episodes": stats["table_episodes"],
             "epsilon": stats["epsilon"],
             "skipped": sum(stats["skipped"].values()),
-            "actions logged, not inferred (share)": stats["logged_share"],
             "held back": stats["held_back"],
             GATE: dg.MetadataValue.json(stats["gate"] or {}),
             "policy": _table(

@@ -11,7 +11,7 @@ limit) and hands them over in batches, so a large archive takes little memory. N
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from vidurai_pipeline.errors import ArchiveError
-from vidurai_pipeline.rl.archive_query import FIRST_LOGGED, TABLE, advice, connect, decode_experience, read_archive
+from vidurai_pipeline.analytics.connection import connect
+from vidurai_pipeline.rl.archive_query import TABLE, decode_experience, read_archive, unreadable
 from vidurai_pipeline.rl.inference import Transition, infer_transition
-from vidurai_pipeline.rl.logged import LoggedTransition
 
 _BATCH_ROWS = 65_536
 
@@ -78,9 +77,8 @@ class Experiences:
         duplicates: how many further copies of the experiences the archive holds.
     """
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection, logged: Sequence[LoggedTransition] = ()) -> None:
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
         self._cursor = cursor
-        self._logged = logged
         [(self.total, self.duplicates)] = cursor.execute(
             f"SELECT count(*), coalesce(sum(copies), 0)::BIGINT - count(*) FROM {TABLE} WHERE reason IS NULL"
         ).fetchall()
@@ -112,15 +110,15 @@ class Experiences:
             ArchiveError: a file is damaged, or the archive can't be read.
         """
         with contextlib.ExitStack() as stack:
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-dream-"))
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-dream-")))
             if connection is None:
                 connection = stack.enter_context(connect(memory_limit, threads, scratch))
             cursor = stack.enter_context(connection.cursor())
-            found = read_archive(cursor, archive_base, Path(scratch))
+            read_archive(cursor, archive_base, scratch)
             try:
-                yield cls(cursor, found)
+                yield cls(cursor)
             except duckdb.Error as error:
-                raise ArchiveError(advice(archive_base, error)) from None
+                raise unreadable(archive_base, error) from None
             finally:
                 with contextlib.suppress(duckdb.Error):
                     cursor.execute(f"DROP TABLE IF EXISTS {TABLE}")
@@ -151,18 +149,7 @@ class Experiences:
 
     def transition(self, code: int) -> Transition:
         """What the experiences of a code teach."""
-        if code >= FIRST_LOGGED:
-            return self._logged[code - FIRST_LOGGED].transition
         return infer_transition(*decode_experience(code))
-
-    def count_logged(self, codes: npt.NDArray[np.int32]) -> tuple[int, int]:
-        """Of how many experiences the action was logged, and of how many the state."""
-        places, counts = np.unique(codes[codes >= FIRST_LOGGED] - FIRST_LOGGED, return_counts=True)
-        found = [(self._logged[place], count) for place, count in zip(places.tolist(), counts.tolist(), strict=True)]
-        return (
-            sum(count for one, count in found if one.action_logged),
-            sum(count for one, count in found if one.state_logged),
-        )
 
     def stream(
         self, *, after: Watermark | None = None, newest_first: bool = False, limit: int | None = None
@@ -178,7 +165,7 @@ class Experiences:
         # The code comes last in the order for copies of an id that a watermark can't tell apart: any order would
         # do, if only it is always the same.
         query = (
-            f"SELECT archived_at, id, code::INTEGER AS code, {_HELD_OUT} AS held_out FROM {TABLE} WHERE reason IS NULL"
+            f"SELECT archived_at, id, code, {_HELD_OUT} AS held_out FROM {TABLE} WHERE reason IS NULL"
             + ("" if after is None else " AND (archived_at, id) > (?, ?)")
             + f" ORDER BY archived_at {direction}, id {direction}, code {direction}"
             + ("" if limit is None else f" LIMIT {limit:d}")

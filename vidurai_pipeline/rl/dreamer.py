@@ -108,8 +108,8 @@ class DreamCycle:
             further copies in the archive; ``already_learned``, ``late`` and ``missing``, experiences (see the
             module); ``rebuilt``; ``daemon`` and ``replaced``, what another program did (see ``progress.Start``);
             ``states``, ``table_episodes`` and ``epsilon`` of the table now; ``set_aside``, where a damaged table
-            was moved to; ``logged_actions`` and ``logged_states``, experiences whose action or state the archive told
-            (see ``logged``), and ``logged_share``, of those with an action, 0 to 1; ``gate``, the verdict on the new
+            was moved to; ``logged_actions``, ``logged_states`` and ``logged_share``, always 0, since Vidurai logs
+            neither; ``gate``, the verdict on the new
             table as in ``gate.Verdict``, None if there is no new one; ``held_back``, experiences of a table that it
             refused; ``notice``, what the user should know though nothing failed.
         """

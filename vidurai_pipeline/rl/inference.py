@@ -2,14 +2,14 @@
 
 An archived row doesn't tell in which state the memory layer was, nor what it did; both are inferred, by Vidurai's own
 rules (``vidurai.core.rl.dreamer``, 2.2.0). The state is a typical one, in which only tokens and importance are the
-memory's; the action follows from salience and outcome. A table learned so says which rules the outcomes agree with,
+memory's; the action follows from salience and outcome. No state is another one's next state: 5 messages fall into
+another bucket than 0 and 6 do. A table learned so says which rules the outcomes agree with,
 not what would have happened under other actions.
 """
 
 from typing import NamedTuple
 
-from vidurai_pipeline.rl.states import Action, Experience, MemoryState, Outcome
-from vidurai_pipeline.settings import RewardProfile
+from vidurai_pipeline.rl.states import Action, MemoryState, Outcome
 
 # Position is the memory's level in an archived experience; a salience that isn't here counts as medium.
 SALIENCES = {"critical": 1.0, "high": 0.8, "medium": 0.5, "low": 0.3, "noise": 0.1}
@@ -76,25 +76,6 @@ def infer_outcome(action: Action, outcome: int) -> Outcome:
     return Outcome(action, retrieval_accuracy=0.5, information_loss=0.3, user_satisfaction=0.0)
 
 
-def infer_experience(importance: float, tokens: int, outcome: int, profile: RewardProfile) -> Experience:
-    """The experience of one archived memory.
-
-    Args:
-        importance: of its salience, 0 to 1.
-        tokens: characters of its verbatim and gist, // 4.
-        outcome: 1 or -1.
-        profile: what the user wants most; it sets the reward.
-    """
-    state = infer_state(importance, tokens)
-    action = infer_action(importance, outcome)
-    return Experience(
-        state=state,
-        action=action,
-        reward=infer_outcome(action, outcome).calculate_reward(profile),
-        next_state=infer_next_state(state, outcome),
-    )
-
-
 class Transition(NamedTuple):
     """What an experience teaches, but for the reward, which depends on the profile.
 
@@ -112,7 +93,13 @@ class Transition(NamedTuple):
 
 
 def infer_transition(importance: float, tokens: int, outcome: int) -> Transition:
-    """The transition of ``infer_experience``."""
+    """The transition of one archived memory.
+
+    Args:
+        importance: of its salience, 0 to 1.
+        tokens: characters of its verbatim and gist, // 4.
+        outcome: 1 or -1.
+    """
     state = infer_state(importance, tokens)
     next_state = infer_next_state(state, outcome)
     return Transition(state.to_hash(), infer_action(importance, outcome), outcome, next_state.to_hash())

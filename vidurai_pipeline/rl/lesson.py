@@ -27,16 +27,12 @@ class Lesson:
         reward: the total, in points.
         last: the place of the last one; None if there was none.
         points: of the learning curve.
-        logged_actions: experiences whose action was logged, not inferred.
-        logged_states: experiences whose state was.
         visits: how many experiences stand behind each value, by state and action.
     """
 
     positive: int = 0
     negative: int = 0
     reward: float = 0.0
-    logged_actions: int = 0
-    logged_states: int = 0
     last: Watermark | None = None
     points: list[Point] = field(default_factory=list)
     visits: Visits = field(default_factory=dict)
@@ -113,9 +109,6 @@ class Teacher:
         lesson.negative += len(numbers) - positive
         # In their order, like the policy's own sum.
         lesson.reward = float(np.add.accumulate(np.concatenate(([lesson.reward], rewards)))[-1])
-        actions, states = self._experiences.count_logged(batch.codes)
-        lesson.logged_actions += actions
-        lesson.logged_states += states
         lesson.last = batch.last
         lesson.points.append(
             Point(

@@ -1,10 +1,9 @@
 """Learning by the batch: the table that comes out is the plain agent's, bit for bit, at many times its speed.
 
 Archived experiences repeat: many thousands of them are the same transition, from one state by one action to another
-state. So each batch is first translated into the numbers of its transitions. Then, as long as no state of the batch is
-also a next state in it (always so where states are inferred), no update depends on another one's row: all updates of
-one value are made in a row, in their order, by the same floating-point operations. Else the batch is learned one
-experience after the other.
+state. So each batch is first translated into the numbers of its transitions. A state of an archived experience is never
+also the next state of one (see ``inference``), so no update depends on another one's row: all updates of one value are
+made in a row, in their order, by the same floating-point operations.
 """
 
 import itertools
@@ -96,10 +95,7 @@ class Learner:
         rewards = np.array(self._codebook.rewards)[numbers]
         # One after the other, as the plain agent adds them: accumulate, unlike sum, keeps to that order.
         self.policy.total_reward = float(np.add.accumulate(np.concatenate(([self.policy.total_reward], rewards)))[-1])
-        states = {id(self._steps[number].values) for number in present}
-        if states.isdisjoint(id(self._steps[number].future) for number in present):
-            return self._learn_by_value(numbers, present)
-        return self._learn_one_by_one(numbers)
+        return self._learn_by_value(numbers, present)
 
     def _meet(self, numbers: Codes) -> list[int]:
         """Look up transitions not met before, in the order in which the plain agent would make their rows."""
@@ -147,14 +143,3 @@ class Learner:
         cells = self._cell_of_number[numbers]
         # numpy sorts integers of 16 bits in linear time.
         return cells.astype(np.uint16) if len(self._cells) <= np.iinfo(np.uint16).max else cells
-
-    def _learn_one_by_one(self, numbers: Codes) -> float:
-        alpha, gamma, steps = self.policy.alpha, self.policy.gamma, self._steps
-        squares = 0.0
-        for number in numbers.tolist():
-            values, action, reward, future = steps[number]
-            value = values.get(action, 0.0)
-            error = reward + gamma * (max(future.values()) if future else 0.0) - value
-            squares += error * error
-            values[action] = value + alpha * error
-        return squares

@@ -11,7 +11,7 @@ import pytest
 
 from vidurai_pipeline.rl.agent import Action, MemoryState, Outcome, RewardProfile, VismritiRLAgent
 from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline.rl.inference import SALIENCES, infer_experience
+from vidurai_pipeline.rl.inference import SALIENCES, infer_transition
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline_tests.rl.archives import memory, write_file
 from vidurai_pipeline_tests.rl.conftest import DATA
@@ -162,8 +162,8 @@ for m in data:
     for m in memories:
         importance = SALIENCES.get((m["salience"] or "medium").lower(), 0.5)
         tokens = (len(m["verbatim"] or "") + len(m["gist"] or "")) // 4
-        example = infer_experience(importance, tokens, m["outcome"], RewardProfile.BALANCED)
-        ours.append([example.state.to_hash(), example.next_state.to_hash(), example.action.value])
+        found = infer_transition(importance, tokens, m["outcome"])
+        ours.append([found.state, found.next_state, found.action.value])
     assert ours == reference(code, memories)
 
 
