@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vidurai_pipeline.settings import Settings, load_settings
+from vidurai_pipeline_tests.support.archives import DATA
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
-
-DATA = Path(__file__).parent / "data"
 
 
 def pytest_configure() -> None:
@@ -57,9 +56,16 @@ def sample_store(_stores: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def settings(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Settings:
+def home(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a sample store, which the environment names as Vidurai's."""
+    folder = sample_store("guardian").parent
+    monkeypatch.setenv("VIDURAI_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings of a home with a sample store, where no run waits for another."""
-    monkeypatch.setenv("VIDURAI_HOME", str(sample_store("guardian").parent))
     monkeypatch.setenv("VIDURAI_LOCK_TIMEOUT", "0.1")
     return load_settings()
 

@@ -40,12 +40,6 @@ def home(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -
     return db.parent
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
-
-
 class Web:
     """Takes HTTP posts, and answers as told."""
 

@@ -12,7 +12,7 @@ import pytest
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.automation import dream_after_failure
 from vidurai_pipeline.settings import Settings, load_settings
-from vidurai_pipeline_tests.dagster_runs import ASSETS, execute, holding, materialized
+from vidurai_pipeline_tests.support.dagster_runs import ASSETS, execute, holding, materialized
 
 
 def test_a_failure_before_the_dream_starts_a_dream(settings: Settings, instance: dg.DagsterInstance) -> None:

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable, text_to_be_present_in_element
 from selenium.webdriver.support.wait import WebDriverWait
 
-from vidurai_pipeline_tests.processes import answer, free_port, running
+from vidurai_pipeline_tests.support.processes import answer, free_port, running
 
 PATIENCE = 120
 _CALM = 2.0

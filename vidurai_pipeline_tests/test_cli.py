@@ -17,8 +17,8 @@ from unittest import mock
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.rl.archives import memory, write_file
+from vidurai_pipeline_tests.support.archives import experience, write_file
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
 
@@ -37,13 +37,6 @@ def loads(done: subprocess.CompletedProcess[str]) -> Any:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)
-
-
-@pytest.fixture
-def home(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = sample_store("guardian").parent
-    monkeypatch.setenv("VIDURAI_HOME", str(folder))
-    return folder
 
 
 def test_flush(home: Path) -> None:
@@ -145,9 +138,9 @@ def test_a_dream_s_report(home: Path) -> None:
 def test_a_refused_table_is_an_error_and_stays_known(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     environment = {"VIDURAI_HOME": str(tmp_path)}
-    write_file(archive, "1.parquet", [memory(n) for n in range(1000)])
+    write_file(archive, [experience(n) for n in range(1000)], "1.parquet")
     assert cli("dream", **environment).returncode == 0
-    write_file(archive, "2.parquet", [memory(n, -1) for n in range(1000, 1050)])
+    write_file(archive, [experience(n, -1) for n in range(1000, 1050)], "2.parquet")
     refused = cli("dream", **environment)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith("error: the newly learned table is worse")

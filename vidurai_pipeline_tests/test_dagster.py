@@ -19,9 +19,9 @@ from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs import resources
 from vidurai_pipeline.errors import VerificationError
 from vidurai_pipeline.settings import Settings, load_settings
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.dagster_runs import ASSETS, execute, holding, materialized
-from vidurai_pipeline_tests.rl.archives import memory, write_file
+from vidurai_pipeline_tests.support.archives import experience, write_file
+from vidurai_pipeline_tests.support.dagster_runs import ASSETS, execute, holding, materialized
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -263,8 +263,8 @@ def q_table_checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheck
 
 
 def write_night(settings: Settings, name: str, first: int, count: int, outcome: int) -> Path:
-    rows = [memory(n, outcome, archived_at=f"2030-01-01T02:00:00.{n:06d}") for n in range(first, first + count)]
-    return write_file(settings.archive_path, name, rows, month="2030/01")
+    rows = [experience(n, outcome, archived_at=f"2030-01-01T02:00:00.{n:06d}") for n in range(first, first + count)]
+    return write_file(settings.archive_path, rows, name, month="2030-01")
 
 
 def test_a_table_that_is_worse_stays_a_candidate(settings: Settings, instance: dg.DagsterInstance) -> None:

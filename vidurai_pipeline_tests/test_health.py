@@ -4,7 +4,6 @@ import os
 import shutil
 import sqlite3
 from collections import namedtuple
-from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from unittest import mock
@@ -23,19 +22,6 @@ from vidurai_pipeline.settings import load_settings
 
 DATA = Path(__file__).parent / "data"
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture
-def home(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = sample_store("guardian").parent
-    monkeypatch.setenv("VIDURAI_HOME", str(folder))
-    return folder
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
 
 
 def execute(instance: dg.DagsterInstance, job: str = "health") -> dict[str, dg.AssetCheckEvaluation]:

@@ -18,7 +18,7 @@ from vidurai_pipeline.analytics.execution import unique_names
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.errors import MORE_MEMORY
-from vidurai_pipeline_tests.analytics.archives import memory, write
+from vidurai_pipeline_tests.support.archives import memory, write_file
 
 Store = Callable[[str], Path]
 PEAK = r"""
@@ -45,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_json_keeps_every_digit_of_a_decimal(home: Path) -> None:
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     values = {"short": "0.10", "long": "12345678901234567.89", "tiny": "0.12345678901234567890123", "sum": "7"}
     columns = ", ".join(
         f"CAST({text!r} AS DECIMAL(38, {len(text.partition('.')[2])})) AS {name}" for name, text in values.items()
@@ -88,7 +88,7 @@ def test_without_an_archive_a_line_says_so(home: Path, command: tuple[str, str])
 
 
 def test_with_an_archive_nothing_is_said(home: Path):
-    write(home / "archive", [])
+    write_file(home / "archive", [])
     done = cli("query", "SELECT count(*) AS n FROM history", "--format", "json")
     assert (json.loads(done.stdout), done.stderr) == ([{"n": 0}], "")
 
@@ -112,7 +112,7 @@ def test_search_looks_in_both_tiers_unless_told(both: Path):
 
 
 def test_search_without_a_hot_store_says_nothing_of_it(home: Path):
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     done = cli("search", "memory", "--format", "json")
     assert [row["id"] for row in json.loads(done.stdout)] == [1]
     assert done.stderr == ""
@@ -130,7 +130,7 @@ def test_odd_values_of_the_hot_store_are_noted_in_one_line(both: Path):
 
 
 def test_json_is_json(home: Path):
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     sql = """
         SELECT 'nan'::DOUBLE AS a, '-inf'::FLOAT AS b, [1.5, 'inf'::DOUBLE] AS c, {'x': {'y': 'nan'::DOUBLE}} AS d,
             sum(id) AS e, 340282366920938463463374607431768211455::UHUGEINT AS f, MAP {DATE '2024-01-01': 1} AS g,
@@ -181,7 +181,7 @@ def test_json_is_json(home: Path):
     ],
 )
 def test_an_error_is_one_line_with_its_place(home: Path, sql: str, said: list[str]):
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     done = cli("query", sql)
     assert (done.returncode, done.stdout) == (2, "" if done.stdout == "" else "CAST(gist AS INTEGER)\n")
     (line,) = done.stderr.splitlines()
@@ -192,7 +192,7 @@ def test_an_error_is_one_line_with_its_place(home: Path, sql: str, said: list[st
 
 
 def test_a_query_may_be_given_a_time(home: Path):
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     done = cli("query", "SELECT count(*) FROM range(1000000000000) a(i) WHERE hash(i) = 1", "--timeout", "0.3")
     assert done.returncode == 2
     assert "longer than 0.3 s" in done.stderr
@@ -201,7 +201,7 @@ def test_a_query_may_be_given_a_time(home: Path):
 @pytest.mark.parametrize("form", ["csv", "json", "table"])
 def test_a_long_answer_is_written_while_it_comes(home: Path, form: str):
     """What is printed is never all in memory: a million rows need no more than a thousand do."""
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
 
     def peak(rows: int) -> int:
         sql = f"SELECT i, repeat('x', 200) AS text FROM range({rows}) t(i)"
@@ -238,7 +238,7 @@ def test_no_single_value_takes_more_memory_than_a_query_may(
     home: Path, monkeypatch: pytest.MonkeyPatch, sql: str
 ) -> None:
     """DuckDB's own limit doesn't count them."""
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     monkeypatch.setenv("VIDURAI_MEMORY_LIMIT", "200MB")
     done = subprocess.run(
         [sys.executable, "-c", PEAK, "query", sql],
@@ -255,7 +255,7 @@ def test_no_single_value_takes_more_memory_than_a_query_may(
 def test_too_little_memory_is_not_a_broken_file(
     home: Path, monkeypatch: pytest.MonkeyPatch, limit: str, threads: str
 ) -> None:
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     monkeypatch.setenv("VIDURAI_MEMORY_LIMIT", limit)
     monkeypatch.setenv("VIDURAI_THREADS", threads)
     done = cli("query", "SELECT count(*) FROM history", "--format", "csv")
@@ -295,7 +295,7 @@ def on_a_terminal(*arguments: str, height: int = 24, **environment: str) -> str:
 
 
 def test_only_what_is_longer_than_the_screen_is_paged(home: Path, tmp_path: Path):
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     pager = tmp_path / "pager"
     pager.write_text("#!/bin/sh\necho PAGED; cat\n")
     pager.chmod(0o755)
@@ -310,13 +310,13 @@ def test_only_what_is_longer_than_the_screen_is_paged(home: Path, tmp_path: Path
 
 
 def test_the_table_fits_the_terminal(home: Path):
-    write(home / "archive", [memory(1, verbatim="word " * 200)])
+    write_file(home / "archive", [memory(1, verbatim="word " * 200)])
     shown = on_a_terminal("query", "SELECT id, verbatim, gist FROM history")
     assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_a_pager_that_is_left_ends_the_query(home: Path, tmp_path: Path):
-    write(home / "archive", [memory(1)])
+    write_file(home / "archive", [memory(1)])
     pager = tmp_path / "pager"
     pager.write_text("#!/bin/sh\nhead -n 5\n")
     pager.chmod(0o755)
@@ -325,8 +325,8 @@ def test_a_pager_that_is_left_ends_the_query(home: Path, tmp_path: Path):
 
 
 def test_stats_show_growth_and_shares(home: Path):
-    write(home / "archive", [memory(1), memory(2, salience="HIGH", outcome=1)], "2024-11")
-    write(home / "archive", [memory(3), memory(4, salience="LOW")], "2025-02")
+    write_file(home / "archive", [memory(1), memory(2, salience="HIGH", outcome=1)], month="2024-11")
+    write_file(home / "archive", [memory(3), memory(4, salience="LOW")], month="2025-02")
     done = cli("stats")
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     months = [line.replace("█", "").split() for line in lines if re.match(r"20\d\d-", line)]
@@ -344,7 +344,7 @@ def test_stats_show_growth_and_shares(home: Path):
 
 def test_stats_of_many_years_show_the_last_two(home: Path):
     for year in range(2010, 2016):
-        write(home / "archive", [memory(year, archived_at=f"{year}-01-01")], f"{year}-01")
+        write_file(home / "archive", [memory(year, archived_at=f"{year}-01-01")], month=f"{year}-01")
     lines = cli("stats").stdout.splitlines()
     assert sum(bool(re.match(r"\s+20\d\d-\d\d ", line)) for line in lines) == 24
     assert any("37 earlier months" in line for line in lines)

@@ -9,8 +9,8 @@ import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline_tests.archival.tiers import hot_rows
-from vidurai_pipeline_tests.reference import run_reference
+from vidurai_pipeline_tests.support.reference import run_reference
+from vidurai_pipeline_tests.support.tiers import hot_rows
 
 ANALYST = """
 import json, sys

@@ -21,8 +21,8 @@ import pytest
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.report import PublishReport
-from vidurai_pipeline_tests.archival.tiers import Row, assert_one_tier, cold_rows, hot_rows
-from vidurai_pipeline_tests.reference import run_reference
+from vidurai_pipeline_tests.support.reference import run_reference
+from vidurai_pipeline_tests.support.tiers import Row, assert_one_tier, cold_rows, hot_rows
 
 PAGE = Path(__file__).parents[1] / "docs/operations.md"
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))

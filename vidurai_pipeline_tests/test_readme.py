@@ -5,10 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from vidurai_pipeline.settings import Settings
 
@@ -23,13 +20,6 @@ def blocks(language: str) -> list[str]:
 def commands(program: str) -> list[list[str]]:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith(f"{program} ")]
     return [shlex.split(line, comments=True) for line in lines]
-
-
-@pytest.fixture
-def home(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = sample_store("guardian").parent
-    monkeypatch.setenv("VIDURAI_HOME", str(folder))
-    return folder
 
 
 def test_every_command_of_the_command_line(home: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.errors import QueryError
-from vidurai_pipeline_tests.analytics.archives import OWN, memory, write
+from vidurai_pipeline_tests.support.archives import OWN, memory, write_file
 
 LEVELS = ("CRITICAL", "high", "Medium", " low ", "NOISE", "NOISE", "strange", None)
 
@@ -19,7 +19,7 @@ LEVELS = ("CRITICAL", "high", "Medium", " low ", "NOISE", "NOISE", "strange", No
 @pytest.fixture
 def analyst(tmp_path: Path) -> RepoAnalyst:
     rows = [memory(i, salience=level, event_type="ab"[i % 2], outcome=i % 3 - 1) for i, level in enumerate(LEVELS)]
-    write(tmp_path, rows)
+    write_file(tmp_path, rows)
     return RepoAnalyst(tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_levels_as_numbers_are_levels(tmp_path: Path, type_: pa.DataType):
     schema = OWN.set(OWN.get_field_index("salience"), pa.field("salience", type_))
     levels = [5, 4, 1, 1] if type_ != pa.string() else ["5", " 4", "1.0", "NOISE"]
     rows = [memory(i, salience=decimal.Decimal(x) if pa.types.is_decimal(type_) else x) for i, x in enumerate(levels)]
-    write(tmp_path, rows, schema=schema)
+    write_file(tmp_path, rows, schema=schema)
     analyst = RepoAnalyst(tmp_path)
     assert values(analyst, "SELECT AVG(salience), count(salience_score(salience)) FROM history") == [(2.75, 4)]
     assert {row["id"] for row in analyst.search_archive("memory", salience=["CRITICAL", "NOISE"])} == {0, 2, 3}
@@ -141,5 +141,7 @@ def test_levels_as_numbers_are_levels(tmp_path: Path, type_: pa.DataType):
 
 
 def test_other_numbers_are_no_levels(tmp_path: Path):
-    write(tmp_path, [memory(i, salience=text) for i, text in enumerate(["0", "6", "2.5", "nan", "1e400", "", "LOW"])])
+    write_file(
+        tmp_path, [memory(i, salience=text) for i, text in enumerate(["0", "6", "2.5", "nan", "1e400", "", "LOW"])]
+    )
     assert values(RepoAnalyst(tmp_path), "SELECT AVG(salience) FROM history") == [(2.0,)]

@@ -12,7 +12,7 @@ import pytest
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.views import Views
 from vidurai_pipeline.errors import ConfigError, QueryError
-from vidurai_pipeline_tests.analytics.archives import BASE, OWN, REFERENCE, memory, write
+from vidurai_pipeline_tests.support.archives import BASE, OWN, REFERENCE, memory, write_file
 
 ENDLESS = "SELECT count(*) FROM range(1000000000000) a(i) WHERE hash(i) = 1"
 
@@ -44,7 +44,7 @@ def test_the_aggregate_query_of_the_specification():
 
 
 def test_the_keyword_query_of_the_specification(tmp_path: Path):
-    write(tmp_path, [memory(1, verbatim="Fixed the Authentication flow"), memory(2)])
+    write_file(tmp_path, [memory(1, verbatim="Fixed the Authentication flow"), memory(2)])
     rows = RepoAnalyst(tmp_path).query_archive("""
     SELECT * FROM history
     WHERE LOWER(content) LIKE LOWER('%authentication%')
@@ -61,10 +61,10 @@ def test_content_is_the_text_and_every_column_is_there():
 
 
 def test_files_of_all_schemas_are_one_table(tmp_path: Path):
-    write(tmp_path, [memory(1)], "2024-11", schema=BASE)
-    write(tmp_path, [memory(2)])
+    write_file(tmp_path, [memory(1)], month="2024-11", schema=BASE)
+    write_file(tmp_path, [memory(2)])
     later = OWN.append(pa.field("mood", pa.float64()))
-    write(tmp_path, [memory(3, mood=0.5)], "2025-01", schema=later)
+    write_file(tmp_path, [memory(3, mood=0.5)], month="2025-01", schema=later)
     analyst = RepoAnalyst(tmp_path)
     rows = analyst.query_archive("SELECT id, line_number, mood, len(audience_gists) AS n FROM history ORDER BY id")
     assert [tuple(row.values()) for row in rows] == [(1, None, None, None), (2, 7, None, 1), (3, 7, 0.5, 1)]
@@ -83,11 +83,11 @@ def test_files_of_all_schemas_are_one_table(tmp_path: Path):
 
 def test_structs_with_new_fields_and_columns_without_a_value_fit(tmp_path: Path):
     wider = pa.list_(pa.struct([("audience", pa.string()), ("tone", pa.string())]))
-    write(tmp_path, [memory(1)], "2024-11")
+    write_file(tmp_path, [memory(1)], month="2024-11")
     schema = OWN.set(OWN.get_field_index("audience_gists"), pa.field("audience_gists", wider))
     schema = schema.set(schema.get_field_index("expires_at"), pa.field("expires_at", pa.null()))
     schema = schema.set(schema.get_field_index("outcome"), pa.field("outcome", pa.float64()))
-    write(tmp_path, [memory(2, audience_gists=[{"audience": "ai", "tone": "dry"}], outcome=1.0)], schema=schema)
+    write_file(tmp_path, [memory(2, audience_gists=[{"audience": "ai", "tone": "dry"}], outcome=1.0)], schema=schema)
     rows = RepoAnalyst(tmp_path).query_archive(
         "SELECT id, expires_at, outcome, audience_gists[1].tone AS tone FROM history ORDER BY id"
     )
@@ -95,8 +95,8 @@ def test_structs_with_new_fields_and_columns_without_a_value_fit(tmp_path: Path)
 
 
 def test_a_later_schemas_own_content_wins(tmp_path: Path):
-    write(tmp_path, [memory(1)], "2024-11")
-    write(tmp_path, [memory(2, content="its own")], schema=OWN.append(pa.field("content", pa.string())))
+    write_file(tmp_path, [memory(1)], month="2024-11")
+    write_file(tmp_path, [memory(2, content="its own")], schema=OWN.append(pa.field("content", pa.string())))
     rows = RepoAnalyst(tmp_path).query_archive("SELECT content FROM history ORDER BY id")
     assert [row["content"] for row in rows] == ["memory 1", "its own"]
 
@@ -104,7 +104,7 @@ def test_a_later_schemas_own_content_wins(tmp_path: Path):
 @pytest.mark.parametrize("condition", ["year = 2024 AND month = 11", "year < 2025 AND month IN (11)"])
 def test_the_partition_columns_pick_the_files(tmp_path: Path, condition: str):
     for month in ("2024-10", "2024-11", "2024-12", "2025-11"):
-        write(tmp_path, [memory(int(month[-2:]) + int(month[:4]))], month)
+        write_file(tmp_path, [memory(int(month[-2:]) + int(month[:4]))], month=month)
     analyst = RepoAnalyst(tmp_path)
     plan = analyst.query_archive(f"EXPLAIN ANALYZE SELECT verbatim FROM history WHERE {condition}")[0]["explain_value"]
     assert "Total Files Read: 1" in plan
@@ -114,7 +114,7 @@ def test_the_partition_columns_pick_the_files(tmp_path: Path, condition: str):
 
 def test_partitions_are_picked_among_duplicates_too(tmp_path: Path):
     for month in ("2024-10", "2024-11", "2024-12"):
-        write(tmp_path, [memory(1, archived_at=f"{month}-30T02:00:00")], month)
+        write_file(tmp_path, [memory(1, archived_at=f"{month}-30T02:00:00")], month=month)
     analyst = RepoAnalyst(tmp_path)
     plan = analyst.query_archive("EXPLAIN ANALYZE SELECT verbatim FROM history WHERE month = 12")[0]["explain_value"]
     assert "Total Files Read: 1" in plan
@@ -122,11 +122,11 @@ def test_partitions_are_picked_among_duplicates_too(tmp_path: Path):
 
 
 def test_the_newest_copy_of_a_memory_is_shown_once(tmp_path: Path):
-    write(tmp_path, [memory(1, gist="old", archived_at="2024-11-30T02:00:00"), memory(2)], "2024-11")
-    write(tmp_path, [memory(1, gist="new", archived_at="2024-12-15T02:00:00"), memory(3), memory(3, gist="again")])
+    write_file(tmp_path, [memory(1, gist="old", archived_at="2024-11-30T02:00:00"), memory(2)], month="2024-11")
+    write_file(tmp_path, [memory(1, gist="new", archived_at="2024-12-15T02:00:00"), memory(3), memory(3, gist="again")])
     same = "memories_20241215_020000_002.parquet"
-    write(tmp_path, [memory(4, gist="first")], name="memories_20241215_020000.a.parquet")
-    write(tmp_path, [memory(4, gist="second")], name=same)
+    write_file(tmp_path, [memory(4, gist="first")], name="memories_20241215_020000.a.parquet")
+    write_file(tmp_path, [memory(4, gist="second")], name=same)
     analyst = RepoAnalyst(tmp_path)
     gists = [row["gist"] for row in analyst.query_archive("SELECT gist FROM history ORDER BY id")]
     assert gists == ["new", "gist 2", "again", "second"]
@@ -136,13 +136,13 @@ def test_the_newest_copy_of_a_memory_is_shown_once(tmp_path: Path):
 
 
 def test_rows_without_an_id_all_stay(tmp_path: Path):
-    write(tmp_path, [memory(1), memory(1), {**memory(2), "id": None}, {**memory(3), "id": None}])
+    write_file(tmp_path, [memory(1), memory(1), {**memory(2), "id": None}, {**memory(3), "id": None}])
     rows = RepoAnalyst(tmp_path).query_archive("SELECT count(*) AS n, count(id) AS ids FROM history")
     assert rows == [{"n": 3, "ids": 1}]
 
 
 def test_without_duplicates_the_view_is_a_plain_scan(tmp_path: Path):
-    write(tmp_path, [memory(1)])
+    write_file(tmp_path, [memory(1)])
     analyst = RepoAnalyst(tmp_path)
     plan = analyst.query_archive("EXPLAIN SELECT verbatim FROM history")[0]["explain_value"]
     assert "Join" not in plan
@@ -154,31 +154,33 @@ def test_a_long_lived_analyst_sees_what_changes(tmp_path: Path):
     analyst = RepoAnalyst(tmp_path / "archive")
     count = "SELECT count(*) AS n, max(gist) AS last FROM history"
     assert analyst.query_archive(count) == []
-    first = write(tmp_path / "archive", [memory(1)])
+    first = write_file(tmp_path / "archive", [memory(1)])
     assert analyst.query_archive(count) == [{"n": 1, "last": "gist 1"}]
-    second = write(tmp_path / "archive", [memory(1, gist="newer", archived_at="2025-01-01T02:00:00")], "2025-01")
+    second = write_file(
+        tmp_path / "archive", [memory(1, gist="newer", archived_at="2025-01-01T02:00:00")], month="2025-01"
+    )
     assert analyst.query_archive(count) == [{"n": 1, "last": "newer"}]
     second.unlink()
     assert analyst.query_archive(count) == [{"n": 1, "last": "gist 1"}]
-    replacement = write(tmp_path / "other", [memory(1, gist="gist 9")])
+    replacement = write_file(tmp_path / "other", [memory(1, gist="gist 9")])
     replacement.replace(first)
     assert analyst.query_archive(count) == [{"n": 1, "last": "gist 9"}]
 
 
 def test_a_reader_goes_on_while_the_archive_changes(tmp_path: Path):
-    write(tmp_path, [memory(i) for i in range(30_000)], "2024-11")
+    write_file(tmp_path, [memory(i) for i in range(30_000)], month="2024-11")
     analyst = RepoAnalyst(tmp_path)
     reader = analyst.query_arrow("SELECT id FROM history")
     rows = reader.read_next_batch().num_rows
-    write(tmp_path, [memory(1_000_000)])
+    write_file(tmp_path, [memory(1_000_000)])
     assert analyst.query_archive("SELECT count(*) AS n FROM history") == [{"n": 30_001}]
     analyst.close()
     assert rows + sum(batch.num_rows for batch in reader) == 30_000
 
 
 def test_a_file_withdrawn_while_a_query_starts_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write(tmp_path, [memory(1)], "2024-11")
-    doomed = write(tmp_path, [memory(2)])
+    write_file(tmp_path, [memory(1)], month="2024-11")
+    doomed = write_file(tmp_path, [memory(2)])
     analyst = RepoAnalyst(tmp_path)
     cursor = analyst._database.cursor
 
@@ -192,7 +194,7 @@ def test_a_file_withdrawn_while_a_query_starts_is_not_missed(tmp_path: Path, mon
 
 
 def test_hidden_files_are_not_the_archive(tmp_path: Path):
-    path = write(tmp_path, [memory(1)])
+    path = write_file(tmp_path, [memory(1)])
     (path.parent / ".memories_20241216_020000.parquet.tmp").write_bytes(b"half")
     (path.parent / ".half.parquet").write_bytes(b"half")
     (tmp_path / ".pending").mkdir()
@@ -201,7 +203,7 @@ def test_hidden_files_are_not_the_archive(tmp_path: Path):
 
 
 def test_files_beside_the_layout_are_read_and_get_the_partition_of_their_path(tmp_path: Path):
-    write(tmp_path, [memory(1)])
+    write_file(tmp_path, [memory(1)])
     pq.write_table(pa.Table.from_pylist([memory(2)], schema=OWN), tmp_path / "loose.parquet")
     deep = tmp_path / "year=2025" / "month=02" / "day=03"
     deep.mkdir(parents=True)
@@ -215,8 +217,8 @@ def test_files_beside_the_layout_are_read_and_get_the_partition_of_their_path(tm
 
 def test_an_archive_within_a_partition_of_something_else(tmp_path: Path):
     archive = tmp_path / "year=1999" / "env=prod" / "archive"
-    write(archive, [memory(1)])
-    write(tmp_path / "env=prod", [memory(1)])
+    write_file(archive, [memory(1)])
+    write_file(tmp_path / "env=prod", [memory(1)])
     assert RepoAnalyst(archive).query_archive("SELECT year, month FROM history") == [{"year": 2024, "month": 12}]
     assert "env" not in RepoAnalyst(tmp_path / "env=prod").query_df("FROM history").columns
 
@@ -241,9 +243,9 @@ def test_an_archive_within_a_partition_of_something_else(tmp_path: Path):
     ],
 )
 def test_an_archive_may_have_any_name(tmp_path: Path, name: str):
-    path = write(tmp_path / name, [memory(1), memory(1, archived_at="2025")])
+    path = write_file(tmp_path / name, [memory(1), memory(1, archived_at="2025")])
     for neighbour in ("starX", "queXtion", "bracket", "a", "b"):
-        write(tmp_path / neighbour, [memory(2)])
+        write_file(tmp_path / neighbour, [memory(2)])
     with RepoAnalyst(tmp_path / name) as analyst:
         assert analyst.query_archive("SELECT id, month FROM history") == [{"id": 1, "month": 12}]
         assert analyst.query_archive("SELECT filename FROM history_all LIMIT 1") == [{"filename": str(path)}]
@@ -322,7 +324,7 @@ def test_the_stats_of_the_reference_archive():
 
 
 def test_stats_of_an_archive_with_odd_rows(tmp_path: Path):
-    write(tmp_path, [memory(1, salience=None, outcome=None), memory(2, salience=" low ", outcome=7)])
+    write_file(tmp_path, [memory(1, salience=None, outcome=None), memory(2, salience=" low ", outcome=7)])
     stats = RepoAnalyst(tmp_path).get_memory_stats()
     assert stats["by_salience"] == {"LOW": 1, "unknown": 1}
     assert stats["by_outcome"] == {"unknown": 2}
@@ -377,7 +379,7 @@ def test_ctrl_c_stops_a_query():
 
 
 def test_threads_may_share_an_analyst(tmp_path: Path):
-    write(tmp_path, [memory(i) for i in range(500)])
+    write_file(tmp_path, [memory(i) for i in range(500)])
     analyst = RepoAnalyst(tmp_path)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: analyst.query_archive("FROM history WHERE id = ?", [i]), range(64)))
@@ -386,14 +388,14 @@ def test_threads_may_share_an_analyst(tmp_path: Path):
 
 def test_a_connection_of_the_callers_gets_the_views(tmp_path: Path):
     archive = tmp_path / "archive"
-    write(archive, [memory(1, gist="old", archived_at="2024"), memory(1), memory(2, salience="HIGH")])
+    write_file(archive, [memory(1, gist="old", archived_at="2024"), memory(1), memory(2, salience="HIGH")])
     database = tmp_path / "own.duckdb"
     with duckdb.connect(str(database)) as connection:
         connection.execute("CREATE TABLE history AS SELECT 'mine' AS x")
         analyst = RepoAnalyst(archive, connection=connection)
         assert connection.execute("SELECT avg(salience_score(salience)) FROM history").fetchall() == [(3.5,)]
         assert analyst.query_archive("SELECT AVG(salience) AS a FROM history") == [{"a": 3.5}]
-        write(archive, [memory(3)], "2025-01")
+        write_file(archive, [memory(3)], month="2025-01")
         assert analyst.query_archive("SELECT count(*) AS n FROM history") == [{"n": 3}]
         assert connection.execute("SELECT count(*) FROM history").fetchall() == [(3,)]
         assert analyst.query_df("FROM history_all").shape[0] == 4
@@ -405,7 +407,7 @@ def test_a_connection_of_the_callers_gets_the_views(tmp_path: Path):
 
 
 def test_answers_on_a_connection_of_the_callers_do_not_end_each_other(tmp_path: Path):
-    write(tmp_path, [memory(n) for n in range(3)])
+    write_file(tmp_path, [memory(n) for n in range(3)])
     with duckdb.connect() as connection:
         analyst = RepoAnalyst(tmp_path, connection=connection)
         _, first = analyst.query_rows("SELECT id FROM history ORDER BY id")
@@ -424,14 +426,14 @@ def test_a_time_limit_that_is_none_is_refused(tmp_path: Path, timeout: float):
 
 def test_ctrl_c_while_the_archive_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """DuckDB's client makes another error of it."""
-    write(tmp_path, [memory(1)])
+    write_file(tmp_path, [memory(1)])
     monkeypatch.setattr(Views, "superseded_places", mock.Mock(side_effect=RuntimeError("Query interrupted")))
     with pytest.raises(KeyboardInterrupt):
         RepoAnalyst(tmp_path).query_archive("SELECT 1")
 
 
 def test_settings_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write(tmp_path / "cold", [memory(1)])
+    write_file(tmp_path / "cold", [memory(1)])
     monkeypatch.setenv("VIDURAI_ARCHIVE", str(tmp_path / "cold"))
     monkeypatch.setenv("VIDURAI_MEMORY_LIMIT", "123MB")
     monkeypatch.setenv("VIDURAI_THREADS", "1")

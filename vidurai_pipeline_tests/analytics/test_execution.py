@@ -12,7 +12,7 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.execution import TimeLimit
 from vidurai_pipeline.cold.listing import Listing, list_files
 from vidurai_pipeline.errors import QueryError
-from vidurai_pipeline_tests.analytics.archives import memory, write
+from vidurai_pipeline_tests.support.archives import memory, write_file
 
 
 def test_what_cannot_be_interrupted_is_left_behind():
@@ -30,7 +30,7 @@ CONVERSION = "SELECT CAST(verbatim AS INTEGER) FROM history"
 
 def test_a_failed_query_looks_for_damage_no_longer_than_it_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A memory's own text may look like a damaged file's."""
-    write(tmp_path, [memory(1, verbatim="parquet")])
+    write_file(tmp_path, [memory(1, verbatim="parquet")])
     looked = []
 
     def search(connection: duckdb.DuckDBPyConnection, _listing: Listing) -> None:
@@ -44,7 +44,7 @@ def test_a_failed_query_looks_for_damage_no_longer_than_it_may_take(tmp_path: Pa
 
 
 def test_a_wrong_statement_is_no_reason_to_look_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write(tmp_path, [memory(1)])
+    write_file(tmp_path, [memory(1)])
     monkeypatch.setattr(execution, "find_damaged", mock.Mock(side_effect=AssertionError))
     with RepoAnalyst(tmp_path) as analyst:
         for sql in (
@@ -58,7 +58,7 @@ def test_a_wrong_statement_is_no_reason_to_look_for_damage(tmp_path: Path, monke
 
 def test_the_search_for_damage_ends_when_it_is_interrupted(tmp_path: Path):
     for month in range(1, 10):
-        write(tmp_path, [memory(month)], f"2024-0{month}")
+        write_file(tmp_path, [memory(month)], month=f"2024-0{month}")
     connection = mock.Mock(execute=mock.Mock(side_effect=duckdb.InterruptException))
     with pytest.raises(duckdb.InterruptException):
         find_damaged(connection, Listing.readable(tmp_path, list_files(tmp_path), lambda: tmp_path))

@@ -16,7 +16,7 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.health import archive_readable
 from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline_tests.analytics.archives import BASE, OWN, memory, write
+from vidurai_pipeline_tests.support.archives import BASE, OWN, memory, write_file
 
 
 def truncated(path: Path) -> None:
@@ -43,8 +43,8 @@ def magic_only(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncated, headless, empty, text, magic_only])
 @pytest.mark.parametrize("ask", ["query_archive", "query_df", "query_arrow"])
 def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path, damage, ask: str):
-    write(tmp_path, [memory(1)], "2024-11")
-    broken = write(tmp_path, [memory(2)])
+    write_file(tmp_path, [memory(1)], month="2024-11")
+    broken = write_file(tmp_path, [memory(2)])
     damage(broken)
     analyst = RepoAnalyst(tmp_path)
     with pytest.raises(ArchiveError) as caught:
@@ -58,7 +58,7 @@ def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path, damage, ask: str
 
 
 def test_a_file_that_breaks_between_two_queries_is_noticed(tmp_path: Path):
-    path = write(tmp_path, [memory(1)])
+    path = write_file(tmp_path, [memory(1)])
     analyst = RepoAnalyst(tmp_path)
     assert analyst.query_archive("SELECT id FROM history") == [{"id": 1}]
     truncated(path)
@@ -68,7 +68,7 @@ def test_a_file_that_breaks_between_two_queries_is_noticed(tmp_path: Path):
 
 def test_several_broken_files_are_counted(tmp_path: Path):
     for month in ("2024-10", "2024-11", "2024-12"):
-        empty(write(tmp_path, [memory(1)], month))
+        empty(write_file(tmp_path, [memory(1)], month=month))
     with pytest.raises(ArchiveError, match=r"month=10/.*\(2 more like it\)"):
         RepoAnalyst(tmp_path).query_archive("SELECT 1")
 
@@ -76,8 +76,8 @@ def test_several_broken_files_are_counted(tmp_path: Path):
 @pytest.mark.parametrize("start", range(0, 100, 7))
 def test_damaged_pages_are_an_error_that_names_the_file(tmp_path: Path, start: int):
     """The footer is fine, so only reading the rows shows it."""
-    write(tmp_path, [memory(i) for i in range(2_000, 2_200)], "2024-11")
-    broken = write(tmp_path, [memory(i, verbatim=f"{i} text " * 20) for i in range(2_000)])
+    write_file(tmp_path, [memory(i) for i in range(2_000, 2_200)], month="2024-11")
+    broken = write_file(tmp_path, [memory(i, verbatim=f"{i} text " * 20) for i in range(2_000)])
     content = bytearray(broken.read_bytes())
     data = len(content) - int.from_bytes(content[-8:-4], "little") - 8
     position = 4 + (data - 300) * start // 100
@@ -91,7 +91,7 @@ def test_damaged_pages_are_an_error_that_names_the_file(tmp_path: Path, start: i
 
 
 def test_a_foreign_file_is_named(tmp_path: Path):
-    write(tmp_path, [memory(1)], "2024-11")
+    write_file(tmp_path, [memory(1)], month="2024-11")
     foreign = tmp_path / "year=2024" / "month=11" / "taxi.parquet"
     pq.write_table(pa.table({"trip": [1], "fare": [2.5]}), foreign)
     with pytest.raises(ArchiveError, match=rf"{foreign} is not an archive of memories.*no column 'id', 'verbatim'"):
@@ -109,9 +109,9 @@ def test_a_foreign_file_is_named(tmp_path: Path):
     ],
 )
 def test_a_column_of_another_type_is_named(tmp_path: Path, column: str, type_: pa.DataType, value: object):
-    write(tmp_path, [memory(1)], "2024-11")
+    write_file(tmp_path, [memory(1)], month="2024-11")
     schema = OWN.set(OWN.get_field_index(column), pa.field(column, type_))
-    odd = write(tmp_path, [memory(2, **{column: value})], schema=schema)
+    odd = write_file(tmp_path, [memory(2, **{column: value})], schema=schema)
     with pytest.raises(ArchiveError) as caught:
         RepoAnalyst(tmp_path).query_archive("SELECT 1")
     assert str(odd) in str(caught.value)
@@ -125,11 +125,11 @@ def test_fractions_in_an_integer_column_are_named_never_rounded(tmp_path: Path, 
     schema = OWN.set(OWN.get_field_index(column), pa.field(column, type_))
     cast = decimal.Decimal if pa.types.is_decimal(type_) else float
     whole = [memory(1, **{column: cast(7)}), memory(2, **{column: cast(8) if column == "id" else None})]
-    write(tmp_path, whole, "2024-10", schema=schema)
+    write_file(tmp_path, whole, month="2024-10", schema=schema)
     analyst = RepoAnalyst(tmp_path)
     rows = analyst.query_archive(f"SELECT {column} AS c FROM history ORDER BY c")
     assert [row["c"] for row in rows] == [7, 8 if column == "id" else None]
-    odd = write(tmp_path, [memory(3, **{column: cast("0.5")})], "2024-11", schema=schema)
+    odd = write_file(tmp_path, [memory(3, **{column: cast("0.5")})], month="2024-11", schema=schema)
     for _ in range(2):
         with pytest.raises(
             ArchiveError, match=rf"{odd} is not .*: its column '{column}' holds fractions, not integers"
@@ -138,16 +138,16 @@ def test_fractions_in_an_integer_column_are_named_never_rounded(tmp_path: Path, 
 
 
 def test_further_columns_of_several_types_become_one_or_are_named(tmp_path: Path):
-    write(tmp_path, [memory(1, extra=5)], "2024-10", schema=OWN.append(pa.field("extra", pa.int32())))
-    write(tmp_path, [memory(2, extra=0.5)], "2024-11", schema=OWN.append(pa.field("extra", pa.float64())))
+    write_file(tmp_path, [memory(1, extra=5)], month="2024-10", schema=OWN.append(pa.field("extra", pa.int32())))
+    write_file(tmp_path, [memory(2, extra=0.5)], month="2024-11", schema=OWN.append(pa.field("extra", pa.float64())))
     analyst = RepoAnalyst(tmp_path)
     rows = analyst.query_archive("SELECT extra, typeof(extra) AS t FROM history ORDER BY id")
     assert [tuple(row.values()) for row in rows] == [(5.0, "DOUBLE"), (0.5, "DOUBLE")]
-    write(tmp_path, [memory(3, extra="text")], "2024-12", schema=OWN.append(pa.field("extra", pa.string())))
+    write_file(tmp_path, [memory(3, extra="text")], month="2024-12", schema=OWN.append(pa.field("extra", pa.string())))
     rows = analyst.query_archive("SELECT extra FROM history ORDER BY id")
     assert [row["extra"] for row in rows] == ["5", "0.5", "text"]
     odd = OWN.append(pa.field("extra", pa.list_(pa.int64())))
-    write(tmp_path, [memory(4, extra=[1])], "2025-01", schema=odd)
+    write_file(tmp_path, [memory(4, extra=[1])], month="2025-01", schema=odd)
     with pytest.raises(ArchiveError, match="disagrees with the other files: its column 'extra'"):
         analyst.query_archive("SELECT 1")
 
@@ -169,7 +169,7 @@ def test_a_further_column_of_types_that_differ_is_shown_as_text(tmp_path: Path, 
     for number, kind in enumerate((one, other), start=1):
         type_, value, _ = OF_EACH_TYPE[kind]
         schema = OWN.append(pa.field("extra", type_))
-        write(tmp_path, [memory(number, extra=value), memory(number + 2)], f"2024-1{number}", schema=schema)
+        write_file(tmp_path, [memory(number, extra=value), memory(number + 2)], month=f"2024-1{number}", schema=schema)
     rows = RepoAnalyst(tmp_path).query_archive("SELECT extra FROM history ORDER BY id")
     assert [row["extra"] for row in rows] == [OF_EACH_TYPE[one][2], OF_EACH_TYPE[other][2], None, None]
 
@@ -178,7 +178,7 @@ def test_nested_values_that_cannot_be_united_are_named_where_they_are_asked_for(
     for month, type_, value in (("2024-10", pa.float64(), 0.5), ("2024-11", pa.binary(), b"\xff")):
         schema = OWN.append(pa.field("extra", pa.list_(pa.struct([("v", type_)]))))
         number = 1 if value == 0.5 else 2
-        odd = write(tmp_path, [memory(number, extra=[{"v": value}])], month, schema=schema)
+        odd = write_file(tmp_path, [memory(number, extra=[{"v": value}])], month=month, schema=schema)
     analyst = RepoAnalyst(tmp_path)
     assert analyst.query_archive("SELECT count(*) AS n, max(id) AS last FROM history") == [{"n": 2, "last": 2}]
     with pytest.raises(ArchiveError) as caught:
@@ -209,14 +209,19 @@ def test_nested_values_that_cannot_be_united_are_named_where_they_are_asked_for(
 )
 def test_numbers_of_several_types_keep_every_digit(tmp_path: Path, types: tuple, values: tuple, shown: tuple | None):
     for number, (type_, value) in enumerate(zip(types, values, strict=True), start=1):
-        write(tmp_path, [memory(number, extra=value)], f"2024-1{number}", schema=OWN.append(pa.field("extra", type_)))
+        write_file(
+            tmp_path,
+            [memory(number, extra=value)],
+            month=f"2024-1{number}",
+            schema=OWN.append(pa.field("extra", type_)),
+        )
     rows = RepoAnalyst(tmp_path).query_archive("SELECT extra FROM history ORDER BY id")
     assert tuple(row["extra"] for row in rows) == (shown or ("1234567890123456789.25", "0.5"))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path, kind: str):
-    write(tmp_path, [memory(1)])
+    write_file(tmp_path, [memory(1)])
     odd = tmp_path / "year=2024" / "month=12" / "odd.parquet"
     if kind == "folder":
         odd.mkdir()
@@ -234,7 +239,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path, kind: str):
 
 
 def test_a_file_that_this_user_may_not_read_is_not_called_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = write(tmp_path, [memory(1)])
+    path = write_file(tmp_path, [memory(1)])
     truncated(path)  # as DuckDB fails for another user, whom root is not
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ArchiveError, match=f"{path} can't be read: it is not readable for this user"):
@@ -249,7 +254,7 @@ def test_columns_may_have_any_name(tmp_path: Path):
     nested = pa.list_(pa.struct([('f "q" )', pa.int64()), ("g;'", pa.string())]))
     schema = schema.append(pa.field("nested) --", nested))
     row = memory(1, **dict.fromkeys(names, "v"), **{"nested) --": [{'f "q" )': 1, "g;'": "z"}]})
-    write(tmp_path, [row, row | {"archived_at": "2025"}], schema=schema)
+    write_file(tmp_path, [row, row | {"archived_at": "2025"}], schema=schema)
     (found,) = RepoAnalyst(tmp_path).query_archive("FROM history")
     assert {found[name] for name in names if name not in ("year", "filename", "file_row_number")} == {"v"}
     assert found["year"] == 2024
@@ -257,14 +262,14 @@ def test_columns_may_have_any_name(tmp_path: Path):
 
 
 def test_files_without_rows_are_no_trouble(tmp_path: Path):
-    write(tmp_path, [])
+    write_file(tmp_path, [])
     analyst = RepoAnalyst(tmp_path)
     assert analyst.query_archive("SELECT count(*) AS n FROM history") == [{"n": 0}]
     assert analyst.get_memory_stats()["total_memories"] == 0
 
 
 def test_names_that_duckdb_would_take_for_patterns_are_refused(tmp_path: Path):
-    odd = write(tmp_path, [memory(1)], name="memories_[copy].parquet")
+    odd = write_file(tmp_path, [memory(1)], name="memories_[copy].parquet")
     with pytest.raises(ArchiveError, match="rename it") as caught:
         RepoAnalyst(tmp_path).query_archive("SELECT 1")
     assert str(odd) in str(caught.value)
@@ -278,7 +283,7 @@ def test_an_archive_that_is_no_folder_is_named(tmp_path: Path):
 
 
 def test_a_link_to_nowhere_is_named_and_one_in_a_circle_is_harmless(tmp_path: Path):
-    path = write(tmp_path, [memory(1)])
+    path = write_file(tmp_path, [memory(1)])
     (path.parent / "loop").symlink_to(tmp_path, target_is_directory=True)
     assert len(RepoAnalyst(tmp_path).query_archive("FROM history_all")) == 1
     (path.parent / "gone.parquet").symlink_to(tmp_path / "nowhere")
@@ -287,7 +292,7 @@ def test_a_link_to_nowhere_is_named_and_one_in_a_circle_is_harmless(tmp_path: Pa
 
 
 def test_linked_folders_are_part_of_the_archive(tmp_path: Path):
-    write(tmp_path / "disk", [memory(1)])
+    write_file(tmp_path / "disk", [memory(1)])
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "year=2024").symlink_to(tmp_path / "disk" / "year=2024", target_is_directory=True)
     assert RepoAnalyst(tmp_path / "archive").query_archive("SELECT month FROM history") == [{"month": 12}]
@@ -310,8 +315,8 @@ def test_the_package_runs_without_pandas_until_a_frame_is_asked_for():
 def test_a_files_own_content_of_any_type_is_shown_as_text(
     tmp_path: Path, type_: pa.DataType, value: object, shown: str
 ):
-    write(tmp_path, [memory(1)], "2024-11")
-    write(tmp_path, [memory(2, Content=value)], schema=OWN.append(pa.field("Content", type_)))
+    write_file(tmp_path, [memory(1)], month="2024-11")
+    write_file(tmp_path, [memory(2, Content=value)], schema=OWN.append(pa.field("Content", type_)))
     analyst = RepoAnalyst(tmp_path, hot_store=tmp_path / "none.db")
     sql = "SELECT content, typeof(content) AS t FROM history ORDER BY id"
     assert [tuple(row.values()) for row in analyst.query_archive(sql)] == [("memory 1", "VARCHAR"), (shown, "VARCHAR")]
@@ -319,14 +324,14 @@ def test_a_files_own_content_of_any_type_is_shown_as_text(
 
 
 def test_columns_that_differ_only_in_case_are_one(tmp_path: Path):
-    write(tmp_path, [memory(1)], "2024-11")
+    write_file(tmp_path, [memory(1)], month="2024-11")
     odd = pa.schema([*BASE, ("Gist", pa.string()), ("ID", pa.int64()), ("TIER", pa.string())])
-    write(tmp_path, [memory(2, Gist="upper", ID=99, TIER="own")], schema=odd)
+    write_file(tmp_path, [memory(2, Gist="upper", ID=99, TIER="own")], schema=odd)
     rows = RepoAnalyst(tmp_path).query_archive("SELECT id, gist FROM history ORDER BY id")
     assert [tuple(row.values()) for row in rows] == [(1, "gist 1"), (2, "gist 2")]
 
 
 def test_thousands_of_columns_are_no_trouble(tmp_path: Path):
     wide = pa.schema([*OWN, *(pa.field(f"c{number}", pa.int64()) for number in range(1_500))])
-    write(tmp_path, [memory(1, c7=7)], schema=wide)
+    write_file(tmp_path, [memory(1, c7=7)], schema=wide)
     assert RepoAnalyst(tmp_path).query_archive("SELECT c7, c8 FROM history") == [{"c7": 7, "c8": None}]

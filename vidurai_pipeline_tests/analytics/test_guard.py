@@ -10,7 +10,7 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.errors import QueryError
-from vidurai_pipeline_tests.analytics.archives import memory, write
+from vidurai_pipeline_tests.support.archives import memory, write_file
 
 SECRET = "the secret of another file"
 
@@ -18,7 +18,7 @@ SECRET = "the secret of another file"
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     archive = tmp_path / "archive"
-    write(archive, [memory(1), memory(2)])
+    write_file(archive, [memory(1), memory(2)])
     (archive / ".pending").mkdir()
     (archive / ".pending" / "marker.json").write_text(f'{{"secret": "{SECRET}"}}')
     (archive / "notes.csv").write_text(f"a,b\n1,{SECRET}\n")
@@ -212,7 +212,7 @@ WRITES = [
 @pytest.mark.parametrize("sql", WRITES)
 def test_nothing_can_be_written_or_set(archive: Path, sql: str):
     # two copies, so that the table of superseded ones is there
-    file = write(archive, [memory(1, archived_at="2025-01-02")], "2025-01")
+    file = write_file(archive, [memory(1, archived_at="2025-01-02")], month="2025-01")
     analyst = RepoAnalyst(archive)
     before = snapshot(archive.parent)
     for ask in (analyst.query_archive, analyst.query_df, analyst.query_arrow):
@@ -395,7 +395,7 @@ FAILING = [
 @pytest.mark.parametrize("sql", FAILING)
 @pytest.mark.parametrize("text", TEXTS)
 def test_errors_hold_no_memorys_text(tmp_path: Path, sql: str, text: str):
-    write(tmp_path, [memory(1, verbatim=text.replace("{archive}", str(tmp_path)))])
+    write_file(tmp_path, [memory(1, verbatim=text.replace("{archive}", str(tmp_path)))])
     analyst = RepoAnalyst(tmp_path)
     for ask in (analyst.query_archive, analyst.query_df, lambda sql: analyst.query_arrow(sql).read_all()):
         error = None

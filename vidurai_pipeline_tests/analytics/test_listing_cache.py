@@ -12,7 +12,7 @@ from vidurai_pipeline.analytics import schema_cache
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.errors import ArchiveError
-from vidurai_pipeline_tests.analytics.archives import BASE, OWN, memory, write
+from vidurai_pipeline_tests.support.archives import BASE, OWN, memory, write_file
 
 FILES = 40
 
@@ -28,8 +28,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def archive(tmp_path: Path) -> Path:
     base = tmp_path / "archive"
     for n in range(FILES):
-        write(base, [memory(n, verbatim=f"the secret {n}")], "2024-11", f"memories_{n:04d}.parquet")
-    write(base, [memory(1, gist="newer", archived_at="2025-02-01")], "2025-02")
+        write_file(base, [memory(n, verbatim=f"the secret {n}")], month="2024-11", name=f"memories_{n:04d}.parquet")
+    write_file(base, [memory(1, gist="newer", archived_at="2025-02-01")], month="2025-02")
     return base
 
 
@@ -62,7 +62,7 @@ def test_what_did_not_change_is_not_read_again(archive: Path, cache: Path):
 
 def test_only_new_files_are_read(archive: Path):
     ask(archive)
-    write(archive, [memory(900)], "2025-03", schema=OWN.append(pa.field("mood", pa.string())))
+    write_file(archive, [memory(900)], month="2025-03", schema=OWN.append(pa.field("mood", pa.string())))
     assert files_read(archive) == 1
     assert ask(archive)[-1]["id"] == 900
     assert "mood" in ask(archive)[0]
@@ -70,7 +70,7 @@ def test_only_new_files_are_read(archive: Path):
 
 def test_a_copy_that_comes_later_is_superseded_too(archive: Path):
     ask(archive)
-    write(archive, [memory(5, gist="later", archived_at="2025-03-01")], "2025-03")
+    write_file(archive, [memory(5, gist="later", archived_at="2025-03-01")], month="2025-03")
     for _ in range(2):
         rows = ask(archive)
         assert len(rows) == FILES
@@ -80,11 +80,11 @@ def test_a_copy_that_comes_later_is_superseded_too(archive: Path):
 
 
 def test_a_file_changed_in_place_with_its_times_set_back_is_read_again(archive: Path):
-    path = write(archive, [memory(7_000)], "2024-10", schema=BASE)
+    path = write_file(archive, [memory(7_000)], month="2024-10", schema=BASE)
     assert ask(archive)[-1]["id"] == 7_000
     before = path.stat()
     content = path.read_bytes()
-    write(archive, [memory(7_001)], "2024-10", schema=BASE)
+    write_file(archive, [memory(7_001)], month="2024-10", schema=BASE)
     other = path.read_bytes()
     path.write_bytes(other if len(other) == len(content) else content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -155,7 +155,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(archive: Path, cache: Pa
 
 
 def test_a_small_archive_leaves_no_trace(tmp_path: Path, cache: Path):
-    write(tmp_path / "small", [memory(1)])
+    write_file(tmp_path / "small", [memory(1)])
     ask(tmp_path / "small")
     assert not cache.exists()
 

@@ -14,7 +14,8 @@ import pytest
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreError, HotStoreWarning, QueryError
-from vidurai_pipeline_tests.analytics.archives import OWN, SCHEMA, changing, memory, small_store, write
+from vidurai_pipeline_tests.support.archives import OWN, memory, write_file
+from vidurai_pipeline_tests.support.stores import SCHEMA, changing, small_store
 
 Store = Callable[[str], Path]
 
@@ -96,7 +97,7 @@ def test_a_column_of_other_types_in_either_tier_keeps_every_value(tmp_path: Path
         schema=SCHEMA.replace("outcome INTEGER", "outcome INTEGER, n INTEGER, seen INTEGER"),
     )
     files = OWN.append(pa.field("n", pa.float64())).append(pa.field("seen", pa.timestamp("us")))
-    write(tmp_path / "archive", [memory(2, n=0.5, seen=datetime(2024, 3, 1))], schema=files)
+    write_file(tmp_path / "archive", [memory(2, n=0.5, seen=datetime(2024, 3, 1))], schema=files)
     rows = RepoAnalyst(tmp_path / "archive", hot_store=db).query_archive("SELECT n, seen FROM memories ORDER BY id")
     assert rows == [{"n": "9007199254740993", "seen": "5"}, {"n": "0.5", "seen": "2024-03-01 00:00:00"}]
 
@@ -117,7 +118,7 @@ def test_a_memory_in_both_tiers_is_shown_as_it_is_hot(tmp_path: Path):
         {"id": 2, "verbatim": "only hot", "created_at": born},
         {"id": 4, "verbatim": "without a date"},
     )
-    write(
+    write_file(
         tmp_path / "archive",
         [memory(1, verbatim="as it was"), memory(3, verbatim="only cold"), memory(4, verbatim="old", created_at=None)],
     )
@@ -133,7 +134,7 @@ def test_a_memory_in_both_tiers_is_shown_as_it_is_hot(tmp_path: Path):
 def test_another_memory_of_the_same_id_is_not_hidden(tmp_path: Path):
     """A store without AUTOINCREMENT gives a purged memory's id anew."""
     small_store(tmp_path / "vidurai.db", {"id": 1, "verbatim": "new", "created_at": "2025-06-01T08:00:00"})
-    write(tmp_path / "archive", [memory(1, verbatim="old")])
+    write_file(tmp_path / "archive", [memory(1, verbatim="old")])
     rows = RepoAnalyst(tmp_path / "archive").query_archive("SELECT content, tier FROM memories ORDER BY created_at")
     assert [tuple(row.values()) for row in rows] == [("old", "cold"), ("new", "hot")]
 
@@ -141,7 +142,7 @@ def test_another_memory_of_the_same_id_is_not_hidden(tmp_path: Path):
 def test_a_foreign_file_may_hold_moments_of_another_type(tmp_path: Path):
     small_store(tmp_path / "vidurai.db", {"id": 1, "verbatim": "hot", "created_at": "some time ago"})
     schema = OWN.set(OWN.get_field_index("created_at"), pa.field("created_at", pa.timestamp("us")))
-    write(tmp_path / "archive", [memory(1, verbatim="cold", created_at=datetime(2024, 3, 1, 10))], schema=schema)
+    write_file(tmp_path / "archive", [memory(1, verbatim="cold", created_at=datetime(2024, 3, 1, 10))], schema=schema)
     rows = RepoAnalyst(tmp_path / "archive").query_archive("SELECT content, tier FROM memories ORDER BY tier")
     assert [tuple(row.values()) for row in rows] == [("cold", "cold"), ("hot", "hot")]
 
@@ -168,12 +169,12 @@ def test_while_a_purge_is_pending(sample_store: Store):
 
 def test_a_cold_row_without_an_id_is_not_lost(tmp_path: Path):
     small_store(tmp_path / "vidurai.db", {"id": 1})
-    write(tmp_path / "archive", [memory(2), memory(3, id=None)])
+    write_file(tmp_path / "archive", [memory(2), memory(3, id=None)])
     assert len(RepoAnalyst(tmp_path / "archive").query_archive("FROM memories")) == 3
 
 
 def test_what_is_no_store_is_one_line(tmp_path: Path):
-    write(tmp_path / "archive", [memory(1)])
+    write_file(tmp_path / "archive", [memory(1)])
     analyst = RepoAnalyst(tmp_path / "archive")
     (tmp_path / "vidurai.db").write_text("no database, but long enough to look like one " * 50)
     with pytest.raises(HotStoreError, match="not a SQLite database") as caught:
@@ -187,7 +188,7 @@ def test_what_is_no_store_is_one_line(tmp_path: Path):
 
 
 def test_without_a_store_the_archive_is_shown_and_said_to_be_alone(tmp_path: Path):
-    write(tmp_path / "archive", [memory(1)])
+    write_file(tmp_path / "archive", [memory(1)])
     with pytest.warns(HotStoreWarning, match=f"no hot store at {tmp_path}/vidurai.db"):
         rows = RepoAnalyst(tmp_path / "archive").query_archive("SELECT id, tier FROM memories")
     assert rows == [{"id": 1, "tier": "cold"}]
@@ -254,7 +255,7 @@ def test_columns_that_only_one_tier_has(tmp_path: Path):
     small_store(tmp_path / "vidurai.db", row, schema=schema)
     files = OWN.append(pa.field("mood", pa.float64())).append(pa.field("shape", pa.list_(pa.int64())))
     files = files.append(pa.field("raw", pa.string())).append(pa.field("tier", pa.string()))
-    write(tmp_path / "archive", [memory(2, mood=0.5, shape=[1, 2], raw="r", tier="file")], schema=files)
+    write_file(tmp_path / "archive", [memory(2, mood=0.5, shape=[1, 2], raw="r", tier="file")], schema=files)
     hot, cold = RepoAnalyst(tmp_path / "archive").query_archive("FROM memories ORDER BY id")
     assert (hot["memories_year"], hot["memories_tier"], hot["it's"], hot["mood"], hot["shape"], hot["raw"]) == (
         7,
@@ -279,7 +280,7 @@ def test_nested_columns_of_both_tiers_are_united(tmp_path: Path):
     with changing(db) as con:
         con.execute("CREATE TABLE audience_gists (memory_id INTEGER, audience TEXT, tone TEXT)")
         con.execute("INSERT INTO audience_gists VALUES (1, 'manager', 'dry'), (99, 'nobody', '')")
-    write(tmp_path / "archive", [memory(2)])
+    write_file(tmp_path / "archive", [memory(2)])
     rows = RepoAnalyst(tmp_path / "archive").query_archive(
         "SELECT id, g.unnest.audience AS a, g.unnest.tone AS t, g.unnest.gist AS g "
         "FROM memories, unnest(audience_gists) g ORDER BY id"
@@ -296,7 +297,7 @@ def test_a_hot_store_larger_than_the_memory_limit_is_spilled(tmp_path: Path):
 
 
 def test_a_partitions_filter_still_prunes_its_files(both: RepoAnalyst):
-    write(both.archive_base, [memory(90_001)], "2020-01")
+    write_file(both.archive_base, [memory(90_001)], month="2020-01")
     (row,) = both.query_archive("EXPLAIN ANALYZE SELECT id FROM memories WHERE year = 2020 AND month = 1")
     assert "Scanning Files: 1/2" in row["explain_value"] or "Total Files Read: 1" in row["explain_value"]
     assert both.query_archive("SELECT id FROM memories WHERE year = 2020") == [{"id": 90_001}]
@@ -331,7 +332,7 @@ def test_by_default_it_is_the_settings_store_and_for_another_archive_the_one_bes
 
 def test_on_a_connection_of_the_callers(tmp_path: Path):
     small_store(tmp_path / "vidurai.db", {"id": 1})
-    write(tmp_path / "archive", [memory(2)])
+    write_file(tmp_path / "archive", [memory(2)])
     with duckdb.connect() as connection:
         analyst = RepoAnalyst(tmp_path / "archive", connection=connection)
         for _ in range(2):
@@ -371,7 +372,7 @@ def test_search_in_either_tier_or_both(both: RepoAnalyst):
 
 
 def test_search_in_all_tiers_needs_no_hot_store(tmp_path: Path):
-    write(tmp_path / "archive", [memory(1)])
+    write_file(tmp_path / "archive", [memory(1)])
     analyst = RepoAnalyst(tmp_path / "archive")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -14,7 +14,8 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline.sample_store import make_store
-from vidurai_pipeline_tests.analytics.archives import changing, memory, small_store, write
+from vidurai_pipeline_tests.support.archives import memory, write_file
+from vidurai_pipeline_tests.support.stores import changing, small_store
 
 Store = Callable[[str], Path]
 
@@ -113,7 +114,7 @@ def test_a_writer_need_not_wait_for_the_reader(tmp_path: Path, mode: str):
 def test_a_busy_store_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VIDURAI_BUSY_TIMEOUT", "0.1")
     db = small_store(tmp_path / "vidurai.db", {"id": 1})
-    write(tmp_path / "archive", [memory(2)])
+    write_file(tmp_path / "archive", [memory(2)])
     analyst = RepoAnalyst(tmp_path / "archive")
     with contextlib.closing(sqlite3.connect(db, isolation_level=None)) as con:
         con.execute("BEGIN EXCLUSIVE")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.search import HIT, pattern, snippet
 from vidurai_pipeline.errors import QueryError
-from vidurai_pipeline_tests.analytics.archives import REFERENCE, memory, write
+from vidurai_pipeline_tests.support.archives import REFERENCE, memory, write_file
 
 
 def ids(analyst: RepoAnalyst, words: str, **filters) -> list[int]:
@@ -19,7 +19,7 @@ def ids(analyst: RepoAnalyst, words: str, **filters) -> list[int]:
 
 
 def searchable(tmp_path: Path, *texts: str, **columns) -> RepoAnalyst:
-    write(tmp_path, [memory(i, verbatim=text, **columns) for i, text in enumerate(texts)])
+    write_file(tmp_path, [memory(i, verbatim=text, **columns) for i, text in enumerate(texts)])
     return RepoAnalyst(tmp_path)
 
 
@@ -32,7 +32,7 @@ def test_all_words_must_match_somewhere(tmp_path: Path):
         memory(5, verbatim="auth only"),
         memory(6, verbatim="fix", gist=None, tags=None, file_path=None),
     ]
-    write(tmp_path, rows)
+    write_file(tmp_path, rows)
     assert set(ids(RepoAnalyst(tmp_path), "Fix auth")) == {1, 2, 3, 4}
     assert ids(RepoAnalyst(tmp_path), "fix auth token") == [1]
     assert ids(RepoAnalyst(tmp_path), "missing") == []
@@ -95,14 +95,14 @@ def test_words_are_plain_text(tmp_path: Path, word: str, matching: str, other: s
 @pytest.mark.parametrize("word", ['"', "[", "]", ",", '","', '["a'])
 def test_the_json_around_tags_is_no_text(tmp_path: Path, word: str):
     bare = {"verbatim": "v", "gist": "g", "file_path": "f"}
-    write(tmp_path, [memory(1, tags='["a","b"]', **bare), memory(2, tags=json.dumps([f"x{word}y"]), **bare)])
+    write_file(tmp_path, [memory(1, tags='["a","b"]', **bare), memory(2, tags=json.dumps([f"x{word}y"]), **bare)])
     assert ids(RepoAnalyst(tmp_path), word) == [2]
 
 
 def test_tags_are_searched_as_they_read_not_as_they_are_stored(tmp_path: Path):
     tags = json.dumps(["naïve", "日本"])
     assert "\\u" in tags
-    write(tmp_path, [memory(1, tags=tags), memory(2, tags="broken \\u json"), memory(3, tags='{"a": "\\u00ef"}')])
+    write_file(tmp_path, [memory(1, tags=tags), memory(2, tags="broken \\u json"), memory(3, tags='{"a": "\\u00ef"}')])
     analyst = RepoAnalyst(tmp_path)
     (row,) = analyst.search_archive("NAÏVE 日本")
     assert (row["id"], row["snippet"]) == (1, "«naïve», «日本»")
@@ -118,7 +118,7 @@ def test_the_most_relevant_come_first_then_the_newest(tmp_path: Path):
         memory(5, verbatim="auth", gist="the auth flow", created_at="2024-01-01T00:00:00"),
         memory(6, verbatim="auth", file_path="auth.py", created_at="2024-01-01T00:00:00"),
     ]
-    write(tmp_path, rows)
+    write_file(tmp_path, rows)
     analyst = RepoAnalyst(tmp_path)
     assert ids(analyst, "auth") == [5, 4, 6, 2, 1, 3]
     assert ids(analyst, "auth", limit=2) == [5, 4]
@@ -132,7 +132,7 @@ def test_filters(tmp_path: Path):
         memory(3, project_id=2, created_at="2024-04-01T00:00:00.5", salience="NOISE", outcome=0),
         memory(4, project_id=None, created_at="never", salience=None, outcome=None),
     ]
-    write(tmp_path, rows)
+    write_file(tmp_path, rows)
     analyst = RepoAnalyst(tmp_path)
 
     def found(**filters) -> set[int]:
@@ -216,7 +216,9 @@ def test_any_text_finds_itself_and_is_never_a_pattern(text: str, other: str):
     """Whatever is typed, it finds the memory that holds it; and nothing that doesn't hold it."""
     with tempfile.TemporaryDirectory() as folder:
         bare = {"gist": "", "tags": None, "file_path": None}
-        write(Path(folder), [memory(1, verbatim=f"before {text} after", **bare), memory(2, verbatim=other, **bare)])
+        write_file(
+            Path(folder), [memory(1, verbatim=f"before {text} after", **bare), memory(2, verbatim=other, **bare)]
+        )
         with RepoAnalyst(Path(folder)) as analyst:
             found = ids(analyst, text)
             snippet_of = analyst.search_archive(text, 1)[0]["snippet"]

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.run import Run
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
 ROWS_PER_FILE = 40
 FILE_EVENTS = {"os.link", "os.rename", "os.remove", "os.mkdir", "open"}

@@ -13,7 +13,7 @@ import pytest
 from vidurai_pipeline.archival import run as run_module
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import SchemaError
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
 SPECIFIED = [
     ("id", pa.int64()),

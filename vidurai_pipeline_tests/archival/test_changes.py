@@ -14,9 +14,9 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
-from vidurai_pipeline_tests.archival.test_odd_rows import change
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
-from vidurai_pipeline_tests.conftest import DATA
+from vidurai_pipeline_tests.support.archives import DATA
+from vidurai_pipeline_tests.support.stores import change
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
 Store = Callable[[str], Path]
 

@@ -14,8 +14,8 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import ArchiveError, HotStoreError
 from vidurai_pipeline.hot.purger import Purger
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.archival.users import error_of_an_ordinary_user, open_to_all
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.support.users import error_of_an_ordinary_user, open_to_all
 
 Store = Callable[[str], Path]
 

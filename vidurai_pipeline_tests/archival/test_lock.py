@@ -16,7 +16,7 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import LockedError
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
 

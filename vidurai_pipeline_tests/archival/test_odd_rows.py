@@ -1,7 +1,6 @@
 """Rows and schemas that nobody expects: kept exactly, or left hot with a reason while the rest goes on."""
 
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,58 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.report import ArchivedCount
 from vidurai_pipeline.errors import SchemaError
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, cold_rows, hot_rows
-
-Store = Callable[[str], Path]
-WAITING = 71
-
-
-def change(db: Path, *statements: str | tuple[str, tuple]) -> None:
-    con = sqlite3.connect(db)
-    for statement in statements:
-        sql, values = (statement, ()) if isinstance(statement, str) else statement
-        con.execute(sql, values)
-    con.commit()
-    con.close()
-
-
-def insert(db: Path, **values: Any) -> int:
-    """Store one ARCHIVED memory; values given as SQL text are in ``{braces}``."""
-    row: dict[str, Any] = {
-        "project_id": 1,
-        "verbatim": "v",
-        "event_type": "chat",
-        "salience": "LOW",
-        "gist": "g",
-        "status": "ARCHIVED",
-        **values,
-    }
-    con = sqlite3.connect(db)
-    marks = [value[1:-1] if isinstance(value, str) and value.startswith("{") else "?" for value in row.values()]
-    bound = [value for value, mark in zip(row.values(), marks, strict=True) if mark == "?"]
-    names = ", ".join(f'"{name}"' for name in row)
-    id_ = con.execute(f"INSERT INTO memories ({names}) VALUES ({', '.join(marks)})", bound).lastrowid
-    con.commit()
-    con.close()
-    assert id_ is not None
-    return id_
-
-
-def flush(db: Path) -> ArchivedCount:
-    return MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
-
-
-def archived(db: Path, id_: int) -> dict[str, Any]:
-    (row,) = [
-        row
-        for path in (db.parent / "archive").rglob("*.parquet")
-        for row in pq.read_table(path).to_pylist()
-        if row["id"] == id_
-    ]
-    return row
+from vidurai_pipeline_tests.support.stores import WAITING, Store, archived, change, flush, insert
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
 
 @pytest.mark.parametrize(
@@ -88,7 +38,7 @@ def test_what_parquet_cannot_hold_stays_hot_and_is_named(
     result = flush(db)
 
     assert [(r.id, r.column, r.reason) for r in result.rejected] == [(id_, column, reason)]
-    assert result == WAITING + 2
+    assert result == WAITING["schema_v7"] + 2
     con = sqlite3.connect(db)
     con.text_factory = bytes
     assert con.execute("SELECT id, status FROM memories WHERE status = 'ARCHIVED'").fetchall() == [(id_, b"ARCHIVED")]
@@ -105,7 +55,7 @@ def test_bad_text_in_many_rows(sample_store: Store) -> None:
     good += [insert(db) for _ in range(3)]
     result = flush(db)
     assert [r.id for r in result.rejected] == bad
-    assert result == WAITING + len(good)
+    assert result == WAITING["schema_v7"] + len(good)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +81,7 @@ def test_rare_values_are_kept_exactly(sample_store: Store, values: dict[str, Any
     id_ = insert(db, **values)
     before = hot_rows(db)
     result = flush(db)
-    assert (result, result.rejected) == (WAITING + 1, [])
+    assert (result, result.rejected) == (WAITING["schema_v7"] + 1, [])
     assert {name: archived(db, id_)[name] for name in values} == values
     assert_one_tier(before, db, db.parent / "archive")
 
@@ -157,7 +107,7 @@ def test_columns_of_any_name_and_type(sample_store: Store) -> None:
 
     result = flush(db)
 
-    assert (result, result.rejected) == (WAITING, [])
+    assert (result, result.rejected) == (WAITING["schema_v7"], [])
     (path,) = result.files
     fields = {field.name: field for field in pq.read_schema(path)}
     assert {field.name.casefold() for field in fields.values()} == set(map(str.casefold, fields))
@@ -186,7 +136,7 @@ def test_a_mixed_column_keeps_its_commonest_type(sample_store: Store) -> None:
     result = flush(db)
     assert odd
     assert [r.id for r in result.rejected] == odd
-    assert result == WAITING - len(odd)
+    assert result == WAITING["schema_v7"] - len(odd)
 
 
 def test_a_column_that_holds_another_type_each_night(sample_store: Store) -> None:
@@ -219,7 +169,7 @@ def test_a_table_without_rowid(sample_store: Store) -> None:
     con.close()
     before = hot_rows(db)
     result = flush(db)
-    assert result == WAITING
+    assert result == WAITING["schema_v7"]
     assert [(r.id, r.column) for r in result.rejected] == [("text id", "id")]
     assert_one_tier(before, db, db.parent / "archive")
 
@@ -242,7 +192,7 @@ def test_a_trigger_that_forbids_deletion_keeps_the_row_whole(sample_store: Store
     )
     before = hot_rows(db)
     result = flush(db)
-    assert (result, result.purged, result.kept) == (WAITING, WAITING, 1)
+    assert (result, result.purged, result.kept) == (WAITING["schema_v7"], WAITING["schema_v7"], 1)
     assert hot_rows(db, "status = 'ARCHIVED'") == {guarded: before[guarded]}
     assert_one_tier(before, db, db.parent / "archive")
 
@@ -257,7 +207,7 @@ def test_a_trigger_that_puts_the_row_back(sample_store: Store) -> None:
     )
     before = hot_rows(db)
     result = flush(db)
-    assert (result, result.kept) == (WAITING, 1)
+    assert (result, result.kept) == (WAITING["schema_v7"], 1)
     assert_one_tier(before, db, db.parent / "archive")
 
 
@@ -272,7 +222,7 @@ def test_tables_and_columns_named_like_ours(sample_store: Store) -> None:
         "INSERT INTO tags SELECT id, 'a tag' FROM memories",
     )
     result = flush(db)
-    assert (result, result.rejected) == (WAITING, [])
+    assert (result, result.rejected) == (WAITING["schema_v7"], [])
     row = pq.read_table(result.files[0]).to_pylist()[0]
     assert row["tags_rows"] == [{"tag": "a tag"}]
     assert sorted(value for name, value in row.items() if name.endswith("year")) == [1, 2, 3]
@@ -290,7 +240,7 @@ def test_a_search_index_without_content_is_left_to_its_triggers(sample_store: St
         "INSERT INTO memories_fts (rowid, gist, verbatim, tags) SELECT id, gist, verbatim, tags FROM memories",
     )
     before = hot_rows(db)
-    assert flush(db) == WAITING
+    assert flush(db) == WAITING["schema_v7"]
     assert_one_tier(before, db, db.parent / "archive")
     change(db, "INSERT INTO memories_fts (memories_fts) VALUES ('integrity-check')")
 
@@ -304,7 +254,7 @@ def test_a_gist_that_parquet_cannot_hold_keeps_its_memory_hot(sample_store: Stor
     )
     result = flush(db)
     assert [(r.id, r.column) for r in result.rejected] == [(id_, "audience_gists.gist")]
-    assert result == WAITING
+    assert result == WAITING["schema_v7"]
 
 
 @pytest.mark.parametrize("shift", [1, 7, -3])
@@ -334,8 +284,8 @@ def test_search_index_rows_are_found_wherever_they_stand(sample_store: Store, sh
 def test_a_store_without_search_index_and_gists(sample_store: Store) -> None:
     db = sample_store("schema_v7")
     change(db, "DROP TABLE memories_fts", "DROP TABLE audience_gists")
-    assert flush(db) == WAITING
-    assert len(cold_rows(db.parent / "archive")) == WAITING
+    assert flush(db) == WAITING["schema_v7"]
+    assert len(cold_rows(db.parent / "archive")) == WAITING["schema_v7"]
 
 
 def test_a_store_with_few_columns(tmp_path: Path) -> None:

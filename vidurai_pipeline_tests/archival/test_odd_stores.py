@@ -15,14 +15,11 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, SchemaError
 from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.archival.users import error_of_an_ordinary_user, open_to_all
+from vidurai_pipeline_tests.support.stores import flush
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.support.users import error_of_an_ordinary_user, open_to_all
 
 Store = Callable[[str], Path]
-
-
-def flush(db: Path) -> int:
-    return MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
 
 
 def no_files(db: Path) -> bool:

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.errors import SchemaError
-from vidurai_pipeline_tests.archival.test_odd_rows import WAITING, archived, change, flush, insert
-from vidurai_pipeline_tests.archival.tiers import hot_rows
+from vidurai_pipeline_tests.support.stores import WAITING, archived, change, flush, insert
+from vidurai_pipeline_tests.support.tiers import hot_rows
 
 Store = Callable[[str], Path]
 
@@ -29,7 +29,7 @@ def test_a_row_that_another_table_holds_on_to_is_rejected(sample_store: Store) -
     assert [r.id for r in result.rejected] == [held, parent]
     assert "citations.memory_id" in result.rejected[0].reason
     assert hot_rows(db, "status = 'ACTIVE'") == active
-    assert result == WAITING
+    assert result == WAITING["schema_v7"]
 
 
 CASCADING = {
@@ -62,7 +62,7 @@ def test_a_trigger_that_does_more_than_note_a_deletion_is_refused_by_name(sample
 def test_a_trigger_that_skips_other_changes_of_a_child_table_is_no_obstacle(sample_store: Store, event: str) -> None:
     db = sample_store("schema_v7")
     change(db, f"CREATE TRIGGER picky BEFORE {event} ON audience_gists BEGIN SELECT RAISE(IGNORE); END")
-    assert flush(db) == WAITING
+    assert flush(db) == WAITING["schema_v7"]
 
 
 def test_a_trigger_that_only_keeps_a_log_is_no_obstacle(sample_store: Store) -> None:
@@ -77,8 +77,8 @@ def test_a_trigger_that_only_keeps_a_log_is_no_obstacle(sample_store: Store) -> 
     con = sqlite3.connect(db)
     owned = "FROM audience_gists WHERE memory_id IN (SELECT id FROM memories WHERE status = 'ARCHIVED')"
     (gists,) = con.execute(f"SELECT count(*) {owned}").fetchone()
-    assert flush(db) == WAITING
-    assert con.execute("SELECT count(*) FROM log").fetchone() == (WAITING + gists,)
+    assert flush(db) == WAITING["schema_v7"]
+    assert con.execute("SELECT count(*) FROM log").fetchone() == (WAITING["schema_v7"] + gists,)
     con.close()
 
 
@@ -108,7 +108,7 @@ def test_rows_that_a_cascade_would_take_along_unarchived_hold_their_memory(sampl
     change(db, f"CREATE TABLE {table}", ("INSERT INTO links (from_id) VALUES (?)", (str(held),)))
     result = flush(db)
     assert [r.id for r in result.rejected] == [held]
-    assert result == WAITING
+    assert result == WAITING["schema_v7"]
     con = sqlite3.connect(db)
     assert con.execute("SELECT count(*) FROM links").fetchone() == (1,)
     con.close()

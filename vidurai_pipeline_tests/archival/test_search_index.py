@@ -10,8 +10,8 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.hot.search_index import SearchIndex
-from vidurai_pipeline_tests.archival.test_odd_rows import change
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.support.stores import change
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
 

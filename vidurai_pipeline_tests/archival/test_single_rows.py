@@ -13,8 +13,8 @@ from vidurai_pipeline.archival.report import PurgeReport
 from vidurai_pipeline.errors import HotStoreWarning, SchemaError
 from vidurai_pipeline.hot.backlog import count_backlog
 from vidurai_pipeline.hot.store import HotStore
-from vidurai_pipeline_tests.archival.test_odd_rows import WAITING, archived, change, flush, insert
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.support.stores import WAITING, archived, change, flush, insert
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
 
@@ -30,7 +30,7 @@ def test_a_column_that_cannot_be_computed_for_some_rows(sample_store: Store, col
     insert(db, tags='["first", "second"]')
     change(db, column)
     result = flush(db)
-    assert result == WAITING + 1
+    assert result == WAITING["schema_v7"] + 1
     assert [(r.id, r.column) for r in result.rejected] == [(id_, "tag") for id_ in bad]
     assert "can't be computed" in result.rejected[0].reason
     assert "S3CRET" not in str(result.rejected)
@@ -56,7 +56,7 @@ def test_a_column_that_can_no_longer_be_computed_when_it_is_purged(sample_store:
             FIRST_TAG_AS_TEXT,
         )
         purge = archiver.purge()
-    assert (purge.purged, purge.kept) == (WAITING - 2, 2)
+    assert (purge.purged, purge.kept) == (WAITING["schema_v7"] - 2, 2)
     con = sqlite3.connect(db)
     left = [id_ for (id_,) in con.execute("SELECT id FROM memories WHERE status = 'ARCHIVED'")]
     con.close()
@@ -119,7 +119,7 @@ def test_a_trigger_that_fails_for_some_rows_keeps_those_alone(sample_store: Stor
     change(db, f"CREATE TRIGGER failing AFTER DELETE ON memories BEGIN {FAILING[what]}; END")
     before = hot_rows(db)
     result = flush(db)
-    assert (result, result.purged, result.kept) == (WAITING, WAITING, 3)
+    assert (result, result.purged, result.kept) == (WAITING["schema_v7"], WAITING["schema_v7"], 3)
     assert_one_tier(before, db, db.parent / "archive")
     assert sorted(hot_rows(db, "status = 'ARCHIVED'")) == held
     (note,) = result.notes

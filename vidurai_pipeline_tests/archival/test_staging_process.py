@@ -22,8 +22,8 @@ from vidurai_pipeline.archival.staging_process import StagingProcess
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import ArchiveError, HotStoreError
 from vidurai_pipeline.hot.purger import Purger
-from vidurai_pipeline_tests.archival.test_odd_rows import change
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
+from vidurai_pipeline_tests.support.stores import change
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline_tests.archival.tiers import Row, cold_rows, hot_rows
+from vidurai_pipeline_tests.support.tiers import Row, cold_rows, hot_rows
 
 SCHEMA = """
 CREATE TABLE projects (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT);

@@ -16,7 +16,7 @@ import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import SchemaError
-from vidurai_pipeline_tests.archival.tiers import hot_rows
+from vidurai_pipeline_tests.support.tiers import hot_rows
 
 DRIVER = Path(__file__).with_name("vector_driver.py")
 PROBE = "import sqlite3, sqlite_vec; c = sqlite3.connect(''); c.enable_load_extension(True); sqlite_vec.load(c)"

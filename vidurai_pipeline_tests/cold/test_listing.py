@@ -10,7 +10,7 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import Listing, list_files, list_settled
 from vidurai_pipeline.errors import ArchiveError
-from vidurai_pipeline_tests.analytics.archives import memory, write
+from vidurai_pipeline_tests.support.archives import memory, write_file
 
 
 def listed(archive: Path) -> list[str]:
@@ -24,16 +24,16 @@ def listed(archive: Path) -> list[str]:
 
 
 def hidden_file(archive: Path) -> None:
-    write(archive, [memory(2)], name=".memories_1.parquet.part")
-    write(archive, [memory(2)], name=".half.parquet")
+    write_file(archive, [memory(2)], name=".memories_1.parquet.part")
+    write_file(archive, [memory(2)], name=".half.parquet")
 
 
 def hidden_folder(archive: Path) -> None:
-    write(archive / ".pending", [memory(2)])
+    write_file(archive / ".pending", [memory(2)])
 
 
 def lost_and_found(archive: Path) -> None:
-    write(archive / "lost+found", [memory(2)])
+    write_file(archive / "lost+found", [memory(2)])
 
 
 def loop(archive: Path) -> None:
@@ -45,23 +45,23 @@ def folder_with_a_files_name(archive: Path) -> None:
 
 
 def file_set_aside(archive: Path) -> None:
-    write(archive, [memory(2)], name="memories_2.parquet.damaged")
+    write_file(archive, [memory(2)], name="memories_2.parquet.damaged")
 
 
 @pytest.mark.parametrize(
     "add", [hidden_file, hidden_folder, lost_and_found, loop, folder_with_a_files_name, file_set_aside]
 )
 def test_what_is_no_part_of_the_archive_is_left_out(tmp_path: Path, add: Callable[[Path], None]):
-    path = write(tmp_path, [memory(1)])
+    path = write_file(tmp_path, [memory(1)])
     add(tmp_path)
     assert listed(tmp_path) == [str(path.relative_to(tmp_path))]
 
 
 def test_links_to_files_and_folders_are_followed(tmp_path: Path):
     archive = tmp_path / "archive"
-    write(archive, [memory(1)])
-    (archive / "year=2024" / "month=12" / "linked.parquet").symlink_to(write(tmp_path / "a", [memory(2)]))
-    write(tmp_path / "disk", [memory(3)], "2023-01")
+    write_file(archive, [memory(1)])
+    (archive / "year=2024" / "month=12" / "linked.parquet").symlink_to(write_file(tmp_path / "a", [memory(2)]))
+    write_file(tmp_path / "disk", [memory(3)], month="2023-01")
     (archive / "year=2023").symlink_to(tmp_path / "disk" / "year=2023", target_is_directory=True)
     assert len(listed(archive)) == 3
 
@@ -85,15 +85,15 @@ def device(path: Path) -> None:
 @pytest.mark.parametrize("make", [pipe, link_to_nowhere, device])
 @pytest.mark.parametrize("ask", [list_files, list_settled, lambda archive: Archive(archive).files()])
 def test_what_is_no_file_is_named(tmp_path: Path, make: Callable[[Path], None], ask: Callable[[Path], object]):
-    write(tmp_path, [memory(1)])
+    write_file(tmp_path, [memory(1)])
     make(tmp_path / "year=2024" / "odd.parquet")
     with pytest.raises(ArchiveError, match=r"year=2024/odd\.parquet"):
         ask(tmp_path)
 
 
 def test_a_pending_file_is_listed_but_not_settled(tmp_path: Path):
-    write(tmp_path, [memory(1)], name="memories_1.parquet")
-    write(tmp_path, [memory(2)], name="memories_2.parquet")
+    write_file(tmp_path, [memory(1)], name="memories_1.parquet")
+    write_file(tmp_path, [memory(2)], name="memories_2.parquet")
     mark = Archive(tmp_path).pending.path("memories_2.parquet")
     mark.parent.mkdir()
     mark.write_text("{}")
@@ -104,7 +104,7 @@ def test_a_pending_file_is_listed_but_not_settled(tmp_path: Path):
 @pytest.mark.parametrize("name", ["memories_[1].parquet", "a*.parquet", "what?.parquet", "line\nbreak.parquet"])
 def test_a_name_that_duckdb_takes_for_a_pattern_is_refused_to_readers_alone(tmp_path: Path, name: str):
     """Archiving goes on: it reads file by file."""
-    odd = write(tmp_path, [memory(1)], name=name)
+    odd = write_file(tmp_path, [memory(1)], name=name)
     assert Archive(tmp_path).files() == [odd]
     with pytest.raises(ArchiveError, match="rename it"):
         Listing.readable(tmp_path, list_files(tmp_path), lambda: tmp_path)
@@ -112,7 +112,7 @@ def test_a_name_that_duckdb_takes_for_a_pattern_is_refused_to_readers_alone(tmp_
 
 def test_an_archive_in_a_folder_that_looks_like_a_pattern_is_read_through_a_link(tmp_path: Path):
     archive = tmp_path / "star*"
-    path = write(archive, [memory(1)])
+    path = write_file(archive, [memory(1)])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for _ in range(2):

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from vidurai_pipeline_tests.processes import free_port
+from vidurai_pipeline_tests.support.processes import free_port
 
 USER, PASSWORD, DATABASE = "dagster", "of this test only", "dagster"
 

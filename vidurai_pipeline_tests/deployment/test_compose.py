@@ -18,9 +18,16 @@ import pytest
 import yaml
 
 from vidurai_pipeline.defs.run_retention import prune_runs
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
 from vidurai_pipeline_tests.deployment.postgres import postgres_server, server_programs
-from vidurai_pipeline_tests.processes import NOTHING_ON_ITS_OWN, answer, dagster, free_port, running, successful_runs
+from vidurai_pipeline_tests.support.processes import (
+    NOTHING_ON_ITS_OWN,
+    answer,
+    dagster,
+    free_port,
+    running,
+    successful_runs,
+)
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/compose"

@@ -15,8 +15,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from vidurai_pipeline_tests.archival.tiers import assert_one_tier, hot_rows
-from vidurai_pipeline_tests.processes import NOTHING_ON_ITS_OWN, answer, dagster, free_port, running, successful_runs
+from vidurai_pipeline_tests.support.processes import (
+    NOTHING_ON_ITS_OWN,
+    answer,
+    dagster,
+    free_port,
+    running,
+    successful_runs,
+)
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
 NAMES = ("vidurai-pipeline-daemon.service", "vidurai-pipeline-webserver.service")

@@ -1,17 +1,12 @@
 """Fixtures for the learner: an archive to write to, a table, and the reference implementation beside ours."""
 
-import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vidurai_pipeline_tests.reference import reference_python
-
-DATA = Path(__file__).parent.parent / "data"
+from vidurai_pipeline_tests.support.reference import run_reference
 
 
 @pytest.fixture
@@ -32,15 +27,6 @@ def reference(tmp_path: Path) -> Callable[[str, Any], Any]:
         program = f"import json, sys\ndata = json.load(sys.stdin)\n{code}\nprint()\nprint(json.dumps(result))"
         home = tmp_path / "reference_home"
         home.mkdir(exist_ok=True)
-        done = subprocess.run(
-            [reference_python(), "-c", program],
-            input=json.dumps(data),
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "HOME": str(home)},
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        return run_reference(program, home=home, data=data)
 
     return run

@@ -11,7 +11,7 @@ from typing import Any
 
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.inference import SALIENCES
-from vidurai_pipeline_tests.rl.archives import memory
+from vidurai_pipeline_tests.support.archives import experience
 
 CHANGES = {"write", "fsync", "mkdir", "rename", "replace", "unlink"}
 SECRET = "the user's password"
@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 def generated(first: int, last: int, seed: int = 0) -> Rows:
     rng = random.Random(f"{seed} {first}")
     return [
-        memory(
+        experience(
             n,
             rng.choice([1, -1, 1, 0]),
             verbatim="x" * rng.choice([rng.randrange(200), rng.randrange(5000), rng.randrange(60_000)]),

@@ -16,7 +16,6 @@ from vidurai_pipeline.rl.agent import Action, Outcome, RewardProfile, VismritiRL
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.inference import SALIENCES, infer_action, infer_next_state, infer_outcome, infer_state
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline_tests.rl.archives import memory, write_file
 from vidurai_pipeline_tests.rl.dreams import (
     SECRET,
     Rows,
@@ -27,6 +26,7 @@ from vidurai_pipeline_tests.rl.dreams import (
     goes_on,
     learned,
 )
+from vidurai_pipeline_tests.support.archives import experience, write_file
 
 
 def plain_agent(rows: Rows, profile: RewardProfile) -> QLearningPolicy:
@@ -46,7 +46,7 @@ def plain_agent(rows: Rows, profile: RewardProfile) -> QLearningPolicy:
 @pytest.mark.parametrize("profile", RewardProfile)
 def test_the_table_is_the_plain_agent_s(archive: Path, table: Path, profile: RewardProfile) -> None:
     rows = generated(0, 5000)
-    write_file(archive, "memories.parquet", rows)
+    write_file(archive, rows, "memories.parquet")
     stats = dream(archive, table, reward_profile=profile)
     expected = plain_agent(rows, profile)
     policy = QLearningPolicy.load(table)
@@ -61,7 +61,7 @@ def test_the_table_is_the_plain_agent_s(archive: Path, table: Path, profile: Rew
 
 
 def test_the_same_archive_gives_the_same_file(archive: Path, table: Path, tmp_path: Path) -> None:
-    write_file(archive, "memories.parquet", generated(0, 800))
+    write_file(archive, generated(0, 800), "memories.parquet")
     dream(archive, table)
     other = tmp_path / "other.json"
     with duckdb.connect(config={"threads": 1}) as connection:
@@ -74,7 +74,7 @@ def test_the_same_archive_gives_the_same_file(archive: Path, table: Path, tmp_pa
 
 def test_nothing_new_changes_nothing(archive: Path, table: Path) -> None:
     rows = generated(0, 300)
-    write_file(archive, "memories.parquet", rows)
+    write_file(archive, rows, "memories.parquet")
     first = dream(archive, table)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in table.parent.glob("q_table*")}
     second = dream(archive, table)
@@ -86,7 +86,7 @@ def test_nothing_new_changes_nothing(archive: Path, table: Path) -> None:
 def test_nights_add_up(archive: Path, table: Path, tmp_path: Path) -> None:
     """Learned night by night, with a crash-proof pause between, or in one: the same values."""
     for night in range(4):
-        write_file(archive, f"memories_{night}.parquet", generated(night * 200, night * 200 + 200))
+        write_file(archive, generated(night * 200, night * 200 + 200), f"memories_{night}.parquet")
         stats = dream(archive, table)
         assert stats["table_episodes"] == night + 1
         assert stats["late"] == stats["missing"] == 0
@@ -107,7 +107,7 @@ def test_any_split_into_nights_and_limits(
     for size in sizes:
         batch = generated(first, first + size, seed)
         rows += batch
-        write_file(archive, f"memories_{first}.parquet", batch)
+        write_file(archive, batch, f"memories_{first}.parquet")
         dream(archive, table, max_episodes=7)
         first += size
     while dream(archive, table, max_episodes=7)["episodes"]:
@@ -118,10 +118,10 @@ def test_any_split_into_nights_and_limits(
 
 
 def test_compacted_files_are_not_learned_again(archive: Path, table: Path) -> None:
-    files = [write_file(archive, f"{n}.parquet", generated(n * 50, n * 50 + 50)) for n in range(3)]
+    files = [write_file(archive, generated(n * 50, n * 50 + 50), f"{n}.parquet") for n in range(3)]
     dream(archive, table)
     before = table.read_bytes()
-    write_file(archive, "compacted.parquet", [row for n in range(3) for row in generated(n * 50, n * 50 + 50)])
+    write_file(archive, [row for n in range(3) for row in generated(n * 50, n * 50 + 50)], "compacted.parquet")
     for file in files:
         file.unlink()
     stats = dream(archive, table)
@@ -130,26 +130,26 @@ def test_compacted_files_are_not_learned_again(archive: Path, table: Path) -> No
 
 
 def test_copies_of_another_night_are_not_learned_again(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", [memory(1), memory(2, -1)])
+    write_file(archive, [experience(1), experience(2, -1)], "1.parquet")
     dream(archive, table)
     before = table.read_bytes()
-    write_file(archive, "2.parquet", [memory(1, archived_at="2025-01-01T00:00:00")])
+    write_file(archive, [experience(1, archived_at="2025-01-01T00:00:00")], "2.parquet")
     stats = dream(archive, table)
     assert (stats["episodes"], stats["duplicates"], table.read_bytes()) == (0, 1, before)
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_nothing_to_learn_makes_no_table(archive: Path, table: Path, rebuild: bool) -> None:
-    for rows in (None, [], [memory(1, 0), memory(2, None)]):
+    for rows in (None, [], [experience(1, 0), experience(2, None)]):
         if rows is not None:
-            write_file(archive, "memories.parquet", rows)
+            write_file(archive, rows, "memories.parquet")
         stats = dream(archive, table, rebuild=rebuild)
         assert (stats["episodes"], stats["states"], stats["rebuilt"]) == (0, 0, False)
         assert list(table.parent.glob("*q_table*")) == []
 
 
 def test_rebuilding_from_nothing_keeps_the_table(archive: Path, table: Path, tmp_path: Path) -> None:
-    write_file(archive, "memories.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "memories.parquet")
     dream(archive, table)
     before = table.read_bytes()
     stats = dream(tmp_path / "elsewhere", table, rebuild=True)
@@ -158,23 +158,25 @@ def test_rebuilding_from_nothing_keeps_the_table(archive: Path, table: Path, tmp
 
 
 def test_skipped_rows_are_counted(archive: Path, table: Path) -> None:
-    write_file(archive, "memories.parquet", [memory(1), memory(2, 5), memory(3, salience="odd"), memory(4, -9)])
+    write_file(
+        archive, [experience(1), experience(2, 5), experience(3, salience="odd"), experience(4, -9)], "memories.parquet"
+    )
     stats = dream(archive, table)
     assert (stats["episodes"], stats["skipped"]) == (2, {"outcome not -1, 0 or 1": 2})
 
 
 def test_newest_first_then_night_by_night(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", generated(0, 100))
+    write_file(archive, generated(0, 100), "1.parquet")
     first = dream(archive, table, rebuild=True, order="newest-first", max_episodes=30)
     assert first["episodes"] == 30
     again = dream(archive, table)
     assert (again["episodes"], again["late"]) == (0, 0), "the reference's limit leaves the oldest out on purpose"
-    write_file(archive, "2.parquet", generated(100, 150))
+    write_file(archive, generated(100, 150), "2.parquet")
     assert dream(archive, table)["episodes"] == sum(bool(row["outcome"]) for row in generated(100, 150))
 
 
 def test_what_makes_no_sense_is_refused(archive: Path, table: Path) -> None:
-    write_file(archive, "memories.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "memories.parquet")
     assert "newest-first needs a rebuild" in failed(archive, table, order="newest-first")
     assert "chronological or newest-first" in failed(archive, table, order="random")
     assert "max_episodes" in failed(archive, table, max_episodes=0)
@@ -182,7 +184,7 @@ def test_what_makes_no_sense_is_refused(archive: Path, table: Path) -> None:
 
 
 def test_other_parameters_ask_for_a_rebuild(archive: Path, table: Path) -> None:
-    write_file(archive, "memories.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "memories.parquet")
     dream(archive, table)
     before = table.read_bytes()
     error = failed(archive, table, reward_profile=RewardProfile.COST_FOCUSED)
@@ -196,7 +198,7 @@ def test_other_parameters_ask_for_a_rebuild(archive: Path, table: Path) -> None:
 def test_parameters_come_from_the_settings_and_stay_with_the_table(
     archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     monkeypatch.setenv("VIDURAI_REWARD_PROFILE", "cost_focused")
     monkeypatch.setenv("VIDURAI_ALPHA", "0.5")
     monkeypatch.setenv("VIDURAI_EPSILON_MIN", "0.01")
@@ -229,32 +231,32 @@ def failed_with(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch, nam
 
 
 def test_epsilon_is_no_part_of_what_was_learned(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     dream(archive, table)
     monkeypatch.setenv("VIDURAI_EPSILON_DECAY", "1")
-    write_file(archive, "2.parquet", [memory(2)])
+    write_file(archive, [experience(2)], "2.parquet")
     stats = dream(archive, table)
     assert stats["episodes"] == 1
     assert stats["epsilon"] == json.loads(table.read_text())["epsilon"] == 0.05 + (0.3 - 0.05) * math.exp(-2)
 
 
 def test_a_note_from_before_epsilon_was_kept(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     dream(archive, table)
     document = json.loads(table.read_text())
     note = document["vidurai_pipeline"]
     del note["visits"], note["curve"]
     note["parameters"] = {"reward_profile": "balanced", "alpha": 0.1, "gamma": 0.9}
     table.write_text(json.dumps(document))
-    write_file(archive, "2.parquet", [memory(2)])
+    write_file(archive, [experience(2)], "2.parquet")
     assert dream(archive, table)["episodes"] == 1
 
 
 def test_late_files_are_learned_in_their_place(archive: Path, table: Path, tmp_path: Path) -> None:
-    write_file(archive, "2.parquet", generated(100, 200))
+    write_file(archive, generated(100, 200), "2.parquet")
     dream(archive, table)
-    write_file(archive, "1.parquet", generated(0, 100), month="2024/10")
-    write_file(archive, "3.parquet", generated(200, 220), month="2024/12")
+    write_file(archive, generated(0, 100), "1.parquet", month="2024-10")
+    write_file(archive, generated(200, 220), "3.parquet", month="2024-12")
     stats = dream(archive, table)
     late = sum(bool(row["outcome"]) for row in generated(0, 100))
     assert (stats["late"], stats["rebuilt"], stats["table_episodes"]) == (late, True, 2)
@@ -266,11 +268,11 @@ def test_late_files_are_learned_in_their_place(archive: Path, table: Path, tmp_p
 
 
 def test_late_files_never_make_it_forget_the_daemon(archive: Path, table: Path) -> None:
-    write_file(archive, "2.parquet", generated(100, 200))
+    write_file(archive, generated(100, 200), "2.parquet")
     dream(archive, table)
     daemon_writes(table, goes_on)
-    write_file(archive, "1.parquet", generated(0, 100))
-    write_file(archive, "3.parquet", generated(200, 220))
+    write_file(archive, generated(0, 100), "1.parquet")
+    write_file(archive, generated(200, 220), "3.parquet")
     late = sum(bool(row["outcome"]) for row in generated(0, 100))
     for new in (sum(bool(row["outcome"]) for row in generated(200, 220)), 0):
         stats = dream(archive, table)
@@ -282,7 +284,7 @@ def test_late_files_never_make_it_forget_the_daemon(archive: Path, table: Path) 
 
 
 def test_experiences_that_left_the_archive_stay_learned(archive: Path, table: Path) -> None:
-    files = [write_file(archive, f"{n}.parquet", generated(n * 50, n * 50 + 50)) for n in range(2)]
+    files = [write_file(archive, generated(n * 50, n * 50 + 50), f"{n}.parquet") for n in range(2)]
     dream(archive, table)
     before = table.read_bytes()
     files[0].unlink()
@@ -292,7 +294,7 @@ def test_experiences_that_left_the_archive_stay_learned(archive: Path, table: Pa
 
 
 def test_a_damaged_archive_fails_the_dream(archive: Path, table: Path, caplog: pytest.LogCaptureFixture) -> None:
-    good = write_file(archive, "1.parquet", [memory(n, verbatim=SECRET * 50) for n in range(40)])
+    good = write_file(archive, [experience(n, verbatim=SECRET * 50) for n in range(40)], "1.parquet")
     bad = good.with_name("2.parquet")
     bad.write_bytes(good.read_bytes()[:-40])
     error = failed(archive, table)
@@ -303,7 +305,7 @@ def test_a_damaged_archive_fails_the_dream(archive: Path, table: Path, caplog: p
 
 
 def test_a_table_that_can_t_be_written(archive: Path, tmp_path: Path) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     (tmp_path / "file").touch()
     error = failed(archive, tmp_path / "file" / "q_table.json")
     assert "can't be read: Not a directory" in error
@@ -322,7 +324,7 @@ def test_an_error_that_nobody_foresaw_quotes_nothing(
     def fail(*_: Any) -> None:
         raise RuntimeError(SECRET)
 
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     monkeypatch.setattr(lesson.Learner, "learn", fail)
     with caplog.at_level(logging.DEBUG):
         error = failed(archive, table)
@@ -332,7 +334,7 @@ def test_an_error_that_nobody_foresaw_quotes_nothing(
 
 def test_paths_come_from_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIDURAI_HOME", str(tmp_path))
-    write_file(tmp_path / "archive", "1.parquet", [memory(1)])
+    write_file(tmp_path / "archive", [experience(1)], "1.parquet")
     assert DreamCycle().run()["episodes"] == 1
     assert (tmp_path / "q_table.json").exists()
 

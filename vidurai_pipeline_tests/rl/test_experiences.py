@@ -11,7 +11,7 @@ from vidurai_pipeline.errors import ArchiveError, ConfigError
 from vidurai_pipeline.rl.archive_query import CodedExperience, decode_experience
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.inference import IMPORTANCES, MAX_TOKENS, SALIENCES, infer_transition
-from vidurai_pipeline_tests.rl.archives import SCHEMA, memory, write_file
+from vidurai_pipeline_tests.support.archives import BASE, experience, write_file
 
 SECRET = "the user's password"
 
@@ -37,8 +37,8 @@ def test_tokens_and_importance_are_python_s(tmp_path_factory: pytest.TempPathFac
     archive = tmp_path_factory.mktemp("archive")
     write_file(
         archive,
+        [experience(n, verbatim=v, gist=g, salience=s) for n, (v, g, s) in enumerate(rows)],
         "memories.parquet",
-        [memory(n, verbatim=v, gist=g, salience=s) for n, (v, g, s) in enumerate(rows)],
     )
     assert all_of(archive) == [
         (SALIENCES.get((s or "medium").lower(), 0.5), (len(v or "") + len(g or "")) // 4, 1) for v, g, s in rows
@@ -83,25 +83,25 @@ def test_a_file_in_the_archive_s_place(archive: Path) -> None:
 )
 def test_folders_with_characters_that_mean_something_to_a_glob(tmp_path: Path, name: str) -> None:
     archive = tmp_path / name
-    write_file(archive, "memories.parquet", [memory(1, -1)])
+    write_file(archive, [experience(1, -1)], "memories.parquet")
     for decoy in ("a1", "a2"):
-        write_file(tmp_path / decoy, "memories.parquet", [memory(2), memory(3)])
-        write_file(archive, f"memories_{decoy}.parquet.not", [memory(4)])
+        write_file(tmp_path / decoy, [experience(2), experience(3)], "memories.parquet")
+        write_file(archive, [experience(4)], f"memories_{decoy}.parquet.not")
     assert all_of(archive) == [(0.5, 4, -1)]
 
 
 @pytest.mark.parametrize("name", ["a[12]", "*", "?", "\n"])
 def test_a_file_with_such_a_name_is_refused(archive: Path, name: str) -> None:
-    write_file(archive, f"memories_{name}.parquet", [memory(1, -1)])
+    write_file(archive, [experience(1, -1)], f"memories_{name}.parquet")
     with pytest.raises(ArchiveError, match="rename it"):
         all_of(archive)
 
 
 def test_order_and_watermark(archive: Path) -> None:
     times = ["2024-11-30T02:00:00", "2024-11-30T02:00:00.000001", "2024-12-01T00:00:00", "2024-12-01T00:00:00"]
-    rows = [memory(n, verbatim="x" * 8 * n, gist="", archived_at=time) for n, time in enumerate(times)]
-    write_file(archive, "b.parquet", rows[:2])
-    write_file(archive, "a.parquet", rows[:1:-1], month="2024/12")
+    rows = [experience(n, verbatim="x" * 8 * n, gist="", archived_at=time) for n, time in enumerate(times)]
+    write_file(archive, rows[:2], "b.parquet")
+    write_file(archive, rows[:1:-1], "a.parquet", month="2024-12")
     assert [e[1] for e in all_of(archive)] == [0, 2, 4, 6]
     assert [e[1] for e in all_of(archive, newest_first=True)] == [6, 4, 2, 0]
     assert [e[1] for e in all_of(archive, newest_first=True, limit=1)] == [6]
@@ -114,7 +114,7 @@ def test_order_and_watermark(archive: Path) -> None:
 
 
 def test_many_rows_come_in_batches(archive: Path) -> None:
-    write_file(archive, "memories.parquet", [memory(n, verbatim="x" * (n % 40)) for n in range(150_000)])
+    write_file(archive, [experience(n, verbatim="x" * (n % 40)) for n in range(150_000)], "memories.parquet")
     with Experiences.open(archive) as experiences:
         batches = list(experiences.stream())
     assert len(batches) > 2
@@ -123,17 +123,17 @@ def test_many_rows_come_in_batches(archive: Path) -> None:
 
 
 def test_a_version_that_was_archived_twice_counts_once(archive: Path) -> None:
-    write_file(archive, "night1.parquet", [memory(1), memory(2), memory(3, 0)])
+    write_file(archive, [experience(1), experience(2), experience(3, 0)], "night1.parquet")
     later = "2024-12-01T02:00:00"
     write_file(
         archive,
-        "night2.parquet",
         [
-            memory(1, archived_at=later),  # the same again
-            memory(2, -1, archived_at=later),  # another outcome: another version
-            memory(3, 0, archived_at=later),
-            memory(1, archived_at=later, created_at="2024-02-02T00:00:00"),  # another memory, of another store
+            experience(1, archived_at=later),  # the same again
+            experience(2, -1, archived_at=later),  # another outcome: another version
+            experience(3, 0, archived_at=later),
+            experience(1, archived_at=later, created_at="2024-02-02T00:00:00"),  # another memory, of another store
         ],
+        "night2.parquet",
     )
     with Experiences.open(archive) as experiences:
         assert (experiences.total, experiences.duplicates) == (4, 1)
@@ -141,8 +141,15 @@ def test_a_version_that_was_archived_twice_counts_once(archive: Path) -> None:
 
 
 def test_what_can_t_be_learned_is_counted(archive: Path) -> None:
-    rows = [memory(1), memory(2, 2), memory(3, -7), memory(4, 0), memory(5, None), memory(6, archived_at=None)]
-    write_file(archive, "memories.parquet", [*rows, memory(7) | {"id": None}])
+    rows = [
+        experience(1),
+        experience(2, 2),
+        experience(3, -7),
+        experience(4, 0),
+        experience(5, None),
+        experience(6, archived_at=None),
+    ]
+    write_file(archive, [*rows, experience(7) | {"id": None}], "memories.parquet")
     with Experiences.open(archive) as experiences:
         assert experiences.total == 1
         assert experiences.skipped == {"no archived_at": 1, "no usable id": 1, "outcome not -1, 0 or 1": 2}
@@ -159,22 +166,22 @@ def test_what_can_t_be_learned_is_counted(archive: Path) -> None:
 def test_outcomes_of_other_types(
     archive: Path, kind: pa.DataType, outcomes: list[Any], learned: int, skipped: int
 ) -> None:
-    schema = SCHEMA.set(SCHEMA.get_field_index("outcome"), pa.field("outcome", kind))
-    write_file(archive, "odd.parquet", [memory(n, outcome) for n, outcome in enumerate(outcomes)], schema)
-    write_file(archive, "usual.parquet", [memory(10)])
+    schema = BASE.set(BASE.get_field_index("outcome"), pa.field("outcome", kind))
+    write_file(archive, [experience(n, outcome) for n, outcome in enumerate(outcomes)], "odd.parquet", schema=schema)
+    write_file(archive, [experience(10)], "usual.parquet")
     with Experiences.open(archive) as experiences:
         assert (experiences.total, sum(experiences.skipped.values())) == (learned + 1, skipped)
 
 
 def test_files_with_more_columns(archive: Path) -> None:
-    write_file(archive, "old.parquet", [memory(1)])
-    more = SCHEMA.append(pa.field("status", pa.string())).append(pa.field("pinned", pa.int64()))
-    write_file(archive, "new.parquet", [memory(2, status="ARCHIVED", pinned=0)], more)
+    write_file(archive, [experience(1)], "old.parquet")
+    more = BASE.append(pa.field("status", pa.string())).append(pa.field("pinned", pa.int64()))
+    write_file(archive, [experience(2, status="ARCHIVED", pinned=0)], "new.parquet", schema=more)
     assert len(all_of(archive)) == 2
 
 
 def test_a_damaged_file_is_named(archive: Path) -> None:
-    good = write_file(archive, "good.parquet", [memory(n, verbatim=SECRET * 50) for n in range(50)])
+    good = write_file(archive, [experience(n, verbatim=SECRET * 50) for n in range(50)], "good.parquet")
     raw = good.read_bytes()
     bad = good.with_name("bad.parquet")
     for damage in (
@@ -193,14 +200,17 @@ def test_a_damaged_file_is_named(archive: Path) -> None:
 
 def test_files_that_are_no_memories(archive: Path) -> None:
     write_file(
-        archive, "other.parquet", [{"id": 1, "name": "x"}], pa.schema([("id", pa.int64()), ("name", pa.string())])
+        archive,
+        [{"id": 1, "name": "x"}],
+        "other.parquet",
+        schema=pa.schema([("id", pa.int64()), ("name", pa.string())]),
     )
     with pytest.raises(ArchiveError, match=r"no column verbatim, gist, .*: is this a Vidurai archive"):
         all_of(archive)
 
 
 def test_a_connection_of_the_caller_is_left_as_it_was(archive: Path) -> None:
-    write_file(archive, "memories.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "memories.parquet")
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE vidurai_experiences AS SELECT 42 AS mine")
         with Experiences.open(archive, connection) as experiences:

@@ -18,8 +18,8 @@ from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
 from vidurai_pipeline.rl.states import Action, MemoryState, RewardProfile, is_state_hash
 from vidurai_pipeline.rl.trainer import Learner
-from vidurai_pipeline_tests.rl.archives import memory, write_file
 from vidurai_pipeline_tests.rl.dreams import Rows, daemon_writes, dream, failed, generated, goes_on, learned
+from vidurai_pipeline_tests.support.archives import experience, write_file
 
 STATE, OTHER = "2|1|0|5|5|1", "1|1|0|5|6|0"
 NOW, CONSERVATIVE = Action.COMPRESS_NOW, Action.COMPRESS_CONSERVATIVE
@@ -28,7 +28,7 @@ NOW, CONSERVATIVE = Action.COMPRESS_NOW, Action.COMPRESS_CONSERVATIVE
 def night(first: int, last: int, good: float, seed: int = 0) -> Rows:
     """Memories of medium salience and like size, a share of them with a good outcome."""
     rng = random.Random(f"{seed} {first}")
-    return [memory(n, 1 if rng.random() < good else -1) for n in range(first, last)]
+    return [experience(n, 1 if rng.random() < good else -1) for n in range(first, last)]
 
 
 def seen(good: int, bad: int, state: str = STATE) -> list[HeldOut]:
@@ -45,7 +45,7 @@ def worth(value: float, state: str = STATE) -> dict[str, dict[Action, float]]:
 @pytest.mark.parametrize("profile", RewardProfile)
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 0.999])
 def test_learning_never_leaves_the_bound(archive: Path, table: Path, profile: RewardProfile, gamma: float) -> None:
-    write_file(archive, "1.parquet", [memory(n, (-1) ** (n % 3 == 0)) for n in range(300)])
+    write_file(archive, [experience(n, (-1) ** (n % 3 == 0)) for n in range(300)], "1.parquet")
     stats = dream(archive, table, reward_profile=profile, gamma=gamma, alpha=1.0)
     assert stats["gate"]["well_formed"]
     bound = value_bound(profile, gamma)
@@ -154,7 +154,7 @@ def test_states_that_nobody_saw_again_say_nothing() -> None:
 
 
 def test_the_held_out_share(archive: Path) -> None:
-    write_file(archive, "1.parquet", [memory(n) for n in range(5000)])
+    write_file(archive, [experience(n) for n in range(5000)], "1.parquet")
     with Experiences.open(archive) as experiences:
         [(code, count)] = experiences.held_out().items()
         batches = list(experiences.stream())
@@ -169,7 +169,7 @@ def test_the_held_out_share(archive: Path) -> None:
 def test_ordinary_nights_pass(archive: Path, table: Path) -> None:
     gate: dict[str, Any] = {}
     for n in range(12):
-        write_file(archive, f"{n}.parquet", generated(n * 120, n * 120 + 120))
+        write_file(archive, generated(n * 120, n * 120 + 120), f"{n}.parquet")
         gate = dream(archive, table)["gate"]
         assert gate["passed"]
     assert gate["held_out"] > MIN_HELD_OUT
@@ -177,10 +177,10 @@ def test_ordinary_nights_pass(archive: Path, table: Path) -> None:
 
 
 def test_a_bad_night_stays_outside_until_it_is_gone(archive: Path, table: Path, tmp_path: Path) -> None:
-    write_file(archive, "1.parquet", night(0, 2000, good=0.9))
+    write_file(archive, night(0, 2000, good=0.9), "1.parquet")
     dream(archive, table)
     before = table.read_bytes()
-    bad = write_file(archive, "2.parquet", night(2000, 2100, good=0.0))
+    bad = write_file(archive, night(2000, 2100, good=0.0), "2.parquet")
     candidate = TableFile(table).candidate_path
     for _ in range(2):
         stats = DreamCycle(archive, table).run()
@@ -193,7 +193,7 @@ def test_a_bad_night_stays_outside_until_it_is_gone(archive: Path, table: Path, 
         assert table.read_bytes() == before
         assert learned(candidate) != learned(table)
         json.dumps(stats)
-    write_file(archive, "3.parquet", night(2100, 2150, good=0.9))
+    write_file(archive, night(2100, 2150, good=0.9), "3.parquet")
     bad.unlink()
     stats = dream(archive, table)
     assert (stats["episodes"], stats["missing"], stats["late"]) == (50, 0, 0)
@@ -205,12 +205,12 @@ def test_a_bad_night_stays_outside_until_it_is_gone(archive: Path, table: Path, 
 
 def test_a_bad_night_is_outweighed_in_time_and_learned_once(archive: Path, table: Path, tmp_path: Path) -> None:
     """A world that changed looks like a bad night at first."""
-    write_file(archive, "0.parquet", night(0, 600, good=0.9))
+    write_file(archive, night(0, 600, good=0.9), "0.parquet")
     dream(archive, table)
     nights: list[dict[str, Any]] = []
     while not (nights and nights[-1]["success"]):
         first = 600 + 150 * len(nights)
-        write_file(archive, f"{first}.parquet", night(first, first + 150, good=0.1))
+        write_file(archive, night(first, first + 150, good=0.1), f"{first}.parquet")
         nights.append(DreamCycle(archive, table).run())
     assert 1 < len(nights) < 20
     assert nights[-1]["episodes"] == 150 * len(nights)
@@ -221,9 +221,9 @@ def test_a_bad_night_is_outweighed_in_time_and_learned_once(archive: Path, table
 
 
 def test_a_person_can_take_what_the_archive_says(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", night(0, 2000, good=0.9))
+    write_file(archive, night(0, 2000, good=0.9), "1.parquet")
     dream(archive, table)
-    write_file(archive, "2.parquet", night(2000, 2100, good=0.0))
+    write_file(archive, night(2000, 2100, good=0.0), "2.parquet")
     failed(archive, table)
     refused = learned(TableFile(table).candidate_path)
     stats = dream(archive, table, rebuild=True)
@@ -233,9 +233,9 @@ def test_a_person_can_take_what_the_archive_says(archive: Path, table: Path) -> 
 
 
 def test_a_person_can_put_the_candidate_in_place(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", night(0, 2000, good=0.9))
+    write_file(archive, night(0, 2000, good=0.9), "1.parquet")
     dream(archive, table)
-    write_file(archive, "2.parquet", night(2000, 2100, good=0.0))
+    write_file(archive, night(2000, 2100, good=0.0), "2.parquet")
     failed(archive, table)
     candidate = TableFile(table).candidate_path
     refused = candidate.read_bytes()
@@ -251,13 +251,13 @@ def test_a_candidate_that_can_t_be_removed_costs_nothing(
     def fail(_: TableFile) -> None:
         raise QTableError("no right to")
 
-    write_file(archive, "1.parquet", night(0, 100, good=0.9))
+    write_file(archive, night(0, 100, good=0.9), "1.parquet")
     monkeypatch.setattr(TableFile, "drop_candidate", fail)
     assert dream(archive, table)["episodes"] == 100
 
 
 def test_other_parameters_are_not_compared(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", night(0, 500, good=0.9))
+    write_file(archive, night(0, 500, good=0.9), "1.parquet")
     dream(archive, table)
     stats = dream(archive, table, rebuild=True, reward_profile=RewardProfile.QUALITY_FOCUSED)
     assert stats["gate"]["not_worse"] is None
@@ -266,9 +266,9 @@ def test_other_parameters_are_not_compared(archive: Path, table: Path) -> None:
 
 def test_held_out_experiences_are_learned_too(archive: Path, table: Path) -> None:
     """The judged table knows nothing of them, the live one everything."""
-    write_file(archive, "1.parquet", night(0, 400, good=0.5))
+    write_file(archive, night(0, 400, good=0.5), "1.parquet")
     assert dream(archive, table)["episodes"] == 400
-    write_file(archive, "2.parquet", night(400, 800, good=0.5))
+    write_file(archive, night(400, 800, good=0.5), "2.parquet")
     assert dream(archive, table)["episodes"] == 400
     policy = QLearningPolicy()
     for row in [*night(0, 400, good=0.5), *night(400, 800, good=0.5)]:
@@ -278,10 +278,10 @@ def test_held_out_experiences_are_learned_too(archive: Path, table: Path) -> Non
 
 @pytest.mark.parametrize("value", [1e6, -1e6, math.nan, math.inf])
 def test_a_learner_that_went_wrong(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    write_file(archive, "1.parquet", night(0, 100, good=0.9))
+    write_file(archive, night(0, 100, good=0.9), "1.parquet")
     dream(archive, table)
     before = table.read_bytes()
-    write_file(archive, "2.parquet", night(100, 110, good=0.9))
+    write_file(archive, night(100, 110, good=0.9), "2.parquet")
 
     class Broken(Learner):
         def learn(self, numbers: Any) -> float:
@@ -299,7 +299,7 @@ def test_a_learner_that_went_wrong(archive: Path, table: Path, monkeypatch: pyte
 
 
 def test_a_daemon_s_large_values_do_not_stop_learning(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", night(0, 100, good=0.9))
+    write_file(archive, night(0, 100, good=0.9), "1.parquet")
     dream(archive, table)
 
     def saves_many_tokens(document: dict[str, Any]) -> None:
@@ -307,6 +307,6 @@ def test_a_daemon_s_large_values_do_not_stop_learning(archive: Path, table: Path
         document["q_table"]["3|1|4|5|5|2"] = {"compress_aggressive": 4321.0}
 
     daemon_writes(table, saves_many_tokens)
-    write_file(archive, "2.parquet", night(100, 150, good=0.9))
+    write_file(archive, night(100, 150, good=0.9), "2.parquet")
     assert dream(archive, table)["episodes"] == 50
     assert learned(table)["3|1|4|5|5|2"] == {"compress_aggressive": 4321.0}

@@ -11,8 +11,8 @@ from vidurai_pipeline.rl.learning_curve import MAX_POINTS, Point, extend, thin
 from vidurai_pipeline.rl.plots import draw_curve, draw_heat_map
 from vidurai_pipeline.rl.states import Action, MemoryState, RewardProfile
 from vidurai_pipeline.rl.summary import bucket_in_words, heat_map, learned_states, read_insight
-from vidurai_pipeline_tests.rl.archives import memory, write_file
 from vidurai_pipeline_tests.rl.dreams import daemon_writes, dream, generated, goes_on
+from vidurai_pipeline_tests.support.archives import experience, write_file
 
 NOW, AGGRESSIVE = Action.COMPRESS_NOW, Action.COMPRESS_AGGRESSIVE
 PARAMETERS = Parameters(RewardProfile.BALANCED, 0.1, 0.9)
@@ -59,7 +59,7 @@ def test_only_what_differs_is_told_of_each_state() -> None:
 
 def test_every_experience_stands_behind_a_value(archive: Path, table: Path) -> None:
     for night in range(3):
-        write_file(archive, f"{night}.parquet", generated(night * 200, night * 200 + 200))
+        write_file(archive, generated(night * 200, night * 200 + 200), f"{night}.parquet")
         dream(archive, table)
     learned = sum(bool(row["outcome"]) for night in range(3) for row in generated(night * 200, night * 200 + 200))
     note = read_insight(table, PARAMETERS)
@@ -82,7 +82,7 @@ def test_every_experience_stands_behind_a_value(archive: Path, table: Path) -> N
 
 
 def test_the_curve_measures_error_before_learning(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", [memory(n) for n in range(40)])
+    write_file(archive, [experience(n) for n in range(40)], "1.parquet")
     dream(archive, table)
     value, squares = 0.0, 0.0
     for _ in range(20):
@@ -132,7 +132,7 @@ def test_the_map_weighs_by_experiences_and_fits() -> None:
 
 
 def test_pictures_are_the_same_for_the_same_table(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", generated(0, 300))
+    write_file(archive, generated(0, 300), "1.parquet")
     dream(archive, table)
     insight = read_insight(table, PARAMETERS)
     for draw in (draw_heat_map, draw_curve):

@@ -13,8 +13,7 @@ from vidurai_pipeline.rl.agent import Action, MemoryState, Outcome, RewardProfil
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.inference import SALIENCES, infer_transition
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline_tests.rl.archives import memory, write_file
-from vidurai_pipeline_tests.rl.conftest import DATA
+from vidurai_pipeline_tests.support.archives import DATA, experience, write_file
 
 Reference = Callable[[str, Any], Any]
 
@@ -171,7 +170,7 @@ def test_a_dream_in_the_reference_s_order(reference: Reference, archive: Path, t
     """Both dream of the same generated archive, from an empty table, newest first."""
     rng = random.Random(5)
     rows = [
-        memory(
+        experience(
             n,
             rng.choice([1, -1, 1, 0, None]),
             verbatim=rng.choice(["x", "ñ", "日本", "👨‍👩‍👧", "e\u0301"]) * rng.randrange(3000),
@@ -180,8 +179,8 @@ def test_a_dream_in_the_reference_s_order(reference: Reference, archive: Path, t
         )
         for n in range(1000)
     ]
-    write_file(archive, "memories_20241130_020000.parquet", rows[:600])
-    write_file(archive, "memories_20241201_020000.parquet", rows[600:], month="2024/12")
+    write_file(archive, rows[:600], "memories_20241130_020000.parquet")
+    write_file(archive, rows[600:], "memories_20241201_020000.parquet", month="2024-12")
     shutil.copytree(archive, tmp_path / "reference_home" / ".vidurai" / "archive")
     code = """
 from pathlib import Path

@@ -15,8 +15,6 @@ from vidurai_pipeline.rl import q_table_file
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
-from vidurai_pipeline_tests.rl.archives import memory, write_file
-from vidurai_pipeline_tests.rl.conftest import DATA
 from vidurai_pipeline_tests.rl.dreams import (
     daemon_writes,
     dream,
@@ -26,6 +24,7 @@ from vidurai_pipeline_tests.rl.dreams import (
     learned,
     starts_anew,
 )
+from vidurai_pipeline_tests.support.archives import DATA, experience, write_file
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +33,13 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_daemon_that_went_on_from_our_table(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", generated(0, 100))
+    write_file(archive, generated(0, 100), "1.parquet")
     dream(archive, table)
     daemon_writes(table, goes_on)
     before = table.read_bytes()
     stats = dream(archive, table)
     assert (stats["daemon"], stats["episodes"], table.read_bytes()) == ("continued", 0, before)
-    write_file(archive, "2.parquet", new := generated(100, 150))
+    write_file(archive, new := generated(100, 150), "2.parquet")
     stats = dream(archive, table)
     assert (stats["daemon"], stats["episodes"]) == ("continued", sum(bool(row["outcome"]) for row in new))
     assert (stats["table_episodes"], learned(table)["9|9|9|5|5|1"]) == (52, {"consolidate": 3.0})
@@ -48,7 +47,9 @@ def test_a_daemon_that_went_on_from_our_table(archive: Path, table: Path) -> Non
 
 
 def test_a_daemon_that_began_from_nothing(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", [memory(1), memory(2, -1, salience="noise"), memory(3, salience="HIGH")])
+    write_file(
+        archive, [experience(1), experience(2, -1, salience="noise"), experience(3, salience="HIGH")], "1.parquet"
+    )
     dream(archive, table)
     ours, reward = learned(table), QLearningPolicy.load(table).total_reward
     daemon_writes(table, starts_anew)
@@ -85,7 +86,7 @@ def test_a_daemon_that_began_from_nothing(archive: Path, table: Path) -> None:
 
 def test_a_table_from_before_the_first_dream(archive: Path, table: Path) -> None:
     table.write_bytes((DATA / "reference_q_table.json").read_bytes())
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     stats = dream(archive, table)
     assert (stats["daemon"], stats["episodes"], stats["table_episodes"]) == ("adopted", 1, 2)
     assert TableFile(table).version_path(1).read_bytes() == (DATA / "reference_q_table.json").read_bytes()
@@ -93,7 +94,7 @@ def test_a_table_from_before_the_first_dream(archive: Path, table: Path) -> None
 
 
 def test_an_edited_table_is_taken_as_it_is(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     dream(archive, table)
     document = json.loads(table.read_text())
     document["q_table"]["2|1|0|5|5|1"]["compress_now"] = -1.0
@@ -104,7 +105,7 @@ def test_an_edited_table_is_taken_as_it_is(archive: Path, table: Path) -> None:
 
 
 def test_a_deleted_table_is_a_new_beginning(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", generated(0, 100))
+    write_file(archive, generated(0, 100), "1.parquet")
     dream(archive, table)
     before = table.read_bytes()
     table.unlink()
@@ -114,7 +115,7 @@ def test_a_deleted_table_is_a_new_beginning(archive: Path, table: Path) -> None:
 
 def test_an_older_version_put_back_learns_the_rest_again(archive: Path, table: Path) -> None:
     for night in range(2):
-        write_file(archive, f"{night}.parquet", generated(night * 100, night * 100 + 100))
+        write_file(archive, generated(night * 100, night * 100 + 100), f"{night}.parquet")
         dream(archive, table)
     whole = table.read_bytes()
     table.with_name("q_table.json.1").replace(table)
@@ -125,7 +126,7 @@ def test_an_older_version_put_back_learns_the_rest_again(archive: Path, table: P
 
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"q_table": {"s": {"compress_now": NaN}}}'])
 def test_a_damaged_table_is_set_aside_and_the_dream_fails(archive: Path, table: Path, raw: bytes) -> None:
-    write_file(archive, "1.parquet", generated(0, 50))
+    write_file(archive, generated(0, 50), "1.parquet")
     dream(archive, table)
     good = table.read_bytes()
     table.write_bytes(raw)
@@ -149,14 +150,14 @@ def test_a_damaged_table_is_set_aside_and_the_dream_fails(archive: Path, table: 
 
 @pytest.mark.parametrize("note", ["text", {"format": 1}, {"format": 1, "watermark": {"archived_at": 3, "id": "x"}}])
 def test_a_damaged_note_is_damage(archive: Path, table: Path, note: Any) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     table.write_text(json.dumps({"q_table": {}, "vidurai_pipeline": note}))
     assert "its note on progress" in failed(archive, table)
     assert not table.exists()
 
 
 def test_a_note_of_a_later_version_is_left_alone(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     table.write_text('{"q_table": {}, "vidurai_pipeline": {"format": 2}}')
     assert "another version of vidurai-pipeline" in failed(archive, table)
     assert table.exists()
@@ -166,7 +167,7 @@ def test_a_note_of_a_later_version_is_left_alone(archive: Path, table: Path) -> 
 @pytest.mark.parametrize("raw", [b"", b"{", b"SQLite format 3\0", b'{"q_table": {"s": {"x": 1}}}'])
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_a_file_that_is_no_table_stops_the_dream(archive: Path, table: Path, raw: bytes, rebuild: bool) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     table.write_bytes(raw)
     assert "set VIDURAI_Q_TABLE to another file" in failed(archive, table, rebuild=rebuild)
     assert [(path, path.read_bytes()) for path in table.parent.glob("*q_table*")] == [(table, raw)]
@@ -178,7 +179,7 @@ def test_a_file_that_is_no_table_stops_the_dream(archive: Path, table: Path, raw
 
 
 def test_rebuilding_over_a_damaged_table(archive: Path, table: Path) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     table.write_bytes(damaged := b'{"q_table": {}, "episodes": -1}')
     stats = dream(archive, table, rebuild=True)
     assert Path(stats["set_aside"]).read_bytes() == damaged
@@ -188,7 +189,7 @@ def test_rebuilding_over_a_damaged_table(archive: Path, table: Path) -> None:
 
 def test_unknown_entries_outlive_dreams(archive: Path, table: Path) -> None:
     table.write_text('{"q_table": {}, "owner": "me"}')
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     for rebuild in (False, True):
         dream(archive, table, rebuild=rebuild)
         assert json.loads(table.read_text())["owner"] == "me"
@@ -212,9 +213,9 @@ def interfere(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], tim
 def test_a_daemon_that_writes_while_we_dream(
     archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    write_file(archive, "1.parquet", generated(0, 100))
+    write_file(archive, generated(0, 100), "1.parquet")
     dream(archive, table)
-    write_file(archive, "2.parquet", generated(100, 150))
+    write_file(archive, generated(100, 150), "2.parquet")
     interfere(monkeypatch, lambda: daemon_writes(table, goes_on), times)
     stats = dream(archive, table)
     assert stats["episodes"] == sum(bool(row["outcome"]) for row in generated(100, 150))
@@ -223,7 +224,7 @@ def test_a_daemon_that_writes_while_we_dream(
 
 
 def test_a_table_that_appears_while_we_dream(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
 
     def adopt() -> None:
         table.write_bytes((DATA / "reference_q_table.json").read_bytes())
@@ -234,9 +235,9 @@ def test_a_table_that_appears_while_we_dream(archive: Path, table: Path, monkeyp
 
 
 def test_a_daemon_that_never_rests(archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file(archive, "1.parquet", generated(0, 100))
+    write_file(archive, generated(0, 100), "1.parquet")
     dream(archive, table)
-    write_file(archive, "2.parquet", generated(100, 150))
+    write_file(archive, generated(100, 150), "2.parquet")
     interfere(monkeypatch, lambda: daemon_writes(table, goes_on), 10**6)
     assert "changes too often" in failed(archive, table)
     assert "vidurai_pipeline" not in json.loads(table.read_text())
@@ -245,7 +246,7 @@ def test_a_daemon_that_never_rests(archive: Path, table: Path, monkeypatch: pyte
 def test_another_dream_meanwhile_does_not_learn_twice(
     archive: Path, table: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    write_file(archive, "1.parquet", generated(0, 100))
+    write_file(archive, generated(0, 100), "1.parquet")
     alone = tmp_path / "alone.json"
     dream(archive, alone)
     interfere(monkeypatch, lambda: dream(archive, table), 1)
@@ -259,7 +260,7 @@ def test_a_copy_that_can_t_be_written_costs_nothing_yet(
     def fail(*_: Any) -> None:
         raise QTableError("no room")
 
-    write_file(archive, "1.parquet", [memory(1)])
+    write_file(archive, [experience(1)], "1.parquet")
     with monkeypatch.context() as patch:
         patch.setattr(TableFile, "remember", fail)
         assert dream(archive, table)["episodes"] == 1
@@ -295,11 +296,11 @@ print(at)
 
 def test_a_dream_that_is_killed_and_run_again(archive: Path, table: Path, tmp_path: Path) -> None:
     """Whenever it is killed, the table is the old or the new one, and the next dream makes it the new one."""
-    write_file(archive, "1.parquet", generated(0, 20))
+    write_file(archive, generated(0, 20), "1.parquet")
     dream(archive, table)
     old = tmp_path / "old.json"
     old.write_bytes(table.read_bytes())
-    write_file(archive, "2.parquet", generated(20, 40))
+    write_file(archive, generated(20, 40), "2.parquet")
     dream(archive, table)
     folder = tmp_path / "killed"
     folder.mkdir()

@@ -1,15 +1,14 @@
-"""Makes archives as the pipeline and others write them."""
+"""Archives as the pipeline and Vidurai write them: one row factory, one writer."""
 
-import contextlib
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-REFERENCE = Path(__file__).parents[1] / "data" / "reference_archive"
+DATA = Path(__file__).parents[1] / "data"
+REFERENCE = DATA / "reference_archive"
 
 TEXTS = (
     "verbatim",
@@ -23,6 +22,7 @@ TEXTS = (
     "tags",
     "archived_at",
 )
+#: The 14 columns that Vidurai's own archiver writes.
 BASE = pa.schema(
     [
         (name, pa.string() if name in TEXTS else pa.int64())
@@ -45,6 +45,7 @@ BASE = pa.schema(
     ]
 )
 GISTS = pa.list_(pa.struct([("audience", pa.string()), ("gist", pa.string()), ("created_at", pa.string())]))
+#: Some of what this pipeline writes beside them.
 OWN = pa.schema([*BASE, ("line_number", pa.int64()), ("pinned", pa.int64()), ("status", pa.string())]).append(
     pa.field("audience_gists", GISTS)
 )
@@ -74,42 +75,37 @@ def memory(id_: int, **columns: Any) -> dict[str, Any]:
     } | columns
 
 
-def write(
+def experience(id_: int, outcome: Any = 1, **columns: Any) -> dict[str, Any]:
+    """A row of the 14 columns that teaches something; without an ``archived_at``, archived in the order of the ids."""
+    return {
+        "id": id_,
+        "verbatim": "What was said",
+        "gist": "said",
+        "salience": "MEDIUM",
+        "created_at": "2024-01-01T00:00:00",
+        "access_count": 0,
+        "outcome": outcome,
+        "archived_at": f"2024-11-30T02:00:00.{id_:06d}",
+        **columns,
+    }
+
+
+def write_file(
     archive: Path,
-    rows: Sequence[Mapping[str, Any]],
-    month: str = "2024-12",
+    rows: Iterable[dict[str, Any]],
     name: str = "memories_20241215_020000.parquet",
-    schema: pa.Schema = OWN,
+    *,
+    schema: pa.Schema | None = None,
+    month: str = "2024-12",
 ) -> Path:
-    """Write one file where the layout puts it."""
+    """Write one file where the layout puts it; by default with the columns of ``OWN`` that any row has."""
     year, number = month.split("-")
     path = archive / f"year={year}" / f"month={number}" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = [{field: row.get(field) for field in schema.names} for row in rows]
-    pq.write_table(pa.Table.from_pylist(known, schema=schema), path)
+    rows = list(rows)
+    used = {column for row in rows for column in row}
+    own = pa.schema([field for field in OWN if field.name in used or field in BASE])
+    table = pa.Table.from_pylist(rows, schema=schema or own)
+    with path.open("wb") as file:  # Arrow opens no path that is not UTF-8
+        pq.write_table(table, file)
     return path
-
-
-SCHEMA = """
-    CREATE TABLE memories (
-        id INTEGER PRIMARY KEY, project_id INTEGER, verbatim TEXT, gist TEXT, salience TEXT, event_type TEXT,
-        file_path TEXT, tags TEXT, access_count INTEGER, created_at TIMESTAMP, expires_at TIMESTAMP, status TEXT,
-        decay_reason TEXT, outcome INTEGER
-    )
-"""
-
-
-@contextlib.contextmanager
-def changing(db: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(db)) as con, con:
-        yield con
-
-
-def small_store(db: Path, *rows: dict, schema: str = SCHEMA) -> Path:
-    db.parent.mkdir(parents=True, exist_ok=True)
-    with changing(db) as con:
-        con.execute(schema)
-        for row in rows:
-            names = ", ".join(f'"{name}"' for name in row)
-            con.execute(f"INSERT INTO memories ({names}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
-    return db

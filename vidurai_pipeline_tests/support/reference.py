@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def reference_python() -> str:
@@ -16,10 +16,18 @@ def reference_python() -> str:
     return python
 
 
-def run_reference(code: str, *arguments: object, home: Path) -> Any:
-    """Run code under the reference's Python; gives the JSON value in the last line that it prints."""
+def run_reference(code: str, *arguments: object, home: Path, data: Any = None) -> Any:
+    """Run code under the reference's Python; gives the JSON value in the last line that it prints.
+
+    Args:
+        code: the program.
+        arguments: its ``sys.argv[1:]``.
+        home: its user's home folder.
+        data: what it finds on its standard input, as JSON.
+    """
     done = subprocess.run(
         [reference_python(), "-c", code, *map(str, arguments)],
+        input=json.dumps(data),
         capture_output=True,
         text=True,
         check=False,
