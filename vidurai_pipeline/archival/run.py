@@ -45,9 +45,10 @@ class Run:
 
     #: Of so many memories or more, a second process stages the next file; it takes half a second to start.
     rows_worth_a_process = 20_000
-    #: The most rows of the first file where a second process stages the next ones: until it is there, nothing is
-    #: purged. The files after it grow.
-    first_file_rows = 12_500
+    #: Into so many files of this many rows or more a flush in two processes divides its work: while the first is
+    #: staged nothing is purged, while the last is purged nothing is staged.
+    portions = 8
+    least_portion = 12_500
     #: Bytes of the write-ahead log from which on the second process leaves the store alone until the log is done
     #: with: the longer it is, the longer each read takes, the daemon's too.
     largest_log = 256 * 1024 * 1024
@@ -151,7 +152,7 @@ class Run:
             version = data_version(self.con)
         rows = self.settings.rows_per_file
         if apart:
-            rows = min(rows, self.first_file_rows * 2 ** len(published.files))
+            rows = min(rows, max(self.least_portion, published.waiting // self.portions))
         staging.begin(StagingRequest(self.archive.new_path(self._moment), published.last, rows))
         return version
 

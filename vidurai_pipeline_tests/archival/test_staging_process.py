@@ -58,14 +58,17 @@ def test_does_what_one_process_does(sample_store: Store) -> None:
     assert archived[-1] == ("archiving", result.archived, result.archived + 1)
 
 
-def test_files_grow_from_a_small_first_one(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is purged until the first is there, and many small ones would be many."""
+@pytest.mark.parametrize(("least", "most", "rows"), [(100, 500, 143), (400, 500, 400), (100, 120, 120)])
+def test_the_work_is_divided_into_files(
+    sample_store: Store, monkeypatch: pytest.MonkeyPatch, least: int, most: int, rows: int
+) -> None:
+    """Nothing is purged while the first is staged, and many small ones would be many."""
     db = sample_store("guardian")
-    monkeypatch.setattr(Run, "first_file_rows", 100)
-    with MemoryArchiver(db, db.parent / "archive", rows_per_file=500).run("test") as run:
+    monkeypatch.setattr(Run, "least_portion", least)
+    with MemoryArchiver(db, db.parent / "archive", rows_per_file=most).run("test") as run:
         published = run.begin()
         run.flush(published, PurgeReport())
-    assert [file.rows for file in published.files] == [100, 200, 400, 448]
+    assert [file.rows for file in published.files[:-1]] == [rows] * (1_148 // rows)
 
 
 @pytest.mark.parametrize(("largest_log", "ahead"), [(Run.largest_log, 1), (0, 0)])
