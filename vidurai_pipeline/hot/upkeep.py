@@ -21,8 +21,12 @@ from vidurai_pipeline.settings import Vacuum
 
 #: What one step aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.020
-#: How long the search index may be merged after one purge; the next one goes on.
-MERGE_SECONDS = 30.0
+#: How long the search index may be merged after a purge, at least and for each memory purged: a fifth of what the
+#: purge itself took. The next run goes on where this one stopped.
+MERGE_SECONDS = 0.5
+MERGE_SECONDS_PER_MEMORY = 5e-6
+#: How long free pages may be given back in steps after a purge; the next run goes on.
+VACUUM_SECONDS = 30.0
 # Of the memories that stay in the search index; SQLite itself merges away what fewer deletions leave, bit by bit.
 _MERGE_SHARE = 0.1
 # No other process may have written for so long when the store is locked for a full vacuum.
@@ -70,8 +74,14 @@ def keep_small(
     done = Upkeep()
     try:
         with store.errors():
-            if search_index and _worth_merging(con, purged):
-                _in_steps(con, lambda pages: _merge(con, pages, first=done.merge_steps == 0), done)
+            if search_index and purged:
+                worthwhile = _worth_merging(con, purged)
+                _in_steps(
+                    con,
+                    lambda pages: _merge(con, pages, first=worthwhile and done.merge_steps == 0),
+                    done,
+                    MERGE_SECONDS + purged * MERGE_SECONDS_PER_MEMORY,
+                )
             before = store.path.stat().st_size
             if vacuum == "incremental":
                 _vacuum_in_steps(con, done)
@@ -93,14 +103,14 @@ def _worth_merging(con: sqlite3.Connection, purged: int) -> bool:
     return purged > left * _MERGE_SHARE
 
 
-def _in_steps(con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep) -> None:
-    """Repeat a short transaction until it finds nothing to do, or for so long; its size follows from its time."""
+def _in_steps(con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep, seconds: float) -> None:
+    """Repeat a short transaction until it finds nothing to do, or time is up; its size follows from its time."""
     # SQLite would checkpoint inside the COMMIT that fills the log; between the steps nobody waits for it.
     (automatic,) = con.execute("PRAGMA wal_autocheckpoint").fetchone()
     con.execute("PRAGMA wal_autocheckpoint = 0")
-    pages, ends, count = _FIRST_PAGES, time.monotonic() + MERGE_SECONDS, 0
+    pages, ends, count = _FIRST_PAGES, time.monotonic() + seconds, 0
     try:
-        while time.monotonic() < ends:
+        while True:
             con.execute("BEGIN IMMEDIATE")
             began = time.monotonic()
             try:
@@ -117,6 +127,8 @@ def _in_steps(con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep
             pages = round(min(_MOST_PAGES, max(1.0, pages * min(1.5, max(0.25, TARGET_SECONDS / max(held, 1e-4))))))
             if count % _STEPS_PER_CHECKPOINT == 0:
                 con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if time.monotonic() >= ends:
+                return
             # A waiting writer polls: it finds the lock free as often as we leave it free.
             time.sleep(held)
     finally:
@@ -124,7 +136,8 @@ def _in_steps(con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep
 
 
 def _merge(con: sqlite3.Connection, pages: int, *, first: bool) -> bool:
-    # The first step, with a negative number, makes one level of all segments, as `optimize` does.
+    # A first step with a negative number makes one level of all segments, as `optimize` does; a positive one goes on
+    # with a merge that was begun, and begins none that SQLite would not begin itself.
     before = con.total_changes
     con.execute("INSERT INTO memories_fts (memories_fts, rank) VALUES ('merge', ?)", (-pages if first else pages,))
     return con.total_changes - before >= 2
@@ -142,7 +155,7 @@ def _vacuum_in_steps(con: sqlite3.Connection, done: Upkeep) -> None:
         con.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
         return con.execute("PRAGMA freelist_count").fetchone()[0] > 0
 
-    _in_steps(con, step, steps)
+    _in_steps(con, step, steps, VACUUM_SECONDS)
     done.merge_steps, done.longest_hold = merged, max(done.longest_hold, steps.longest_hold)
 
 

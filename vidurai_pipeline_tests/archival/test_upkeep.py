@@ -213,3 +213,16 @@ def test_a_store_that_fails_afterwards_hides_no_result(db: Path, monkeypatch: py
     result = archiver.flush()
     assert result.purged == 5_400
     assert result.notes == ["the hot store was not made smaller: busy for more than 60 s"]
+
+
+def test_a_merge_that_ran_out_of_time_goes_on_the_next_night(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as hurried:
+        hurried.setattr(upkeep, "MERGE_SECONDS", 0.0)
+        hurried.setattr(upkeep, "MERGE_SECONDS_PER_MEMORY", 0.0)
+        archiver = MemoryArchiver(db, db.parent / "archive")
+        purged = archiver.flush(upkeep=False).purged
+        assert archiver.keep_small(purged).merge_steps == 1
+    monkeypatch.setattr(upkeep, "MERGE_SECONDS", 60.0)
+    assert archiver.keep_small(1).merge_steps > 0
+    assert archiver.keep_small(1).merge_steps == 0
+    assert_sound(db)
