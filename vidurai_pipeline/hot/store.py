@@ -24,11 +24,15 @@ class StoreSize:
 
     Attributes:
         bytes: its file and its write-ahead log on the disk.
-        used_bytes: its pages that hold something; the others are free for what comes next.
+        used_bytes: its pages that hold something.
+        free_bytes: its pages that are free for what comes next.
+        log_bytes: its write-ahead log.
     """
 
     bytes: int
     used_bytes: int
+    free_bytes: int
+    log_bytes: int
 
 
 class HotStore:
@@ -151,11 +155,12 @@ class HotStore:
     def size(self, con: sqlite3.Connection) -> StoreSize:
         """How large the store is, and how much of it is in use."""
         log = Path(f"{os.path.realpath(self.path)}-wal")
+        log_bytes = log.stat().st_size if log.exists() else 0
         with self.errors():
             pages, free, size = (
                 con.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
             )
-        return StoreSize(self.path.stat().st_size + (log.stat().st_size if log.exists() else 0), (pages - free) * size)
+        return StoreSize(self.path.stat().st_size + log_bytes, (pages - free) * size, free * size, log_bytes)
 
 
 def _load_vector_extension(con: sqlite3.Connection) -> bool:
