@@ -152,9 +152,12 @@ def test_rows_that_name_a_memory_that_is_gone(sample_store: Store) -> None:
 
 def test_a_store_that_is_damaged_is_named(sample_store: Store) -> None:
     db = sample_store("schema_v7")
+    with closing(sqlite3.connect(db)) as con:
+        pages = con.execute("SELECT pageno, pgsize FROM dbstat WHERE name IN ('memories', 'event_receipts')").fetchall()
     with db.open("r+b") as file:
-        file.seek(4_096)
-        file.write(b"\xff" * (db.stat().st_size - 4_096))
+        for page, size in pages:
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * size)
     store = HotStore(db)
     for look in (inspection.archived_but_protected, inspection.orphans):
         with closing(store.connect()) as reader, pytest.raises(HotStoreError, match=f"{db}: damaged"):
