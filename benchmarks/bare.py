@@ -30,7 +30,7 @@ def archive(db: Path, root: Path, rows_per_file: int = 25_000) -> int:
     stager = Stager(store, cold, moment, "bare", verify=False)
     with contextlib.closing(store.connect(write=True)) as con:
         waiting = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
-        purger, count = Purger(con, store.schema), PurgeCount()
+        purger, count = Purger(con, store.schema, log_limit=2**28, patience=60.0), PurgeCount()
         with Staging(stager, apart=waiting >= Run.rows_worth_a_process) as staging:
             staging.begin(StagingRequest(cold.new_path(moment), None, rows_per_file))
             while (staged := staging.finish(lambda _: None)).hidden is not None:

@@ -37,6 +37,10 @@ class VerificationError(ArchiveError):
     """A file read back from the archive does not equal the rows it was written from."""
 
 
+class LogHeldError(BusyError):
+    """Another program reads the hot store and keeps its write-ahead log from beginning anew; try again later."""
+
+
 class LockedError(PipelineError):
     """Another run is at work on the same archive."""
 

@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     vacuum_share: float = Field(
         default=0.5, ge=0, le=1, description="share of its pages that must be free before a full vacuum"
     )
+    wal_limit: Size = Field(
+        default="256MB",
+        validate_default=True,
+        description="The purge pauses when the hot store's write-ahead log grows beyond this because another program "
+        "keeps reading. If that lasts for `VIDURAI_BUSY_TIMEOUT`, the next run does the rest",
+    )
     memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
         default="1GB", description="the most memory that DuckDB may use, also as a share: `50%`"
     )

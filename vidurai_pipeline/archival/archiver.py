@@ -44,6 +44,7 @@ class ArchiverOptions(TypedDict, total=False):
     rows_per_file: int
     busy_timeout: float
     lock_timeout: float
+    wal_limit: int
     vacuum: Vacuum
     vacuum_share: float
 

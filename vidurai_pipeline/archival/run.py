@@ -8,11 +8,11 @@ import contextlib
 import os
 import sqlite3
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ from vidurai_pipeline.archival.staging_process import Staging
 from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, read_back
 from vidurai_pipeline.cold.files import archive_errors, sync_file
 from vidurai_pipeline.cold.pending import Pending, store_identity
-from vidurai_pipeline.errors import ArchiveError, HotStoreError, VerificationError
+from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
 from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
@@ -49,9 +49,9 @@ class Run:
     #: staged nothing is purged, while the last is purged nothing is staged.
     portions = 8
     least_portion = 12_500
-    #: Bytes of the write-ahead log from which on the second process leaves the store alone until the log is done
-    #: with: the longer it is, the longer each read takes, the daemon's too.
-    largest_log = 256 * 1024 * 1024
+    #: The share of VIDURAI_WAL_LIMIT from which on the second process leaves the store alone until the write-ahead
+    #: log is done with: while it reads, the log can't begin anew.
+    log_share = 0.5
 
     def __init__(self, store: HotStore, archive: Archive, settings: Settings, progress: Progress) -> None:
         self.store = store
@@ -76,7 +76,7 @@ class Run:
     def purger(self) -> Purger:
         """Deletes memories by the run's connection."""
         with self.store.errors():
-            return Purger(self.con, self.store.schema)
+            return Purger(self.con, self.store.schema, self.settings.wal_limit, self.settings.busy_timeout)
 
     def close(self) -> None:
         """Close the connection."""
@@ -97,11 +97,11 @@ class Run:
         """
         # Without a write-ahead log, the second process's snapshot would hold up the purge's commits.
         apart = published.waiting >= self.rows_worth_a_process and self._has_log()
-        with self._staging(apart=apart) as staging:
+        with self._leaving_the_rest(purge), self._staging(apart=apart) as staging:
             version = self._begin_file(staging, published, apart=apart)
             while mark := self._publish_file(staging, published, version):
                 # While the second process reads, SQLite can't begin its log anew: not ahead of a long one.
-                ahead = apart and self.purger.log_bytes < self.largest_log
+                ahead = apart and self.purger.log_bytes < self.log_share * self.settings.wal_limit
                 if ahead:
                     version = self._begin_file(staging, published, apart=apart)
                 self._purge_file(mark, self._read(mark), purge)
@@ -134,7 +134,7 @@ class Run:
     # Write
 
     @contextlib.contextmanager
-    def _staging(self, *, apart: bool) -> Any:
+    def _staging(self, *, apart: bool) -> Iterator[Staging]:
         stager = Stager(self.store, self.archive, self._moment, self._batch)
         try:
             with Staging(stager, apart=apart) as staging:
@@ -226,10 +226,19 @@ class Run:
             VerificationError: a file is not what was written; none of its memories was purged.
         """
         result = PurgeReport()
-        for mark in self._marks():
-            if not self.archive.is_void(mark):
-                self._purge_file(mark, self._read(mark), result)
+        with self._leaving_the_rest(result):
+            for mark in self._marks():
+                if not self.archive.is_void(mark):
+                    self._purge_file(mark, self._read(mark), result)
         return result
+
+    @contextlib.contextmanager
+    def _leaving_the_rest(self, result: PurgeReport) -> Iterator[None]:
+        """Within: a log that is held for too long ends the purge, but not the run; marks keep what is left."""
+        try:
+            yield
+        except LogHeldError as error:
+            result.notes.append(f"{error}. The memories that are left wait in both tiers for the next run")
 
     def _read(self, mark: Pending) -> FileContents:
         try:
@@ -256,11 +265,15 @@ class Run:
             mark = replace(mark, purging=True)
             self.archive.pending.write(mark)
         count = PurgeCount()
-        with self.store.errors():
-            for copies in contents.batches():
-                self.purger.purge(copies, count, self._verified.get(path))
-                self._progress("purging", result.purged + count.purged, 0)
-            self.purger.finish(count, [] if certain else count.missing)
+        try:
+            with self.store.errors():
+                for copies in contents.batches():
+                    self.purger.purge(copies, count, self._verified.get(path))
+                    self._progress("purging", result.purged + count.purged, 0)
+                self.purger.finish(count, [] if certain else count.missing)
+        finally:
+            result.purged += count.purged
+            result.longest_hold = max(result.longest_hold, count.longest_hold)
         if count.held:
             result.notes.append(_held_note(count.held))
         stale = count.kept | set(count.missing) if certain else count.kept & self._same_memories(contents, count.kept)
@@ -268,10 +281,8 @@ class Run:
             self.archive.rewrite(path, mark, stale)
         self._sync_store()
         self.archive.pending.remove(mark)
-        result.purged += count.purged
         result.kept += len(stale)
         result.files.append(path)
-        result.longest_hold = max(result.longest_hold, count.longest_hold)
 
     def _same_memories(self, contents: FileContents, ids: set[int]) -> set[int]:
         """Those of some ids under which the hot store surely has the same memory as a file, changed or not.
@@ -401,6 +412,7 @@ class Run:
             search_index=search_index,
             vacuum=self.settings.vacuum,
             share=self.settings.vacuum_share,
+            log_limit=self.settings.wal_limit,
         )
 
     # What both tiers know each other by

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vidurai_pipeline.errors import LogHeldError
 from vidurai_pipeline.hot.comparison import compare
 from vidurai_pipeline.hot.schema import StoreSchema
 from vidurai_pipeline.hot.search_index import SearchIndex
-from vidurai_pipeline.hot.sql import data_version, is_row_error, json_ids, quote_identifier
+from vidurai_pipeline.hot.sql import busy_timeout, data_version, is_row_error, json_ids, quote_identifier
 
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.030
@@ -53,6 +54,8 @@ class Purger:
     Args:
         con: a writing connection to the hot store, with foreign keys on.
         read_schema: reads the store's schema by a connection.
+        log_limit: bytes of the write-ahead log beyond which a purge pauses while a reader holds it.
+        patience: seconds that such a pause may last.
 
     Attributes:
         log_bytes: how much of the write-ahead log was in use at the last checkpoint.
@@ -62,9 +65,17 @@ class Purger:
     first_weight = 256.0
     most_weight = 16_384.0
 
-    def __init__(self, con: sqlite3.Connection, read_schema: Callable[[sqlite3.Connection], StoreSchema]) -> None:
+    def __init__(
+        self,
+        con: sqlite3.Connection,
+        read_schema: Callable[[sqlite3.Connection], StoreSchema],
+        log_limit: int,
+        patience: float,
+    ) -> None:
         self._con = con
         self._read_schema = read_schema
+        self._log_limit = log_limit
+        self._patience = patience
         self._schema_version = self._stored_schema_version()
         self._schema = read_schema(con)
         self._weight = self.first_weight
@@ -232,10 +243,31 @@ class Purger:
         """Move the write-ahead log's pages into the store, between transactions, as far as its readers let us.
 
         SQLite would do it inside the COMMIT that fills the log; here nobody waits for it.
+
+        Raises:
+            LogHeldError: the log is at its limit, and a reader kept it from beginning anew for too long.
         """
-        if self._logged:
-            _, pages, _ = self._con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self.log_bytes = pages * self._page_size
+        if not self._logged:
+            return
+        before = self.log_bytes
+        _, pages, _ = self._con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self.log_bytes = pages * self._page_size
+        if 2 * self.log_bytes - before > self._log_limit:  # by the next time
+            self._begin_log_anew()
+
+    def _begin_log_anew(self) -> None:
+        """Wait until no reader needs the log any more, so that what is written next stands at its beginning."""
+        began, since = time.monotonic(), time.strftime("%H:%M:%S")
+        with busy_timeout(self._con, 0):
+            while self._con.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]:
+                if time.monotonic() - began >= self._patience:
+                    raise LogHeldError(
+                        f"the hot store's write-ahead log has grown to {self.log_bytes / 1e6:,.0f} MB "
+                        f"(VIDURAI_WAL_LIMIT), because another program has been reading the store since {since} or "
+                        "longer: end what it does, and run again"
+                    )
+                time.sleep(0.05)
+        self.log_bytes = 0
 
     def _adapt(self, held: float, *, changed: bool, grow: bool) -> None:
         """Size the next transaction by how long this one took, and leave the lock alone while others want it."""

@@ -43,6 +43,17 @@ def data_version(con: sqlite3.Connection) -> int:
 
 
 @contextlib.contextmanager
+def busy_timeout(con: sqlite3.Connection, milliseconds: int) -> Iterator[None]:
+    """Within: wait so long for a lock."""
+    before = con.execute("PRAGMA busy_timeout").fetchone()[0]
+    con.execute(f"PRAGMA busy_timeout = {milliseconds}")
+    try:
+        yield
+    finally:
+        con.execute(f"PRAGMA busy_timeout = {before}")
+
+
+@contextlib.contextmanager
 def tolerant_text(con: sqlite3.Connection) -> Iterator[None]:
     """Within: TEXT that is not UTF-8 is read as ``BrokenText`` where it would raise an error."""
 

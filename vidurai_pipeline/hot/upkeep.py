@@ -7,15 +7,14 @@
   full ``VACUUM`` holds the write lock for as long as copying the store takes.
 """
 
-import contextlib
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vidurai_pipeline.errors import HotStoreError
-from vidurai_pipeline.hot.sql import data_version
+from vidurai_pipeline.hot.sql import busy_timeout, data_version
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import Vacuum
 
@@ -57,7 +56,14 @@ class Upkeep:
 
 
 def keep_small(
-    store: HotStore, con: sqlite3.Connection, *, purged: int, search_index: bool, vacuum: Vacuum, share: float
+    store: HotStore,
+    con: sqlite3.Connection,
+    *,
+    purged: int,
+    search_index: bool,
+    vacuum: Vacuum,
+    share: float,
+    log_limit: int,
 ) -> Upkeep:
     """Checkpoint the log, merge the search index, give free pages back.
 
@@ -70,6 +76,7 @@ def keep_small(
         search_index: whether it has a search index of the kind that can be merged.
         vacuum: how free pages are given back.
         share: of the file's pages, so many must be free before a full vacuum.
+        log_limit: bytes of the write-ahead log from which on nothing more is written to it.
     """
     done = Upkeep()
     try:
@@ -81,10 +88,11 @@ def keep_small(
                     lambda pages: _merge(con, pages, first=worthwhile and done.merge_steps == 0),
                     done,
                     MERGE_SECONDS + purged * MERGE_SECONDS_PER_MEMORY,
+                    log_limit,
                 )
             before = store.path.stat().st_size
             if vacuum == "incremental":
-                _vacuum_in_steps(con, done)
+                _vacuum_in_steps(con, done, log_limit)
             elif vacuum == "full":
                 _vacuum_at_once(store, con, share, done)
             if purged or done.merge_steps or vacuum != "off":
@@ -103,10 +111,13 @@ def _worth_merging(con: sqlite3.Connection, purged: int) -> bool:
     return purged > left * _MERGE_SHARE
 
 
-def _in_steps(con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep, seconds: float) -> None:
+def _in_steps(
+    con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep, seconds: float, log_limit: int
+) -> None:
     """Repeat a short transaction until it finds nothing to do, or time is up; its size follows from its time."""
     # SQLite would checkpoint inside the COMMIT that fills the log; between the steps nobody waits for it.
     (automatic,) = con.execute("PRAGMA wal_autocheckpoint").fetchone()
+    (page_size,) = con.execute("PRAGMA page_size").fetchone()
     con.execute("PRAGMA wal_autocheckpoint = 0")
     pages, ends, count = _FIRST_PAGES, time.monotonic() + seconds, 0
     try:
@@ -125,8 +136,10 @@ def _in_steps(con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep
                 return
             done.merge_steps, count = done.merge_steps + 1, count + 1
             pages = round(min(_MOST_PAGES, max(1.0, pages * min(1.5, max(0.25, TARGET_SECONDS / max(held, 1e-4))))))
-            if count % _STEPS_PER_CHECKPOINT == 0:
-                con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if count % _STEPS_PER_CHECKPOINT == 1:
+                _, log_pages, _ = con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if log_pages * page_size > log_limit:
+                    return
             if time.monotonic() >= ends:
                 return
             # A waiting writer polls: it finds the lock free as often as we leave it free.
@@ -143,7 +156,7 @@ def _merge(con: sqlite3.Connection, pages: int, *, first: bool) -> bool:
     return con.total_changes - before >= 2
 
 
-def _vacuum_in_steps(con: sqlite3.Connection, done: Upkeep) -> None:
+def _vacuum_in_steps(con: sqlite3.Connection, done: Upkeep, log_limit: int) -> None:
     if con.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:
         done.notes.append(
             "VIDURAI_VACUUM=incremental needs a store that was vacuumed in full once: set it to full for one run"
@@ -155,7 +168,7 @@ def _vacuum_in_steps(con: sqlite3.Connection, done: Upkeep) -> None:
         con.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
         return con.execute("PRAGMA freelist_count").fetchone()[0] > 0
 
-    _in_steps(con, step, steps, VACUUM_SECONDS)
+    _in_steps(con, step, steps, VACUUM_SECONDS, log_limit)
     done.merge_steps, done.longest_hold = merged, max(done.longest_hold, steps.longest_hold)
 
 
@@ -174,7 +187,7 @@ def _vacuum_at_once(store: HotStore, con: sqlite3.Connection, share: float, done
     if data_version(con) != version:
         done.notes.append("no vacuum: Vidurai is writing; the next run tries again")
         return
-    with _patience(con, 0):
+    with busy_timeout(con, 0):
         began = time.monotonic()
         try:
             con.execute("PRAGMA auto_vacuum = INCREMENTAL")  # from now on it can be done in steps
@@ -190,16 +203,5 @@ def _vacuum_at_once(store: HotStore, con: sqlite3.Connection, share: float, done
 def _checkpoint(con: sqlite3.Connection) -> None:
     """Move the log into the store beside readers and writers, then cut it off if nobody is in the way."""
     con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    with _patience(con, 0):
+    with busy_timeout(con, 0):
         con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-
-
-@contextlib.contextmanager
-def _patience(con: sqlite3.Connection, milliseconds: int) -> Iterator[None]:
-    """Within: wait so long for a lock."""
-    before = con.execute("PRAGMA busy_timeout").fetchone()[0]
-    con.execute(f"PRAGMA busy_timeout = {milliseconds}")
-    try:
-        yield
-    finally:
-        con.execute(f"PRAGMA busy_timeout = {before}")

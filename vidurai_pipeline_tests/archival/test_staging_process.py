@@ -71,13 +71,12 @@ def test_the_work_is_divided_into_files(
     assert [file.rows for file in published.files[:-1]] == [rows] * (1_148 // rows)
 
 
-@pytest.mark.parametrize(("largest_log", "ahead"), [(Run.largest_log, 1), (0, 0)])
+@pytest.mark.parametrize(("wal_limit", "ahead"), [(2**28, 1), (0, 0)])
 def test_it_is_no_further_ahead_than_the_log_bears(
-    sample_store: Store, monkeypatch: pytest.MonkeyPatch, largest_log: int, ahead: int
+    sample_store: Store, monkeypatch: pytest.MonkeyPatch, wal_limit: int, ahead: int
 ) -> None:
     """While it reads, SQLite can't begin its log anew: without a pause, that would grow for the whole flush."""
     db = sample_store("guardian")
-    monkeypatch.setattr(Run, "largest_log", largest_log)
     monkeypatch.setattr(Purger, "first_weight", 2.0)
     monkeypatch.setattr(Purger, "most_weight", 2.0)
     waiting: list[int] = []
@@ -88,7 +87,7 @@ def test_it_is_no_further_ahead_than_the_log_bears(
         send(process, message)
 
     with mock.patch.object(StagingProcess, "send", count_marks):
-        result = MemoryArchiver(db, db.parent / "archive", rows_per_file=100).flush()
+        result = MemoryArchiver(db, db.parent / "archive", rows_per_file=100, wal_limit=wal_limit).flush()
     assert len(result.files) == 12
     assert max(waiting) == ahead
 
