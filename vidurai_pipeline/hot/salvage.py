@@ -13,7 +13,8 @@ from vidurai_pipeline.hot.schema import PYTHON_TYPES, ChildTable, Column, StoreS
 from vidurai_pipeline.hot.sql import BrokenText, is_row_error, json_ids, quote_identifier, tolerant_text
 
 _UNCOMPUTED = "a value that can't be computed for this memory: correct what it is computed from"
-_KIND_NAMES = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
+_ONE = {int: "an integer", float: "a real", str: "text", bytes: "a blob", type(None): "NULL"}
+_MANY = {int: "integers", float: "reals", str: "text", bytes: "blobs"}
 
 
 @dataclass(frozen=True)
@@ -154,4 +155,4 @@ def _reason(expected: type, value: object) -> str:
         return "text that is not valid UTF-8"
     if isinstance(value, _Uncomputed):
         return _UNCOMPUTED
-    return f"{_KIND_NAMES[type(value)]} where the column holds {_KIND_NAMES[expected].removeprefix('an ')}"
+    return f"{_ONE[type(value)]} where the column holds {_MANY[expected]}"

@@ -10,7 +10,8 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.hot.search_index import SearchIndex
-from vidurai_pipeline_tests.support.stores import change
+from vidurai_pipeline_tests.hot.stores import twenty_memories
+from vidurai_pipeline_tests.support.stores import WAITING, change, flush
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 Store = Callable[[str], Path]
@@ -121,3 +122,55 @@ def test_a_new_memory_under_a_purged_id_stays_findable(sample_store: Store) -> N
     MemoryArchiver(db, archive, progress=progress).flush_archived_memories()
     assert hot_rows(db)[highest]
     assert indexed(db) == sorted(hot_rows(db))
+
+
+@pytest.mark.parametrize("options", ["content=''", "content='memories', content_rowid='id'"])
+def test_a_search_index_without_content_is_left_to_its_triggers(sample_store: Store, options: str) -> None:
+    db = sample_store("schema_v7")
+    change(
+        db,
+        "DROP TABLE memories_fts",
+        f"CREATE VIRTUAL TABLE memories_fts USING fts5(gist, verbatim, tags, {options})",
+        "CREATE TRIGGER unindex AFTER DELETE ON memories BEGIN INSERT INTO memories_fts "
+        "(memories_fts, rowid, gist, verbatim, tags) VALUES ('delete', old.id, old.gist, old.verbatim, old.tags); END",
+        "INSERT INTO memories_fts (rowid, gist, verbatim, tags) SELECT id, gist, verbatim, tags FROM memories",
+    )
+    before = hot_rows(db)
+    assert flush(db) == WAITING["schema_v7"]
+    assert_one_tier(before, db, db.parent / "archive")
+    change(db, "INSERT INTO memories_fts (memories_fts) VALUES ('integrity-check')")
+
+
+@pytest.mark.parametrize("shift", [1, 7, -3])
+def test_search_index_rows_are_found_wherever_they_stand(sample_store: Store, shift: int) -> None:
+    """Their rowid is the memory's id only as long as every memory got one, in order."""
+    db = sample_store("schema_v7")
+    change(
+        db,
+        "CREATE TABLE f AS SELECT rowid AS r, memory_id, gist, verbatim, tags FROM memories_fts",
+        "DELETE FROM memories_fts",
+        f"INSERT INTO memories_fts (rowid, memory_id, gist, verbatim, tags) "
+        f"SELECT r + {shift}, memory_id, gist, verbatim, tags FROM f",
+        # A memory that is indexed twice, and one that is not at all.
+        "INSERT INTO memories_fts (memory_id, gist, verbatim, tags) "
+        "SELECT memory_id, gist, verbatim, tags FROM f LIMIT 9",
+        "DELETE FROM memories_fts WHERE memory_id = 20",
+        "DROP TABLE f",
+    )
+    flush(db)
+    con = sqlite3.connect(db)
+    ids = {id_ for (id_,) in con.execute("SELECT id FROM memories")}
+    indexed = [id_ for (id_,) in con.execute("SELECT memory_id FROM memories_fts")]
+    con.close()
+    assert set(indexed) == ids - {20}
+
+
+def test_an_index_without_sizes_is_cleaned_without_a_note(tmp_path: Path) -> None:
+    db = twenty_memories(tmp_path)
+    change(
+        db,
+        "CREATE VIRTUAL TABLE memories_fts USING fts5(memory_id, verbatim, columnsize=0)",
+        "INSERT INTO memories_fts (rowid, memory_id, verbatim) SELECT id, id, verbatim FROM memories",
+    )
+    result = flush(db)
+    assert (result, result.notes) == (20, [])
