@@ -2,9 +2,10 @@
 
 import os
 import re
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 from pydantic import (
@@ -31,6 +32,32 @@ class RewardProfile(StrEnum):
     BALANCED = "balanced"
     COST_FOCUSED = "cost_focused"
     QUALITY_FOCUSED = "quality_focused"
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What a Q-table is trained with.
+
+    Attributes:
+        reward_profile: it sets the rewards.
+        alpha: learning rate, above 0 up to 1: the share of an error that one experience corrects.
+        gamma: discount, 0 to 1: what a reward is worth one step later.
+        epsilon_max: share of random decisions at the beginning, 0 to 1.
+        epsilon_min: share of random decisions that remains, 0 to 1.
+        epsilon_decay: how fast it falls from one to the other, per episode.
+    """
+
+    reward_profile: RewardProfile = RewardProfile.BALANCED
+    alpha: float = 0.1
+    gamma: float = 0.9
+    epsilon_max: float = 0.3
+    epsilon_min: float = 0.05
+    epsilon_decay: float = 0.003
+
+    @classmethod
+    def of(cls, settings: "Settings") -> Self:
+        """Those of the settings."""
+        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls)})
 
 
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -110,15 +137,22 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(default=None, gt=0, description="DuckDB's threads; default one for each core")
     reward_profile: RewardProfile = Field(
-        default=RewardProfile.BALANCED,
+        default=Hyperparameters.reward_profile,
         description="what learning rewards most: `balanced`, `cost_focused` (few tokens) or `quality_focused`",
     )
-    alpha: float = Field(default=0.1, gt=0, le=1, description="learning rate")
-    gamma: float = Field(default=0.9, ge=0, le=1, description="discount of later rewards")
-    epsilon_max: float = Field(default=0.3, ge=0, le=1, description="share of random decisions at the beginning")
-    epsilon_min: float = Field(default=0.05, ge=0, le=1, description="share of random decisions that remains")
+    alpha: float = Field(default=Hyperparameters.alpha, gt=0, le=1, description="learning rate")
+    gamma: float = Field(default=Hyperparameters.gamma, ge=0, le=1, description="discount of later rewards")
+    epsilon_max: float = Field(
+        default=Hyperparameters.epsilon_max, ge=0, le=1, description="share of random decisions at the beginning"
+    )
+    epsilon_min: float = Field(
+        default=Hyperparameters.epsilon_min, ge=0, le=1, description="share of random decisions that remains"
+    )
     epsilon_decay: float = Field(
-        default=0.003, ge=0, allow_inf_nan=False, description="how fast it falls, for each episode"
+        default=Hyperparameters.epsilon_decay,
+        ge=0,
+        allow_inf_nan=False,
+        description="how fast it falls, for each episode",
     )
     schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
     timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(

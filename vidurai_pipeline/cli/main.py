@@ -12,7 +12,7 @@ import click
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.limits import bound_memory
 from vidurai_pipeline.errors import MORE_MEMORY, ConfigError, HotStoreWarning, PipelineError, QueryError
-from vidurai_pipeline.settings import load_settings, memory_bytes
+from vidurai_pipeline.settings import Hyperparameters, load_settings, memory_bytes
 
 if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
@@ -166,17 +166,17 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
     settings = load_settings()
     empty = not list_settled(settings.archive_path)
     with Archive(settings.archive_path).lock("dream", settings.lock_timeout):
-        stats = DreamCycle(settings.archive_path, settings.q_table_path).run(rebuild=rebuild, order=order)
+        report = DreamCycle(settings=settings).dream(rebuild=rebuild, order=order)
     if form == "json":
-        output.print_json(stats)
-    elif stats["success"]:
+        output.print_json(report.to_dict())
+    elif report.success:
         from vidurai_pipeline.cli.policy import print_dream  # noqa: PLC0415
 
-        print_dream(stats, settings.q_table_path)
-    if stats["success"] and empty:
+        print_dream(report, settings.q_table_path)
+    if report.success and empty:
         click.echo(f"note: no archive in {settings.archive_path} yet: `vidurai-pipeline flush` makes it", err=True)
-    if not stats["success"]:
-        click.echo(f"error: {stats['error']}", err=True)
+    if not report.success:
+        click.echo(f"error: {report.error}", err=True)
         raise click.exceptions.Exit(1)
 
 
@@ -187,16 +187,15 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
 def policy(limit: int, pictures: Path | None, form: str) -> None:
     """Show what was learned: the best action in each state, a heat map, and the learning curve."""
     from vidurai_pipeline.cli.policy import print_policy, save_pictures  # noqa: PLC0415
-    from vidurai_pipeline.rl.checkpoint import Parameters  # noqa: PLC0415
-    from vidurai_pipeline.rl.summary import read_insight  # noqa: PLC0415
+    from vidurai_pipeline.rl.summary import read_summary  # noqa: PLC0415
 
     settings = load_settings()
-    insight = read_insight(settings.q_table_path, Parameters.of(settings))
+    summary = read_summary(settings.q_table_path, Hyperparameters.of(settings))
     if form == "json":
-        output.print_json(insight.to_dict())
+        output.print_json(summary.to_dict())
     else:
-        print_policy(insight, limit)
-    for path in save_pictures(insight, pictures) if pictures is not None else []:
+        print_policy(summary, limit)
+    for path in save_pictures(summary, pictures) if pictures is not None else []:
         click.echo(f"wrote {path}", err=True)
 
 

@@ -9,36 +9,37 @@ from rich.text import Text
 
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.rl.learning_curve import thin
-from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, Insight, bucket_in_words, heat_map
+from vidurai_pipeline.rl.report import DreamReport
+from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, PolicySummary, bucket_in_words, heat_map
 
 _POINTS = 12
 _BAR = 30
 _LABEL, _CELL = 12, 5
 
 
-def print_policy(insight: Insight, limit: int) -> None:
+def print_policy(summary: PolicySummary, limit: int) -> None:
     """Print the policy, its heat map and its learning curve.
 
     Args:
-        insight: what was learned.
+        summary: what was learned.
         limit: how many states to list.
     """
     console = Console()
-    profile = insight.parameters.reward_profile.value
+    profile = summary.hyperparameters.reward_profile.value
     facts = {
-        "table": insight.path,
-        "trained for": f"{profile}, alpha {insight.parameters.alpha:g}, gamma {insight.parameters.gamma:g}",
-        "dreams and conversations": insight.episodes,
-        "total reward": f"{insight.total_reward:,.0f} points",
-        "random decisions": f"{insight.epsilon:.1%}",
+        "table": summary.path,
+        "trained for": f"{profile}, alpha {summary.hyperparameters.alpha:g}, gamma {summary.hyperparameters.gamma:g}",
+        "dreams and conversations": summary.episodes,
+        "total reward": f"{summary.total_reward:,.0f} points",
+        "random decisions": f"{summary.epsilon:.1%}",
     }
     output.print_facts("Policy", facts)
-    if insight.candidate is not None:
+    if summary.candidate is not None:
         sys.stderr.write(
-            f"note: a newer table, {insight.candidate}, was found worse and is not in use; `vidurai-pipeline dream` "
+            f"note: a newer table, {summary.candidate}, was found worse and is not in use; `vidurai-pipeline dream` "
             "tells why\n"
         )
-    if not insight.states:
+    if not summary.states:
         sys.stderr.write("nothing learned yet: `vidurai-pipeline dream` learns from the archive\n")
         return
     console.print()
@@ -50,18 +51,18 @@ def print_policy(insight: Insight, limit: int) -> None:
             f"{one.experiences:,}" if one.experiences else "-",
             ", ".join(f"{name} {value:+.1f}" for name, value in one.values.items() if name != one.best_action.value),
         )
-        for one in insight.states[:limit]
+        for one in summary.states[:limit]
     ]
     output.print_rows(["state", "best action", "value (points)", "experiences", "instead"], rows, "table")
-    if (more := len(insight.states) - limit) > 0:
-        console.print(f"and {more:,} more states: --limit {len(insight.states)} lists them", highlight=False)
-    console.print(f"in all of them: {insight.common}", highlight=False)
-    _print_heat_map(console, insight)
-    _print_curve(console, insight)
+    if (more := len(summary.states) - limit) > 0:
+        console.print(f"and {more:,} more states: --limit {len(summary.states)} lists them", highlight=False)
+    console.print(f"in all of them: {summary.common}", highlight=False)
+    _print_heat_map(console, summary)
+    _print_curve(console, summary)
 
 
-def _print_heat_map(console: Console, insight: Insight) -> None:
-    grid = heat_map(insight.states, max(1, (console.width - _LABEL) // _CELL))
+def _print_heat_map(console: Console, summary: PolicySummary) -> None:
+    grid = heat_map(summary.states, max(1, (console.width - _LABEL) // _CELL))
     most = max([1.0, *(abs(value) for row in grid.values for value in row if value is not None)])
     console.print("\n[bold]Value of the best action, in points[/bold] (· nothing learned)")
     for importance, row in zip(grid.importances, grid.values, strict=True):
@@ -86,8 +87,8 @@ def _style(value: float | None, most: float) -> str:
     return f"{'white' if share > 0.75 else 'black'} on rgb({mixed[0]},{mixed[1]},{mixed[2]})"
 
 
-def _print_curve(console: Console, insight: Insight) -> None:
-    if not insight.curve:
+def _print_curve(console: Console, summary: PolicySummary) -> None:
+    if not summary.curve:
         return
     console.print("\n[bold]Learning curve[/bold]")
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -95,48 +96,48 @@ def _print_curve(console: Console, insight: Insight) -> None:
     table.add_column("archived until")
     table.add_column("mean reward", justify="right")
     table.add_column("error before learning (points)")
-    curve = thin(insight.curve, _POINTS)
-    most = max(point.surprise for point in curve) or 1.0
+    curve = thin(summary.curve, _POINTS)
+    most = max(point.rms_td_error for point in curve) or 1.0
     learned = 0
     for point in curve:
         learned += point.experiences
-        bar = "█" * max(1, round(point.surprise / most * _BAR))
+        bar = "█" * max(1, round(point.rms_td_error / most * _BAR))
         table.add_row(
-            f"{learned:,}", point.archived_at[:10], f"{point.mean_reward:+.1f}", f"{point.surprise:6.1f} {bar}"
+            f"{learned:,}", point.archived_at[:10], f"{point.mean_reward:+.1f}", f"{point.rms_td_error:6.1f} {bar}"
         )
     console.print(table, highlight=False)
 
 
-def save_pictures(insight: Insight, folder: Path) -> list[Path]:
+def save_pictures(summary: PolicySummary, folder: Path) -> list[Path]:
     """Write the heat map and the learning curve as PNG files; returns where they are."""
     from vidurai_pipeline.rl.plots import draw_curve, draw_heat_map  # noqa: PLC0415  (matplotlib is slow to import)
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "policy.png", folder / "learning_curve.png"]
-    for path, picture in zip(paths, (draw_heat_map(insight), draw_curve(insight)), strict=True):
+    for path, picture in zip(paths, (draw_heat_map(summary), draw_curve(summary)), strict=True):
         path.write_bytes(picture)
     return paths
 
 
-def print_dream(stats: dict, table: Path) -> None:
+def print_dream(report: DreamReport, table: Path) -> None:
     """Print what a dream did; what needs attention goes to stderr."""
-    learned = f"{stats['episodes']:,} experiences"
-    if stats["episodes"]:
-        learned += f" ({stats['positive_rewards']:,} good, {stats['negative_rewards']:,} bad)"
+    learned = f"{report.episodes:,} experiences"
+    if report.episodes:
+        learned += f" ({report.positive_rewards:,} good, {report.negative_rewards:,} bad)"
     facts = {
-        "learned": learned + (", the whole archive anew" if stats["rebuilt"] else ""),
-        "reward": f"{stats['total_reward']:,.0f} points",
-        "learned before": stats["already_learned"],
+        "learned": learned + (", the whole archive anew" if report.rebuilt else ""),
+        "reward": f"{report.total_reward:,.0f} points",
+        "learned before": report.already_learned,
     }
-    if stats["skipped"]:
-        facts["can't be learned"] = "; ".join(f"{count:,} rows: {why}" for why, count in stats["skipped"].items())
-    if stats["duplicates"]:
-        facts["further copies"] = stats["duplicates"]
-    if stats["missing"]:
-        facts["no longer in the archive"] = f"{stats['missing']:,} experiences, still learned"
-    if stats["gate"]:
-        facts["judged"] = stats["gate"]["reason"]
-    facts["table"] = f"{table}: {stats['states']:,} states, epsilon {stats['epsilon']:.3f}"
+    if report.skipped:
+        facts["can't be learned"] = "; ".join(f"{count:,} rows: {why}" for why, count in report.skipped.items())
+    if report.duplicates:
+        facts["further copies"] = report.duplicates
+    if report.missing:
+        facts["no longer in the archive"] = f"{report.missing:,} experiences, still learned"
+    if report.gate:
+        facts["judged"] = report.gate.reason
+    facts["table"] = f"{table}: {report.states:,} states, epsilon {report.epsilon:.3f}"
     output.print_facts("Dream", facts)
-    if stats["notice"]:
-        sys.stderr.write(f"note: {stats['notice']}\n")
+    if report.notice:
+        sys.stderr.write(f"note: {report.notice}\n")

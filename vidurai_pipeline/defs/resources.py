@@ -16,10 +16,9 @@ from vidurai_pipeline.archival.report import Progress, no_progress
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import BusyError, PipelineError
 from vidurai_pipeline.hot.store import HotStore
-from vidurai_pipeline.rl.checkpoint import Parameters
 from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline.rl.summary import Insight, read_insight
-from vidurai_pipeline.settings import RewardProfile, Settings, Vacuum
+from vidurai_pipeline.rl.summary import PolicySummary, read_summary
+from vidurai_pipeline.settings import Hyperparameters, RewardProfile, Settings, Vacuum
 
 #: How often a step is tried again whose hot store was busy; the command line, where a person waits, sets 0.
 retries_if_busy: ContextVar[int] = ContextVar("retries_if_busy", default=3)
@@ -131,12 +130,12 @@ class DreamResource(dg.ConfigurableResource):
             connection=connection,
         )
 
-    def insight(self) -> Insight:
+    def insight(self) -> PolicySummary:
         """What the table in use has learned."""
         profile = RewardProfile(self.reward_profile)
-        return read_insight(
+        return read_summary(
             Path(self.q_table),
-            Parameters(profile, self.alpha, self.gamma, self.epsilon_max, self.epsilon_min, self.epsilon_decay),
+            Hyperparameters(profile, self.alpha, self.gamma, self.epsilon_max, self.epsilon_min, self.epsilon_decay),
         )
 
 

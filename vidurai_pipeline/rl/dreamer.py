@@ -10,19 +10,20 @@ What a dream promises:
   taught it something too, or it was begun newest first, or runs are limited), learning anew would forget: the
   statistics say how many there are, and leave it to ``--rebuild``.
 - **Missing files.** Experiences that were learned and left the archive stay learned; the statistics count them.
-- **The daemon.** If another program wrote the table since the last dream, see ``progress`` for what is done. If it
+- **The daemon.** If another program wrote the table since the last dream, see ``checkpoint`` for what is done. If it
   writes while we dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
 - **Damage.** A Q-table that can't be read is moved aside and the dream fails, so that someone can restore an older one;
   if nobody does, the next dream learns the whole archive from an empty table.
 - **Only what is ours.** A file that is not known to be a Q-table is refused and left as it is, with a rebuild too.
 - **A gate.** A table that is not well-formed, or foretells held-out experiences worse than the one in use, does not
-  replace it (see ``gate``). It is kept beside it as a candidate, the dream fails, and the next one begins where this
-  one did. An explicit ``--rebuild`` replaces a table also with one that the comparison finds worse.
+  replace it (see ``evaluation``). It is kept beside it as a candidate, the dream fails, and the next one begins where
+  this one did. An explicit ``--rebuild`` replaces a table also with one that the comparison finds worse.
 - **Determinism.** From the same table and archive comes the same file, byte for byte. If there is nothing new, the
   table is not touched.
 """
 
 import logging
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ from typing import Any
 import duckdb
 
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError
-from vidurai_pipeline.rl.checkpoint import Order, Parameters, Progress
+from vidurai_pipeline.rl.checkpoint import Checkpoint, Order
 from vidurai_pipeline.rl.dataset import Experiences
-from vidurai_pipeline.rl.q_table_file import DamagedTableError, Snapshot, TableChangedError, TableFile
-from vidurai_pipeline.rl.training_run import Attempt
-from vidurai_pipeline.settings import RewardProfile, load_settings
+from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableChangedError, TableFile
+from vidurai_pipeline.rl.report import DreamReport
+from vidurai_pipeline.rl.training_run import TrainingRun
+from vidurai_pipeline.settings import Hyperparameters, RewardProfile, Settings, load_settings
 
 logger = logging.getLogger(__name__)
-# Who asked for the dream reads of its failure in the statistics; without a handler, Python would print it once more.
+# Who asked for the dream reads of its failure in the report; without a handler, Python would print it once more.
 logger.addHandler(logging.NullHandler())
 
 _ATTEMPTS = 5
@@ -46,10 +48,25 @@ _ATTEMPTS = 5
 class DreamCycle:
     """Trains the Q-table on archived memories.
 
+    Nothing is read before a dream begins.
+
     Example:
         >>> stats = DreamCycle(Path("archive"), Path("q_table.json")).run()
         >>> stats["success"], stats["episodes"]
         (True, 0)
+
+    Args:
+        archive_base: the cold archive's folder; default the settings'.
+        q_table_path: the table's file; default the settings'.
+        reward_profile: what the user wants most; this and the next five default to the settings'.
+        max_episodes: learn no more than this many experiences in a run; the next run goes on from there.
+        alpha: learning rate, above 0 up to 1.
+        gamma: discount of later rewards, 0 to 1.
+        epsilon_max: share of random decisions at the beginning, 0 to 1.
+        epsilon_min: share of random decisions that remains, 0 to 1.
+        epsilon_decay: of that share, per episode.
+        connection: a DuckDB connection to read the archive with; default a private one.
+        settings: default the environment's.
     """
 
     def __init__(
@@ -65,25 +82,13 @@ class DreamCycle:
         epsilon_min: float | None = None,
         epsilon_decay: float | None = None,
         connection: duckdb.DuckDBPyConnection | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        """Set up a dream; nothing is read yet.
-
-        Args:
-            archive_base: the cold archive's folder; default the settings'.
-            q_table_path: the table's file; default the settings'.
-            reward_profile: what the user wants most; this and the next five default to the settings'.
-            max_episodes: learn no more than this many experiences in a run; the next run goes on from there.
-            alpha: learning rate, above 0 up to 1.
-            gamma: discount of later rewards, 0 to 1.
-            epsilon_max: share of random decisions at the beginning, 0 to 1.
-            epsilon_min: share of random decisions that remains, 0 to 1.
-            epsilon_decay: of that share, per episode.
-            connection: a DuckDB connection to read the archive with; default a private one.
-        """
         self.archive_base = archive_base
         self.q_table_path = q_table_path
         self.max_episodes = max_episodes
         self.connection = connection
+        self.settings = settings
         self._given = {
             "reward_profile": reward_profile,
             "alpha": alpha,
@@ -94,70 +99,35 @@ class DreamCycle:
         }
 
     def run(self, *, rebuild: bool = False, order: Order = "chronological") -> dict[str, Any]:
-        """Dream once. Whatever goes wrong, this returns and says so in ``error``.
+        """Dream once, and say what came of it as the specification's statistics: ``dream`` as a dictionary."""
+        return self.dream(rebuild=rebuild, order=order).to_dict()
+
+    def dream(self, *, rebuild: bool = False, order: Order = "chronological") -> DreamReport:
+        """Dream once. Whatever goes wrong, this returns and says so in the report's ``error``.
 
         Args:
             rebuild: learn the whole archive from an empty table. With an archive that has nothing to learn the table
                 stays as it is.
             order: ``newest-first`` is the order of Vidurai's own dreamer; it needs ``rebuild``.
-
-        Returns:
-            ``success``; ``episodes``, the experiences learned, of which ``positive_rewards`` and
-            ``negative_rewards``; ``total_reward`` of these, in points; ``error``, one line or None; ``started_at``
-            and ``completed_at``, local time. Then ``skipped``, rows that can't be learned by reason; ``duplicates``,
-            further copies in the archive; ``already_learned``, ``late`` and ``missing``, experiences (see the
-            module); ``rebuilt``; ``daemon`` and ``replaced``, what another program did (see ``progress.Start``);
-            ``states``, ``table_episodes`` and ``epsilon`` of the table now; ``set_aside``, where a damaged table
-            was moved to; ``logged_actions``, ``logged_states`` and ``logged_share``, always 0, since Vidurai logs
-            neither; ``gate``, the verdict on the new
-            table as in ``gate.Verdict``, None if there is no new one; ``held_back``, experiences of a table that it
-            refused; ``notice``, what the user should know though nothing failed.
         """
-        stats: dict[str, Any] = {
-            "success": False,
-            "episodes": 0,
-            "positive_rewards": 0,
-            "negative_rewards": 0,
-            "total_reward": 0.0,
-            "error": None,
-            "started_at": datetime.now().isoformat(),
-            "completed_at": None,
-            "skipped": {},
-            "duplicates": 0,
-            "already_learned": 0,
-            "late": 0,
-            "missing": 0,
-            "rebuilt": False,
-            "daemon": None,
-            "replaced": 0,
-            "states": 0,
-            "table_episodes": 0,
-            "epsilon": None,
-            "set_aside": None,
-            "logged_actions": 0,
-            "logged_states": 0,
-            "logged_share": 0.0,
-            "gate": None,
-            "held_back": 0,
-            "notice": None,
-        }
+        report = DreamReport()
         try:
-            self._run(stats, rebuild, order)
-            stats["success"] = stats["error"] is None
-            logger.info("Learned %d experiences, reward %.2f", stats["episodes"], stats["total_reward"])
+            self._dream(report, rebuild, order)
+            report.success = report.error is None
+            logger.info("Learned %d experiences, reward %.2f", report.episodes, report.total_reward)
         except PipelineError as error:
-            stats["error"] = str(error)
+            report.error = str(error)
         except OSError as error:
-            stats["error"] = f"{error.filename or 'the file system'}: {error.strerror or type(error).__name__}"
+            report.error = f"{error.filename or 'the file system'}: {error.strerror or type(error).__name__}"
         except Exception as error:
             # Its text may quote a memory; the kind and the place may not.
-            stats["error"] = f"the dream failed: {type(error).__name__} at {_place(error)}; the Q-table is unchanged"
-        if stats["error"]:
-            logger.error("The dream failed: %s", stats["error"])
-        stats["completed_at"] = datetime.now().isoformat()
-        return stats
+            report.error = f"the dream failed: {type(error).__name__} at {_place(error)}; the Q-table is unchanged"
+        if report.error:
+            logger.error("The dream failed: %s", report.error)
+        report.completed_at = datetime.now().isoformat()
+        return report
 
-    def _run(self, stats: dict[str, Any], rebuild: bool, order: Order) -> None:
+    def _dream(self, report: DreamReport, rebuild: bool, order: Order) -> None:
         if order not in ("chronological", "newest-first"):
             raise ConfigError("the order of learning is chronological or newest-first")
         if order == "newest-first" and not rebuild:
@@ -166,35 +136,37 @@ class DreamCycle:
             )
         if self.max_episodes is not None and self.max_episodes < 1:
             raise ConfigError("max_episodes must be at least 1")
-        settings = load_settings()
+        settings = self.settings or load_settings()
         given = {name: value for name, value in self._given.items() if value is not None}
-        parameters = Parameters(**{**{name: getattr(settings, name) for name in self._given}, **given})
+        hyperparameters = replace(Hyperparameters.of(settings), **given)
         file = TableFile(self.q_table_path or settings.q_table_path)
         archive_base = self.archive_base or settings.archive_path
         # The table first: a damaged one should be known before minutes go into the archive.
-        live = self._read_table(file, stats, rebuild)
+        live = self._read_table(file, report, rebuild)
         with Experiences.open(
             archive_base, self.connection, memory_limit=settings.memory_limit, threads=settings.threads
         ) as experiences:
-            attempt = Attempt(file, experiences, parameters, rebuild=rebuild, order=order, limit=self.max_episodes)
+            training = TrainingRun(
+                file, experiences, hyperparameters, rebuild=rebuild, order=order, limit=self.max_episodes
+            )
             for _ in range(_ATTEMPTS):
                 try:
-                    stats.update(attempt.dream(live))
+                    training.run(live, report)
                     return
                 except TableChangedError:
-                    live = self._read_table(file, stats, rebuild)
+                    live = self._read_table(file, report, rebuild)
         raise QTableError(f"{file.path} changes too often: another program keeps writing it; dream again later")
 
-    def _read_table(self, file: TableFile, stats: dict[str, Any], rebuild: bool) -> Snapshot | None:
+    def _read_table(self, file: TableFile, report: DreamReport, rebuild: bool) -> StoredTable | None:
         try:
             live = file.read()
             file.require_ours()
-            if live is not None and live.contents.progress is not None and not rebuild:
-                self._check_note(file, live)
+            if live is not None and live.contents.note is not None and not rebuild:
+                _check_note(file, live)
             return live
         except DamagedTableError as error:
             aside = file.set_aside()
-            stats["set_aside"] = str(aside)
+            report.set_aside = str(aside)
             if rebuild:
                 return None
             raise QTableError(
@@ -202,11 +174,12 @@ class DreamCycle:
                 "whole archive from an empty table"
             ) from None
 
-    def _check_note(self, file: TableFile, live: Snapshot) -> None:
-        try:
-            Progress.from_json(live.contents.progress)
-        except DamagedTableError as error:
-            raise file.unusable(live.raw, str(error)) from None
+
+def _check_note(file: TableFile, live: StoredTable) -> None:
+    try:
+        Checkpoint.from_json(live.contents.note)
+    except DamagedTableError as error:
+        raise file.unusable(live.raw, str(error)) from None
 
 
 def _place(error: Exception) -> str:

@@ -143,24 +143,27 @@ def compare(old: QTable, new: QTable, held_out: list[HeldOut], alpha: float, gam
     Returns:
         The verdict, without faults. The same arguments give the same verdict.
     """
-    cells: dict[tuple[str, Action], int] = {}
-    cell = np.array([cells.setdefault(one.transition[:2], len(cells)) for one in held_out], np.intp)
+    ids: dict[tuple[str, Action], int] = {}
+    state_actions = np.array([ids.setdefault(one.transition[:2], len(ids)) for one in held_out], np.intp)
     counts = np.array([one.occurrences for one in held_out], np.int64)
-    of_cell = np.bincount(cell, weights=counts.astype(np.float64), minlength=len(cells))
-    usable = int(of_cell[of_cell > 1].sum())
+    sizes = np.bincount(state_actions, weights=counts.astype(np.float64), minlength=len(ids))
+    usable = int(sizes[sizes > 1].sum())
     if usable < MIN_HELD_OUT:
         return Verdict(
             reason=f"not compared: {usable} usable held-out experiences are too few, {MIN_HELD_OUT} are needed",
             held_out=usable,
         )
     old_errors, new_errors = (_errors(table, held_out, gamma) for table in (old, new))
-    old_mean, new_mean = (_bellman_error(errors, counts, cell) for errors in (old_errors, new_errors))
+    old_mean, new_mean = (_bellman_error(errors, counts, state_actions) for errors in (old_errors, new_errors))
     difference = new_mean - old_mean
     resampled = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=_RESAMPLES)
     chance = np.std(
-        [_bellman_error(new_errors, again, cell) - _bellman_error(old_errors, again, cell) for again in resampled]
+        [
+            _bellman_error(new_errors, again, state_actions) - _bellman_error(old_errors, again, state_actions)
+            for again in resampled
+        ]
     )
-    learning = _learning_noise(new_errors, new_errors != old_errors, counts, cell, alpha)
+    learning = _learning_noise(new_errors, new_errors != old_errors, counts, state_actions, alpha)
     margin = math.hypot(_SIGMAS_CHOICE * float(chance), _SIGMAS_LEARNING * learning)
     old_error, new_error = (math.sqrt(max(0.0, mean)) for mean in (old_mean, new_mean))
     not_worse = difference <= margin + _ROUNDING
@@ -184,13 +187,13 @@ def _errors(table: QTable, held_out: list[HeldOut], gamma: float) -> Floats:
     return np.array(errors)
 
 
-def _bellman_error(errors: Floats, counts: Counts, cell: npt.NDArray[np.intp]) -> float:
+def _bellman_error(errors: Floats, counts: Counts, state_actions: npt.NDArray[np.intp]) -> float:
     """The mean squared Bellman error, in points squared.
 
-    Within a cell (a state and an action) it is the mean of the products of the errors of two different experiences, an
-    unbiased estimate of the squared expected error; cells count by their experiences.
+    For a state and an action it is the mean of the products of the errors of two different experiences, an
+    unbiased estimate of the squared expected error; each counts by its experiences.
     """
-    size, first, second = (np.bincount(cell, weights=counts * power) for power in (1.0, errors, errors**2))
+    size, first, second = (np.bincount(state_actions, weights=counts * power) for power in (1.0, errors, errors**2))
     usable = size > 1
     size, first, second = size[usable], first[usable], second[usable]
     return float(((first**2 - second) / (size - 1)).sum() / max(size.sum(), 1.0))
@@ -200,22 +203,22 @@ def _learning_noise(
     errors: Floats,
     changed: npt.NDArray[np.bool_],
     counts: Counts,
-    cell: npt.NDArray[np.intp],
+    state_actions: npt.NDArray[np.intp],
     alpha: float,
 ) -> float:
     """The standard deviation of the difference between two tables that learned the same, in points squared.
 
     Each value e off its target has the variance v = alpha / (2 - alpha) x s^2, where s^2 is that of the targets. The
-    difference of e^2 between two tables then has the variance 4 v^2. Cells where both tables are the same have none.
+    difference of e^2 between two tables then has the variance 4 v^2. Values that both tables have have none.
     """
-    of_cell, sums, squares, changes = (
-        np.bincount(cell, weights=weights)
+    sizes, sums, squares, changes = (
+        np.bincount(state_actions, weights=weights)
         for weights in (counts.astype(np.float64), counts * errors, counts * errors**2, changed)
     )
-    within = squares - sums**2 / of_cell
-    pooled = within.sum() / max(1.0, (of_cell - 1).sum())
-    # Few experiences may happen to be all alike: then the other cells' variance is the better guess.
-    variance = np.maximum(within / np.maximum(of_cell - 1, 1), pooled)
+    within = squares - sums**2 / sizes
+    pooled = within.sum() / max(1.0, (sizes - 1).sum())
+    # Few experiences may happen to be all alike: then the others' variance is the better guess.
+    variance = np.maximum(within / np.maximum(sizes - 1, 1), pooled)
     noise = alpha / (2 - alpha) * variance
-    weight = np.where((of_cell > 1) & (changes > 0), of_cell, 0.0) / max(1.0, of_cell[of_cell > 1].sum())
+    weight = np.where((sizes > 1) & (changes > 0), sizes, 0.0) / max(1.0, sizes[sizes > 1].sum())
     return float(np.sqrt((weight**2 * 4 * noise**2).sum()))

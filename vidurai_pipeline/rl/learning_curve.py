@@ -1,7 +1,7 @@
 """The learning curve: what came in and how well the table foretold it, over all dreams, in a bounded number of points.
 
 Offline, learning does not change what happened, so the mean reward only says what happened. What learning improves is
-the temporal-difference error before each experience is learned: the surprise.
+the temporal-difference error before each experience is learned.
 """
 
 import math
@@ -21,7 +21,7 @@ class Point:
         experiences: how many they are.
         reward: their total reward, in points.
         squared_error: the sum of the squared temporal-difference errors before each was learned, in points squared.
-        states: in the table after them.
+        states: in which something was tried, after them.
         episode: the dream that learned them, counted in episodes of the table.
     """
 
@@ -38,7 +38,7 @@ class Point:
         return self.reward / self.experiences
 
     @property
-    def surprise(self) -> float:
+    def rms_td_error(self) -> float:
         """Root mean squared temporal-difference error, in points."""
         return math.sqrt(self.squared_error / self.experiences)
 

@@ -1,4 +1,4 @@
-"""The learned policy as pictures: PNG, drawn without a display."""
+"""The learned policy as plots: PNG, drawn without a display."""
 
 import io
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vidurai_pipeline.rl.learning_curve import Point, thin
 from vidurai_pipeline.rl.states import Action
-from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, Insight, bucket_in_words, heat_map
+from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, PolicySummary, bucket_in_words, heat_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,13 +28,13 @@ _INCHES, _DPI = (9.0, 4.2), 90
 _POINTS = 60
 
 
-def draw_heat_map(insight: Insight) -> bytes:
+def draw_heat_map(summary: PolicySummary) -> bytes:
     """The best action's value by tokens and importance."""
     import numpy as np  # noqa: PLC0415
     from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm  # noqa: PLC0415  (slow to import)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    grid = heat_map(insight.states)
+    grid = heat_map(summary.states)
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title("What the policy does with a memory, and what that is worth", loc="left")
@@ -63,18 +63,18 @@ def draw_heat_map(insight: Insight) -> bytes:
     return _png(figure)
 
 
-def draw_curve(insight: Insight) -> bytes:
+def draw_curve(summary: PolicySummary) -> bytes:
     """Error before learning and mean reward, over the experiences learned."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
-    if not insight.curve:
+    if not summary.curve:
         return _png(_empty(figure, "nothing learned yet"))
-    curve = thin(insight.curve, _POINTS)
+    curve = thin(summary.curve, _POINTS)
     learned, dreams = _running(curve)
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.set_title("How wrong the table was about experiences that it had not learned yet", loc="left")
-    upper.plot(learned, [point.surprise for point in curve], color=_ORANGE, marker="o", markersize=3)
+    upper.plot(learned, [point.rms_td_error for point in curve], color=_ORANGE, marker="o", markersize=3)
     upper.set_ylabel("RMS TD error\n(points)")
     upper.set_ylim(bottom=0)
     lower.set_title("What came of the memories, whatever was learned", loc="left")

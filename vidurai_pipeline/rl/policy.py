@@ -2,11 +2,13 @@
 
 import math
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 from vidurai_pipeline.rl.q_table_file import TableContents, TableFile
 from vidurai_pipeline.rl.states import Action, Experience, MemoryState
+from vidurai_pipeline.settings import Hyperparameters
 
 _ACTIONS = tuple(Action)
 _MATURE_EPISODES = 1000
@@ -29,11 +31,11 @@ class QLearningPolicy:
 
     def __init__(
         self,
-        epsilon_max: float = 0.3,
-        epsilon_min: float = 0.05,
-        epsilon_decay: float = 0.003,
-        alpha: float = 0.1,
-        gamma: float = 0.9,
+        epsilon_max: float = Hyperparameters.epsilon_max,
+        epsilon_min: float = Hyperparameters.epsilon_min,
+        epsilon_decay: float = Hyperparameters.epsilon_decay,
+        alpha: float = Hyperparameters.alpha,
+        gamma: float = Hyperparameters.gamma,
         *,
         rng: random.Random | None = None,
     ) -> None:
@@ -49,6 +51,16 @@ class QLearningPolicy:
         self._unknown: dict[str, Any] = {}
 
     @classmethod
+    def of(cls, hyperparameters: Hyperparameters, contents: TableContents | None = None) -> Self:
+        """A policy with some hyperparameters, over a file's contents or, without, over an empty table."""
+        given = asdict(hyperparameters)
+        del given["reward_profile"]
+        policy = cls(**given)
+        if contents is not None:
+            policy.adopt(contents)
+        return policy
+
+    @classmethod
     def load(cls, path: Path, **parameters: Any) -> Self:
         """Read a policy from ``q_table.json``; it knows nothing yet if there is no such file.
 
@@ -60,9 +72,9 @@ class QLearningPolicy:
             QTableError: the file is damaged or can't be read; nothing was changed.
         """
         policy = cls(**parameters)
-        snapshot = TableFile(path).read()
-        if snapshot is not None:
-            policy.adopt(snapshot.contents)
+        stored = TableFile(path).read()
+        if stored is not None:
+            policy.adopt(stored.contents)
         return policy
 
     def adopt(self, contents: TableContents) -> None:
@@ -85,13 +97,18 @@ class QLearningPolicy:
     def save(self, path: Path) -> None:
         """Write ``q_table.json`` in one atomic step, whatever is in the file now.
 
-        What a dream noted in the file about its progress is not kept: like Vidurai itself, this writes a table whose
+        What a dream noted in the file is not kept: like Vidurai itself, this writes a table whose
         origin the next dream must find out.
 
         Raises:
             QTableError: the file can't be written, or a value is not a finite number; the old file is untouched.
         """
         TableFile(path).write(self.contents())
+
+    @property
+    def states_tried(self) -> int:
+        """How many states something was tried in; the table also has empty rows, of states that only followed."""
+        return sum(bool(row) for row in self.q_table.values())
 
     def get_epsilon(self) -> float:
         """The share of random decisions, 0 to 1: min + (max - min) x e^(-decay x episodes)."""

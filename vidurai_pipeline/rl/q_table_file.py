@@ -40,7 +40,7 @@ from vidurai_pipeline.rl.states import Action
 
 VERSIONS = 5
 MAX_BYTES = 256 * 1024 * 1024
-PROGRESS_KEY = "vidurai_pipeline"
+NOTE_KEY = "vidurai_pipeline"
 _MOST_EPISODES = 2**53
 #: Seconds between two readings of a file that another program may be writing.
 REREAD_PAUSE = 0.2
@@ -49,7 +49,7 @@ _MOST_REREADS = 50
 _STALE_SECONDS = 3600
 _BEGINNING = b'{\n  "q_table": {'
 _ACTIONS = {action.value: action for action in Action}
-_KNOWN_KEYS = {"q_table", "episodes", "total_reward", "epsilon", PROGRESS_KEY}
+_KNOWN_KEYS = {"q_table", "episodes", "total_reward", "epsilon", NOTE_KEY}
 
 
 class DamagedTableError(QTableError):
@@ -74,7 +74,8 @@ class TableContents:
         total_reward: the sum of rewards, in points.
         epsilon: the share of random decisions when the file was written, for the human reader: it follows from
             ``episodes``, and nobody reads it back.
-        progress: what a dream noted about the archive it has learned; None in a file by Vidurai itself.
+        note: what a dream noted about the archive it has learned (see ``checkpoint``); None in a file by Vidurai
+            itself.
         unknown: other top-level entries, kept as they are.
     """
 
@@ -82,7 +83,7 @@ class TableContents:
     episodes: int = 0
     total_reward: float = 0.0
     epsilon: float = 0.0
-    progress: Any = None
+    note: Any = None
     unknown: dict[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
@@ -92,7 +93,7 @@ class TableContents:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class StoredTable:
     """The file as it was at one moment."""
 
     contents: TableContents
@@ -111,8 +112,8 @@ def encode(contents: TableContents) -> bytes:
         "total_reward": contents.total_reward,
         "epsilon": contents.epsilon,
     }
-    if contents.progress is not None:
-        document[PROGRESS_KEY] = contents.progress
+    if contents.note is not None:
+        document[NOTE_KEY] = contents.note
     document.update(contents.unknown)
     try:
         return json.dumps(document, indent=2, allow_nan=False).encode()
@@ -140,7 +141,7 @@ def decode(raw: bytes) -> TableContents:
         episodes=episodes,
         total_reward=_decode_number(document.get("total_reward", 0.0), "`total_reward`"),
         epsilon=_decode_number(document.get("epsilon", 0.0), "`epsilon`"),
-        progress=document.get(PROGRESS_KEY),
+        note=document.get(NOTE_KEY),
         unknown={key: value for key, value in document.items() if key not in _KNOWN_KEYS},
     )
 
@@ -166,7 +167,7 @@ class TableFile:
         """Where an older table is kept: 1 is the one before this, 5 the oldest."""
         return self.path.with_name(f"{self.path.name}.{number}")
 
-    def read(self) -> Snapshot | None:
+    def read(self) -> StoredTable | None:
         """Read the table, with patience for a program that is writing it; None if there is no file.
 
         Raises:
@@ -180,7 +181,7 @@ class TableFile:
             if raw is None:
                 return None
             try:
-                return Snapshot(decode(raw), raw)
+                return StoredTable(decode(raw), raw)
             except DamagedTableError as error:
                 if not patience or raw.lstrip()[:1] not in (b"", b"{"):
                     raise self.unusable(raw, str(error)) from None
@@ -200,18 +201,18 @@ class TableFile:
         for path in (self.path, *self._copies()):
             self._require_ours(path)
 
-    def write(self, contents: TableContents, *, expected: Snapshot | Literal[True] | None = True) -> Snapshot:
+    def write(self, contents: TableContents, *, expected: StoredTable | Literal[True] | None = True) -> StoredTable:
         """Replace the table, and keep the old one as version 1 if it was another.
 
         Args:
             contents: the new table.
-            expected: what the table must still be: a snapshot, None for no file, or True for any Q-table.
+            expected: what the table must still be: as it was read, None for no file, or True for any Q-table.
 
         Raises:
             TableChangedError: it is something else by now; the file is untouched.
             QTableError: it can't be written, or a file in its place is not ours; the file is untouched.
         """
-        new = Snapshot(contents, encode(contents))
+        new = StoredTable(contents, encode(contents))
         decode(new.raw)  # what can't be read back must not replace what can
         with _write_errors(self.path):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -228,7 +229,7 @@ class TableFile:
             sync_folder(self.path.parent)
         return new
 
-    def _require_unchanged(self, raw: bytes | None, expected: Snapshot | Literal[True] | None) -> None:
+    def _require_unchanged(self, raw: bytes | None, expected: StoredTable | Literal[True] | None) -> None:
         if expected is not True and raw != (None if expected is None else expected.raw):
             raise TableChangedError(f"{self.path} was written by another program meanwhile")
 
@@ -241,9 +242,9 @@ class TableFile:
         if self._bytes(self.remembered_path) != raw:
             self._replace(self.remembered_path, raw)
 
-    def remembered(self) -> Snapshot | None:
+    def remembered(self) -> StoredTable | None:
         """The last table that a dream wrote; None if there is none, or it can't be used."""
-        return _snapshot(self.remembered_path)
+        return _stored(self.remembered_path)
 
     def write_candidate(self, contents: TableContents) -> None:
         """Keep a table that may not replace the one in use; it takes the place of an earlier candidate.
@@ -285,7 +286,7 @@ class TableFile:
         """The error for a file that can't be used as a Q-table, with what to do about it."""
         if not self._is_ours(raw):
             return self._foreign(self.path, reason)
-        older = next((path for path in self._copies() if _snapshot(path) is not None), None)
+        older = next((path for path in self._copies() if _stored(path) is not None), None)
         advice = "" if older is None else f"put {older.name} from beside it in its place, or "
         advice += "learn the archive again with `vidurai-pipeline dream --rebuild`"
         return DamagedTableError(f"{self.path} is damaged ({reason}): {advice}")
@@ -315,7 +316,7 @@ class TableFile:
         """Whether bytes have a Q-table's form, or are the beginning of a table that lies whole under another name."""
         if _has_the_form(raw):
             return True
-        whole = (_snapshot(path) for path in (self.path, *self._copies()))
+        whole = (_stored(path) for path in (self.path, *self._copies()))
         return any(table is not None and table.raw.startswith(raw) for table in whole)
 
     def _copies(self) -> list[Path]:
@@ -417,10 +418,10 @@ def _has_the_form(raw: bytes) -> bool:
     )
 
 
-def _snapshot(path: Path) -> Snapshot | None:
+def _stored(path: Path) -> StoredTable | None:
     try:
         raw = _read_bytes(path)
-        return None if raw is None else Snapshot(decode(raw), raw)
+        return None if raw is None else StoredTable(decode(raw), raw)
     except (OSError, DamagedTableError):
         return None
 

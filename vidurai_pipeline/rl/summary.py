@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidurai_pipeline.errors import QTableError
-from vidurai_pipeline.rl.checkpoint import Parameters, Progress
+from vidurai_pipeline.rl.checkpoint import read_checkpoint
 from vidurai_pipeline.rl.evaluation import QTable, find_faults, value_bound
 from vidurai_pipeline.rl.learning_curve import Point
-from vidurai_pipeline.rl.q_table_file import Snapshot, TableContents, TableFile
+from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.q_table_file import TableContents, TableFile
 from vidurai_pipeline.rl.states import Action, is_state_hash
+from vidurai_pipeline.settings import Hyperparameters
 
 #: The places of a state's hash, in order.
 DIMENSIONS = ("working memories", "episodic memories", "tokens", "entropy", "importance", "messages")
@@ -46,15 +47,14 @@ class LearnedState:
 
 
 @dataclass(frozen=True, slots=True)
-class Insight:
+class PolicySummary:
     """What a Q-table has learned.
 
     Attributes:
         path: of the table.
         states: those in which something was tried, most experiences first.
         common: in words, what all of them share.
-        unreadable: states whose name is not six buckets.
-        parameters: what it is trained with.
+        hyperparameters: what it is trained with.
         episodes: finished ones.
         total_reward: in points.
         epsilon: share of random decisions, 0 to 1.
@@ -68,8 +68,7 @@ class Insight:
     path: Path
     states: list[LearnedState]
     common: str
-    unreadable: int
-    parameters: Parameters
+    hyperparameters: Hyperparameters
     episodes: int
     total_reward: float
     epsilon: float
@@ -83,9 +82,9 @@ class Insight:
         """All of it as plain values, for JSON."""
         return {
             "path": str(self.path),
-            "reward_profile": self.parameters.reward_profile.value,
-            "alpha": self.parameters.alpha,
-            "gamma": self.parameters.gamma,
+            "reward_profile": self.hyperparameters.reward_profile.value,
+            "alpha": self.hyperparameters.alpha,
+            "gamma": self.hyperparameters.gamma,
             "episodes": self.episodes,
             "total_reward": self.total_reward,
             "epsilon": self.epsilon,
@@ -107,7 +106,7 @@ class Insight:
                     "episode": point.episode,
                     "experiences": point.experiences,
                     "mean_reward": point.mean_reward,
-                    "surprise": point.surprise,
+                    "surprise": point.rms_td_error,
                     "states": point.states,
                 }
                 for point in self.curve
@@ -116,54 +115,42 @@ class Insight:
         }
 
 
-def read_insight(path: Path, parameters: Parameters) -> Insight:
+def read_summary(path: Path, hyperparameters: Hyperparameters) -> PolicySummary:
     """Read what a table has learned; nothing if there is no such file.
 
     Args:
         path: the table's file.
-        parameters: what it is trained with, if no dream noted it.
+        hyperparameters: what it is trained with, if no dream noted it.
 
     Raises:
         QTableError: the table is damaged or can't be read.
     """
     file = TableFile(path)
-    snapshot = file.read()
-    contents = TableContents() if snapshot is None else snapshot.contents
-    note = _note(snapshot)
-    pure = note is not None and note.pure
-    if note is None and snapshot is not None:
-        note = _note(file.remembered())  # the daemon, which drops it, may have written the table since
-    if note is not None:
-        parameters = note.parameters
-    bound = value_bound(parameters.reward_profile, parameters.gamma)
-    faults, inherited = find_faults(contents.q_table, {} if pure else contents.q_table, bound)
-    states, common = learned_states(contents.q_table, {} if note is None else note.visits)
-    policy = parameters.policy()
-    policy.adopt(contents)
-    return Insight(
+    stored = file.read()
+    contents = TableContents() if stored is None else stored.contents
+    checkpoint = read_checkpoint(stored)
+    archive_only = checkpoint is not None and checkpoint.archive_only
+    if checkpoint is None and stored is not None:
+        checkpoint = read_checkpoint(file.remembered())  # the daemon, which drops it, may have written the table since
+    if checkpoint is not None:
+        hyperparameters = checkpoint.hyperparameters
+    bound = value_bound(hyperparameters.reward_profile, hyperparameters.gamma)
+    faults, inherited = find_faults(contents.q_table, {} if archive_only else contents.q_table, bound)
+    states, common = learned_states(contents.q_table, {} if checkpoint is None else checkpoint.visits)
+    return PolicySummary(
         path=file.path,
         states=states,
         common=common,
-        unreadable=sum(not is_state_hash(state) for state, row in contents.q_table.items() if row),
-        parameters=parameters,
-        episodes=policy.episodes,
-        total_reward=policy.total_reward,
-        epsilon=policy.get_epsilon(),
-        curve=() if note is None else note.curve,
+        hyperparameters=hyperparameters,
+        episodes=contents.episodes,
+        total_reward=contents.total_reward,
+        epsilon=QLearningPolicy.of(hyperparameters, contents).get_epsilon(),
+        curve=() if checkpoint is None else checkpoint.curve,
         bound=bound,
         inherited=inherited,
         faults=faults,
         candidate=file.candidate_path if file.candidate_path.exists() else None,
     )
-
-
-def _note(snapshot: Snapshot | None) -> Progress | None:
-    if snapshot is None or snapshot.contents.progress is None:
-        return None
-    try:
-        return Progress.from_json(snapshot.contents.progress)
-    except QTableError:
-        return None
 
 
 def learned_states(table: QTable, visits: dict[str, dict[str, int]]) -> tuple[list[LearnedState], str]:

@@ -1,63 +1,79 @@
-"""Learning by the batch: the table that comes out is the plain agent's, bit for bit, at many times its speed.
+"""Training by the batch: the table that comes out is the plain agent's, bit for bit, at many times its speed.
 
 Archived experiences repeat: many thousands of them are the same transition, from one state by one action to another
-state. So each batch is first translated into the numbers of its transitions. A state of an archived experience is never
+state. So each batch is first translated into the ids of its transitions. A state of an archived experience is never
 also the next state of one (see ``inference``), so no update depends on another one's row: all updates of one value are
 made in a row, in their order, by the same floating-point operations.
+
+Three ids occur: an experience code is what the archive's row says (see ``archive_query``); a transition id stands for
+all codes that teach the same; a state-action id stands for all transitions that change the same value.
 """
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from vidurai_pipeline.rl.dataset import Batch, Experiences, Watermark
+from vidurai_pipeline.rl.evaluation import HeldOut
 from vidurai_pipeline.rl.inference import Transition, infer_outcome
+from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.states import Action
 from vidurai_pipeline.settings import RewardProfile
 
-Codes = npt.NDArray[np.int32]
+_POINTS = 50
+_SMALLEST_POINT = 20
+
+Ids = npt.NDArray[np.int32]
+#: How many experiences stand behind each value, by state and action.
+Visits = dict[str, dict[str, int]]
 
 
-class Codebook:
-    """Numbers transitions as they come.
+class TransitionIndex:
+    """Gives transitions ids as they come.
+
+    Args:
+        transition_of: the transition of an experience code.
+        profile: sets the rewards.
 
     Attributes:
-        transitions: each distinct transition; its place is its number.
+        transitions: each distinct transition; its place is its id.
         rewards: the reward of each, in points.
     """
 
     def __init__(self, transition_of: Callable[[int], Transition], profile: RewardProfile) -> None:
         self._transition_of = transition_of
         self._profile = profile
-        self._numbers: dict[Transition, int] = {}
-        self._number_of_code: Codes = np.empty(0, np.int32)
+        self._ids: dict[Transition, int] = {}
+        self._id_of_code: Ids = np.empty(0, np.int32)
         self.transitions: list[Transition] = []
         self.rewards: list[float] = []
 
-    def translate(self, codes: Codes) -> Codes:
-        """The number of each experience's transition."""
-        highest = int(codes.max(initial=-1))
-        if highest >= len(self._number_of_code):
-            grown = np.full(max(highest + 1, 2 * len(self._number_of_code)), -1, np.int32)
-            grown[: len(self._number_of_code)] = self._number_of_code
-            self._number_of_code = grown
-        numbers = self._number_of_code[codes]
-        if (numbers < 0).any():
-            for code in np.unique(codes[numbers < 0]).tolist():
-                self._number_of_code[code] = self._number(self._transition_of(code))
-            numbers = self._number_of_code[codes]
-        return numbers
+    def look_up(self, experience_codes: Ids) -> Ids:
+        """The transition id of each experience."""
+        highest = int(experience_codes.max(initial=-1))
+        if highest >= len(self._id_of_code):
+            grown = np.full(max(highest + 1, 2 * len(self._id_of_code)), -1, np.int32)
+            grown[: len(self._id_of_code)] = self._id_of_code
+            self._id_of_code = grown
+        ids = self._id_of_code[experience_codes]
+        if (ids < 0).any():
+            for code in np.unique(experience_codes[ids < 0]).tolist():
+                self._id_of_code[code] = self._add(self._transition_of(code))
+            ids = self._id_of_code[experience_codes]
+        return ids
 
-    def _number(self, transition: Transition) -> int:
-        number = self._numbers.setdefault(transition, len(self.transitions))
-        if number == len(self.transitions):
+    def _add(self, transition: Transition) -> int:
+        transition_id = self._ids.setdefault(transition, len(self.transitions))
+        if transition_id == len(self.transitions):
             self.transitions.append(transition)
             outcome = infer_outcome(transition.action, transition.outcome)
             self.rewards.append(outcome.calculate_reward(self._profile))
-        return number
+        return transition_id
 
 
 class _Step(NamedTuple):
@@ -69,62 +85,41 @@ class _Step(NamedTuple):
     future: dict[Action, float]
 
 
-class Learner:
-    """Teaches a policy the experiences of a codebook."""
+class BatchLearner:
+    """Teaches one policy the transitions of an index."""
 
-    def __init__(self, policy: QLearningPolicy, codebook: Codebook) -> None:
+    def __init__(self, policy: QLearningPolicy, index: TransitionIndex) -> None:
         self.policy = policy
-        self._codebook = codebook
+        self._index = index
         self._steps: dict[int, _Step] = {}
-        self._cells: dict[tuple[str, Action], int] = {}
-        self._cell_of_number: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._state_action_ids: dict[tuple[str, Action], int] = {}
+        self._state_action_of_transition: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
 
-    def learn(self, numbers: Codes) -> float:
+    def learn(self, transition_ids: Ids) -> float:
         """Learn experiences in their order; the same as ``policy.learn`` for each of them.
-
-        Args:
-            numbers: of their transitions.
 
         Returns:
             The sum of the squared temporal-difference errors, in points squared. Each is measured before its
             experience is learned, so their mean says how well the table foretold what it had not seen.
         """
-        if not numbers.size:
+        if not transition_ids.size:
             return 0.0
-        present = self._meet(numbers)
-        rewards = np.array(self._codebook.rewards)[numbers]
+        alpha, gamma = self.policy.alpha, self.policy.gamma
+        targets = np.zeros(len(self._index.transitions))
+        for transition_id in self._look_up_rows(transition_ids):
+            step = self._steps[transition_id]
+            targets[transition_id] = step.reward + gamma * (max(step.future.values()) if step.future else 0.0)
+        rewards = np.array(self._index.rewards)[transition_ids]
         # One after the other, as the plain agent adds them: accumulate, unlike sum, keeps to that order.
         self.policy.total_reward = float(np.add.accumulate(np.concatenate(([self.policy.total_reward], rewards)))[-1])
-        return self._learn_by_value(numbers, present)
-
-    def _meet(self, numbers: Codes) -> list[int]:
-        """Look up transitions not met before, in the order in which the plain agent would make their rows."""
-        present = np.flatnonzero(np.bincount(numbers)).tolist()
-        if any(number not in self._steps for number in present):
-            found, first = np.unique(numbers, return_index=True)
-            for number in found[np.argsort(first)].tolist():
-                if number not in self._steps:
-                    transition = self._codebook.transitions[number]
-                    values = self.policy.row(transition.state)
-                    future = self.policy.row(transition.next_state)
-                    self._steps[number] = _Step(values, transition.action, self._codebook.rewards[number], future)
-        return present
-
-    def _learn_by_value(self, numbers: Codes, present: list[int]) -> float:
-        alpha, gamma = self.policy.alpha, self.policy.gamma
-        targets = np.zeros(len(self._codebook.transitions))
-        for number in present:
-            step = self._steps[number]
-            future = max(step.future.values()) if step.future else 0.0
-            targets[number] = step.reward + gamma * future
-        cells = self._cells_of(numbers)
-        order = np.argsort(cells, kind="stable")
-        bounds = np.flatnonzero(np.diff(cells[order], prepend=-1, append=-1)).tolist()
-        ordered = targets[numbers[order]].tolist()
+        state_actions = self._state_actions(transition_ids)
+        order = np.argsort(state_actions, kind="stable")
+        bounds = np.flatnonzero(np.diff(state_actions[order], prepend=-1, append=-1)).tolist()
+        ordered = targets[transition_ids[order]].tolist()
         squares = 0.0
         # Rows get their actions in the order in which they were first taken.
         for first, start, end in sorted((int(order[start]), start, end) for start, end in itertools.pairwise(bounds)):
-            step = self._steps[int(numbers[first])]
+            step = self._steps[int(transition_ids[first])]
             value = step.values.get(step.action, 0.0)
             for target in ordered[start:end]:
                 error = target - value
@@ -133,13 +128,152 @@ class Learner:
             step.values[step.action] = value
         return squares
 
-    def _cells_of(self, numbers: Codes) -> npt.NDArray[np.integer]:
-        """The number of the value (state and action) that each experience changes."""
-        transitions = self._codebook.transitions
-        if len(self._cell_of_number) < len(transitions):
-            new = transitions[len(self._cell_of_number) :]
-            cells = [self._cells.setdefault((t.state, t.action), len(self._cells)) for t in new]
-            self._cell_of_number = np.concatenate([self._cell_of_number, np.array(cells, np.uint32)])
-        cells = self._cell_of_number[numbers]
+    def _look_up_rows(self, transition_ids: Ids) -> list[int]:
+        """Find the rows of new transitions, in the order in which the plain agent would make them; gives all ids."""
+        present = np.flatnonzero(np.bincount(transition_ids)).tolist()
+        if any(transition_id not in self._steps for transition_id in present):
+            found, first = np.unique(transition_ids, return_index=True)
+            for transition_id in found[np.argsort(first)].tolist():
+                if transition_id not in self._steps:
+                    transition = self._index.transitions[transition_id]
+                    values = self.policy.row(transition.state)
+                    future = self.policy.row(transition.next_state)
+                    reward = self._index.rewards[transition_id]
+                    self._steps[transition_id] = _Step(values, transition.action, reward, future)
+        return present
+
+    def _state_actions(self, transition_ids: Ids) -> npt.NDArray[np.integer]:
+        """The state-action id of each experience."""
+        transitions, ids = self._index.transitions, self._state_action_ids
+        if (known := len(self._state_action_of_transition)) < len(transitions):
+            new = [ids.setdefault((one.state, one.action), len(ids)) for one in transitions[known:]]
+            self._state_action_of_transition = np.concatenate(
+                [self._state_action_of_transition, np.array(new, np.uint32)]
+            )
+        found = self._state_action_of_transition[transition_ids]
         # numpy sorts integers of 16 bits in linear time.
-        return cells.astype(np.uint16) if len(self._cells) <= np.iinfo(np.uint16).max else cells
+        return found.astype(np.uint16) if len(ids) <= np.iinfo(np.uint16).max else found
+
+
+@dataclass(slots=True)
+class TrainingResult:
+    """What training on some experiences amounted to.
+
+    Attributes:
+        positive: experiences with a good outcome.
+        negative: experiences with a bad one.
+        reward: the total, in points.
+        last: the place of the last one; None if there was none.
+        points: of the learning curve.
+        visits: how many experiences stand behind each value.
+    """
+
+    positive: int = 0
+    negative: int = 0
+    reward: float = 0.0
+    last: Watermark | None = None
+    points: list[Point] = field(default_factory=list)
+    visits: Visits = field(default_factory=dict)
+
+    @property
+    def episodes(self) -> int:
+        """How many experiences they were."""
+        return self.positive + self.negative
+
+
+class Trainer:
+    """Trains policies on the experiences of an archive.
+
+    Args:
+        experiences: of the archive.
+        profile: sets the rewards.
+        policy: learns all experiences.
+        shadow: learns all but the held-out ones; None for no shadow.
+    """
+
+    def __init__(
+        self,
+        experiences: Experiences,
+        profile: RewardProfile,
+        policy: QLearningPolicy,
+        shadow: QLearningPolicy | None = None,
+    ) -> None:
+        self._experiences = experiences
+        self._index = TransitionIndex(experiences.transition, profile)
+        self._policy = BatchLearner(policy, self._index)
+        self._shadow = None if shadow is None else BatchLearner(shadow, self._index)
+
+    def held_out(self) -> list[HeldOut]:
+        """The experiences that tables are judged by."""
+        counts = self._experiences.held_out()
+        codes = np.fromiter(counts, np.int32, len(counts))
+        ids = self._index.look_up(codes)
+        totals = np.bincount(ids, weights=np.fromiter(counts.values(), np.int64, len(counts)))
+        return [
+            HeldOut(self._index.transitions[one], self._index.rewards[one], int(totals[one]))
+            for one in np.flatnonzero(totals).tolist()
+        ]
+
+    def train(
+        self,
+        *,
+        after: Watermark | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+    ) -> TrainingResult:
+        """Train on all experiences, or on some.
+
+        Args:
+            after: those behind this place; default all.
+            newest_first: from the last to the first.
+            limit: no more than this many.
+        """
+        result = TrainingResult()
+        counts = np.zeros(0, np.int64)
+        total = self._experiences.total - self._experiences.count_up_to(after)
+        most = max(_SMALLEST_POINT, total // _POINTS)
+        stream = self._experiences.stream(after=after, newest_first=newest_first, limit=limit)
+        for batch in (part for whole in stream for part in whole.slices(most)):
+            ids = self._index.look_up(batch.codes)
+            squares = self._policy.learn(ids)
+            if self._shadow is not None:
+                self._shadow.learn(ids[~batch.held_out])
+            self._note(result, batch, ids, squares)
+            found = np.bincount(ids, minlength=len(counts))
+            found[: len(counts)] += counts
+            counts = found
+        for one in np.flatnonzero(counts).tolist():
+            transition = self._index.transitions[one]
+            row = result.visits.setdefault(transition.state, {})
+            row[transition.action.value] = row.get(transition.action.value, 0) + int(counts[one])
+        return result
+
+    def _note(self, result: TrainingResult, batch: Batch, ids: Ids, squares: float) -> None:
+        rewards = np.array(self._index.rewards)[ids]
+        outcomes = np.array([transition.outcome for transition in self._index.transitions])[ids]
+        positive = int((outcomes > 0).sum())
+        result.positive += positive
+        result.negative += len(ids) - positive
+        # In their order, like the policy's own sum.
+        result.reward = float(np.add.accumulate(np.concatenate(([result.reward], rewards)))[-1])
+        result.last = batch.last
+        result.points.append(
+            Point(
+                archived_at=batch.last.archived_at,
+                experiences=len(ids),
+                reward=float(rewards.sum()),
+                squared_error=squares,
+                states=self._policy.policy.states_tried,
+                episode=self._policy.policy.episodes + 1,
+            )
+        )
+
+
+def add_visits(first: Visits, second: Visits) -> Visits:
+    """The sums of two counts; neither of them is changed."""
+    total = {state: dict(row) for state, row in first.items()}
+    for state, row in second.items():
+        sums = total.setdefault(state, {})
+        for action, count in row.items():
+            sums[action] = sums.get(action, 0) + count
+    return total

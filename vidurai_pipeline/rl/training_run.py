@@ -1,204 +1,219 @@
-"""One attempt at a dream: from a table as it was read to the table that replaces it, or the candidate beside it."""
+"""A training run: from a table as it was read to the table that replaces it, or to the candidate beside it.
+
+It decides what to learn and on top of what, trains, lets the gate judge what came out, and saves. When another program
+wrote the table meanwhile, nothing is saved, and the same run can be made again from what it wrote: the archive is not
+read again.
+"""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vidurai_pipeline.errors import QTableError
-from vidurai_pipeline.rl.checkpoint import Order, Parameters, Progress
-from vidurai_pipeline.rl.dataset import Experiences
+from vidurai_pipeline.errors import ConfigError, QTableError
+from vidurai_pipeline.rl.checkpoint import Baseline, Checkpoint, Order, find_baseline, read_checkpoint
+from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import QTable, Verdict, compare, find_faults, value_bound
 from vidurai_pipeline.rl.learning_curve import extend
-from vidurai_pipeline.rl.lesson import Lesson, Teacher, add_visits
-from vidurai_pipeline.rl.plan import Plan, make_plan
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.rl.q_table_file import Snapshot, TableContents, TableFile, decode
+from vidurai_pipeline.rl.q_table_file import StoredTable, TableContents, TableFile, decode
+from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.states import Action
+from vidurai_pipeline.rl.trainer import Trainer, TrainingResult, add_visits
+from vidurai_pipeline.settings import Hyperparameters
 
 logger = logging.getLogger(__name__)
 
 
-class Attempt:
-    """A dream of an archive that was read, for as many attempts as it takes."""
+@dataclass(slots=True)
+class _Plan:
+    """What to learn, and on top of what; the counts are those of ``DreamReport``."""
+
+    baseline: Baseline
+    rebuild: bool = False
+    after: Watermark | None = None
+    already_learned: int = 0
+    late: int = 0
+    missing: int = 0
+    notices: list[str] = field(default_factory=list)
+
+
+class TrainingRun:
+    """Trains a table on experiences that were read from an archive.
+
+    Args:
+        file: of the table.
+        experiences: of the archive.
+        hyperparameters: what to train with.
+        rebuild: learn the whole archive anew, and replace the table also with one that is worse.
+        order: of learning.
+        limit: learn no more than this many experiences.
+    """
 
     def __init__(
         self,
         file: TableFile,
         experiences: Experiences,
-        parameters: Parameters,
+        hyperparameters: Hyperparameters,
         *,
         rebuild: bool,
         order: Order,
         limit: int | None,
     ) -> None:
-        """Set it up.
-
-        Args:
-            file: of the table.
-            experiences: of the archive.
-            parameters: what to train with.
-            rebuild: learn the whole archive anew, and replace the table also with one that is worse.
-            order: of learning.
-            limit: learn no more than this many experiences.
-        """
         self._file = file
         self._experiences = experiences
-        self._parameters = parameters
+        self._hyperparameters = hyperparameters
         self._rebuild = rebuild
         self._order: Order = order
         self._limit = limit
 
-    def dream(self, live: Snapshot | None) -> dict[str, Any]:
+    def run(self, live: StoredTable | None, report: DreamReport) -> None:
         """Learn on top of a table as it was read, and replace it if the gate lets the new one through.
 
-        Returns:
-            What ``DreamCycle.run`` tells of it; ``error`` if the gate refused the new table.
+        Args:
+            live: the table.
+            report: what came of it is noted here; ``error``, if the gate refused the new table.
 
         Raises:
             TableChangedError: another program wrote the table meanwhile: nothing was replaced.
             PipelineError: something failed: nothing was replaced.
         """
-        plan = make_plan(
-            live,
-            self._file.remembered(),
-            self._experiences,
-            self._parameters,
-            rebuild=self._rebuild,
-            limited=self._limit is not None,
-        )
-        start = plan.start.contents
-        in_use = {} if live is None else _copy(live.contents.q_table)
+        plan = self._plan(live)
+        start = plan.baseline.contents
         begun_with = _copy(start.q_table)
-        teacher = Teacher(self._experiences, self._parameters.reward_profile)
-        policy = self._policy(start)
-        # What both tables are judged by must not have been taught to one of them alone. A rebuilt table and the one
-        # in use have both learned it.
-        shadow = (
-            None
-            if plan.rebuild or not any(in_use.values())
-            else self._policy(replace(start, q_table=_copy(begun_with)))
-        )
-        lesson = teacher.teach(
-            policy, shadow, after=plan.after, newest_first=self._order == "newest-first", limit=self._limit
-        )
-        facts = {
-            "skipped": self._experiences.skipped,
-            "duplicates": self._experiences.duplicates,
-            "already_learned": plan.behind,
-            "late": plan.late,
-            "missing": plan.missing,
-        }
-        verdict = None
-        if lesson.episodes:
+        in_use = {} if live is None else decode(live.raw).q_table
+        policy = QLearningPolicy.of(self._hyperparameters, start)
+        shadow = None
+        if not plan.rebuild and any(in_use.values()):
+            # What both tables are judged by must not have been taught to one of them alone. A rebuilt table and the
+            # one in use have both learned it.
+            shadow = QLearningPolicy.of(self._hyperparameters, replace(start, q_table=_copy(begun_with)))
+        trainer = Trainer(self._experiences, self._hyperparameters.reward_profile, policy, shadow)
+        result = trainer.train(after=plan.after, newest_first=self._order == "newest-first", limit=self._limit)
+        if result.episodes:
             policy.end_episode()
-        progress = self._progress(plan, lesson)
-        if lesson.episodes or plan.start.daemon == "merged":
-            faults, inherited = find_faults(
-                policy.q_table, begun_with, value_bound(self._parameters.reward_profile, policy.gamma)
+        report.gate = None
+        report.skipped = self._experiences.skipped
+        report.duplicates = self._experiences.duplicates
+        report.already_learned, report.late, report.missing = plan.already_learned, plan.late, plan.missing
+        checkpoint = self._checkpoint(plan, result)
+        if result.episodes or plan.baseline.daemon == "merged":
+            judged = policy if shadow is None or not result.episodes else shadow
+            report.gate = replace(
+                self._compare(live, in_use, judged.q_table, trainer), **self._find_faults(policy.q_table, begun_with)
             )
-            judged = policy if shadow is None or not lesson.episodes else shadow
-            verdict = replace(
-                self._compare(live, in_use, judged.q_table, teacher),
-                faults=faults,
-                inherited=inherited,
-                enforced=not self._rebuild,
-            )
-            if not verdict.passed:
-                in_use_still = self._policy(TableContents() if live is None else decode(live.raw))
-                return {
-                    "error": self._refuse(policy, progress, verdict),
-                    "held_back": lesson.episodes,
-                    **facts,
-                    **_table_facts(in_use_still),
-                    "gate": verdict.to_dict(),
-                }
-            self._save(live, policy, progress)
-        elif live is not None and live.contents.progress is not None:
+            if not report.gate.passed:
+                report.error = self._refuse(policy, checkpoint, report.gate)
+                report.held_back = result.episodes
+                unchanged = None if live is None else decode(live.raw)
+                report.show_table(QLearningPolicy.of(self._hyperparameters, unchanged))
+                return
+            self._save(live, policy, checkpoint)
+        elif live is not None and live.contents.note is not None:
             self._file.remember(live.raw)
         try:
             self._file.drop_candidate()
         except QTableError as error:
             logger.warning("%s", error)  # the table is safe, and the next dream tries again
-        return {
-            "episodes": lesson.episodes,
-            "positive_rewards": lesson.positive,
-            "negative_rewards": lesson.negative,
-            "total_reward": lesson.reward,
-            **facts,
-            "rebuilt": plan.rebuild and lesson.episodes > 0,
-            "daemon": plan.start.daemon,
-            "replaced": plan.start.replaced,
-            **_table_facts(policy),
-            "gate": verdict and verdict.to_dict(),
-            "notice": "; ".join(plan.notices) or None,
-        }
+        report.episodes = result.episodes
+        report.positive_rewards, report.negative_rewards = result.positive, result.negative
+        report.total_reward = result.reward
+        report.rebuilt = plan.rebuild and result.episodes > 0
+        report.daemon, report.replaced = plan.baseline.daemon, plan.baseline.replaced
+        report.notice = "; ".join(plan.notices) or None
+        report.show_table(policy)
 
-    def _policy(self, contents: TableContents) -> QLearningPolicy:
-        policy = self._parameters.policy()
-        policy.adopt(contents)
-        return policy
+    def _plan(self, live: StoredTable | None) -> _Plan:
+        unknown = live.contents.unknown if live is not None else {}
+        if self._rebuild and self._experiences.total:
+            return _Plan(Baseline(TableContents(unknown=unknown)), rebuild=True)
+        baseline = find_baseline(live, self._file.remembered())
+        plan = _Plan(baseline)
+        if (checkpoint := baseline.checkpoint) is not None:
+            _require_alike(checkpoint.hyperparameters, self._hyperparameters)
+            present = self._experiences.count_up_to(checkpoint.watermark)
+            plan.after = checkpoint.watermark
+            plan.already_learned = min(present, checkpoint.settled)
+            plan.late = max(0, present - checkpoint.settled)
+            plan.missing = max(0, checkpoint.settled - present)
+            if plan.late and checkpoint.archive_only and checkpoint.order == "chronological" and self._limit is None:
+                # Episodes stay: they say how mature the policy is, and that is not undone.
+                return _Plan(
+                    Baseline(TableContents(episodes=baseline.contents.episodes, unknown=unknown)),
+                    rebuild=True,
+                    late=plan.late,
+                    notices=[f"{plan.late} experiences came late: the whole archive was learned again, in order"],
+                )
+        if self._rebuild:
+            plan.notices.append("the archive has nothing to learn from: the table stays as it is")
+        if plan.late:
+            plan.notices.append(
+                f"{plan.late} experiences came late and are not learned: `vidurai-pipeline dream --rebuild` learns the "
+                "whole archive again, and forgets what else the table was taught"
+            )
+        if baseline.daemon == "merged":
+            plan.notices.append(
+                "another program had begun a new table: the learned values that it lacked were put back"
+                f" ({baseline.replaced} of its own took the place of ours)"
+            )
+        return plan
 
-    def _compare(self, live: Snapshot | None, in_use: QTable, new: QTable, teacher: Teacher) -> Verdict:
+    def _checkpoint(self, plan: _Plan, result: TrainingResult) -> Checkpoint | None:
+        """How far the new table has come; None while nothing at all was learned."""
+        before = plan.baseline.checkpoint
+        if result.last is None:
+            return before
+        if before is not None:
+            # What came late and is not learned must not count as settled, or it would be forgotten.
+            return replace(
+                before,
+                watermark=result.last,
+                hyperparameters=self._hyperparameters,
+                settled=before.settled + result.episodes,
+                visits=add_visits(before.visits, result.visits),
+                curve=extend(before.curve, result.points),
+            )
+        # Newest first with a limit leaves out the oldest on purpose.
+        newest_first = self._order == "newest-first"
+        last = self._experiences.last() if newest_first else result.last
+        assert last is not None  # noqa: S101 (something was learned)
+        return Checkpoint(
+            watermark=last,
+            settled=self._experiences.total if newest_first else result.episodes,
+            order=self._order,
+            archive_only=plan.baseline.daemon is None,
+            hyperparameters=self._hyperparameters,
+            visits=result.visits,
+            curve=extend((), result.points),
+        )
+
+    def _find_faults(self, table: QTable, begun_with: QTable) -> dict[str, Any]:
+        bound = value_bound(self._hyperparameters.reward_profile, self._hyperparameters.gamma)
+        faults, inherited = find_faults(table, begun_with, bound)
+        return {"faults": faults, "inherited": inherited, "enforced": not self._rebuild}
+
+    def _compare(self, live: StoredTable | None, in_use: QTable, new: QTable, trainer: Trainer) -> Verdict:
         if live is None or not any(in_use.values()):
             return Verdict(reason="not compared: it is the first table")
-        if live.contents.progress is not None:
-            try:
-                parameters = Progress.from_json(live.contents.progress).parameters
-            except QTableError:
-                parameters = None
-            if parameters is None or not parameters.value_alike(self._parameters):
-                return Verdict(reason="not compared: the table in use was trained with other parameters")
-        return compare(in_use, new, teacher.held_out(), self._parameters.alpha, self._parameters.gamma)
+        before = read_checkpoint(live)
+        if live.contents.note is not None and (
+            before is None or not _alike(before.hyperparameters, self._hyperparameters)
+        ):
+            return Verdict(reason="not compared: the table in use was trained with other parameters")
+        return compare(in_use, new, trainer.held_out(), self._hyperparameters.alpha, self._hyperparameters.gamma)
 
-    def _refuse(self, policy: QLearningPolicy, progress: Progress | None, verdict: Verdict) -> str:
+    def _refuse(self, policy: QLearningPolicy, checkpoint: Checkpoint | None, verdict: Verdict) -> str:
         """Keep the new table beside the one in use, which stays as it is, and so does what it has learned."""
         why = f"not well-formed ({verdict.faults[0]})" if verdict.faults else f"worse ({verdict.reason})"
-        contents = policy.contents()
-        if progress is not None:
-            # With its note a person can put it in the place of the table in use, and learning goes on from there.
-            contents.progress = replace(progress, table_digest=contents.digest()).to_json()
-        self._file.write_candidate(contents)
+        # With its note a person can put it in the place of the table in use, and learning goes on from there.
+        self._file.write_candidate(_noted(policy, checkpoint))
         return (
             f"the newly learned table is {why}: it is kept as {self._file.candidate_path}, and {self._file.path} stays "
             "as it was. Each dream tries again with what the archive holds by then; look for a bad night in it, or "
             "take what it says with `vidurai-pipeline dream --rebuild`"
         )
 
-    def _progress(self, plan: Plan, lesson: Lesson) -> Progress | None:
-        """The note for the table that comes out of a plan; None while nothing at all was learned."""
-        before = plan.start.progress
-        if lesson.last is None:
-            return before
-        if before is not None:
-            # What came late and is not learned must not count as settled, or it would be forgotten.
-            return replace(
-                before,
-                watermark=lesson.last,
-                parameters=self._parameters,
-                accounted=before.accounted + lesson.episodes,
-                visits=add_visits(before.visits, lesson.visits),
-                curve=extend(before.curve, lesson.points),
-            )
-        # Newest first with a limit leaves out the oldest on purpose.
-        last = self._experiences.last() if self._order == "newest-first" else lesson.last
-        assert last is not None  # noqa: S101 (something was learned)
-        accounted = self._experiences.total if self._order == "newest-first" else lesson.episodes
-        return Progress(
-            watermark=last,
-            accounted=accounted,
-            order=self._order,
-            pure=plan.start.daemon is None,
-            parameters=self._parameters,
-            table_digest="",
-            visits=lesson.visits,
-            curve=extend((), lesson.points),
-        )
-
-    def _save(self, live: Snapshot | None, policy: QLearningPolicy, progress: Progress | None) -> None:
-        contents = policy.contents()
-        if progress is not None:
-            contents.progress = replace(progress, table_digest=contents.digest()).to_json()
-        written = self._file.write(contents, expected=live)
+    def _save(self, live: StoredTable | None, policy: QLearningPolicy, checkpoint: Checkpoint | None) -> None:
+        written = self._file.write(_noted(policy, checkpoint), expected=live)
         try:
             self._file.remember(written.raw)
         except QTableError as error:
@@ -207,9 +222,23 @@ class Attempt:
             logger.warning("%s", error)
 
 
+def _noted(policy: QLearningPolicy, checkpoint: Checkpoint | None) -> TableContents:
+    return policy.contents() if checkpoint is None else checkpoint.stored_with(policy.contents())
+
+
+def _alike(was: Hyperparameters, now: Hyperparameters) -> bool:
+    """Whether values learned with these can stand in one table; epsilon has no part in them."""
+    return (was.reward_profile, was.alpha, was.gamma) == (now.reward_profile, now.alpha, now.gamma)
+
+
+def _require_alike(was: Hyperparameters, now: Hyperparameters) -> None:
+    if not _alike(was, now):
+        raise ConfigError(
+            f"the Q-table was trained with profile {was.reward_profile.value}, alpha {was.alpha}, gamma {was.gamma}; "
+            f"to train it with profile {now.reward_profile.value}, alpha {now.alpha}, gamma {now.gamma} learn the "
+            "archive again with `vidurai-pipeline dream --rebuild`"
+        )
+
+
 def _copy(table: QTable) -> dict[str, dict[Action, float]]:
     return {state: dict(row) for state, row in table.items()}
-
-
-def _table_facts(policy: QLearningPolicy) -> dict[str, Any]:
-    return {"states": len(policy.q_table), "table_episodes": policy.episodes, "epsilon": policy.get_epsilon()}

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vidurai_pipeline.rl import lesson
 from vidurai_pipeline.rl.agent import Action, Outcome, RewardProfile, VismritiRLAgent
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.inference import SALIENCES, infer_action, infer_next_state, infer_outcome, infer_state
 from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.trainer import BatchLearner
 from vidurai_pipeline_tests.rl.dreams import (
     SECRET,
     Rows,
@@ -56,7 +56,7 @@ def test_the_table_is_the_plain_agent_s(archive: Path, table: Path, profile: Rew
     assert policy.total_reward == expected.total_reward == stats["total_reward"]
     assert stats["episodes"] == sum(bool(row["outcome"]) for row in rows)
     assert stats["positive_rewards"] == sum(row["outcome"] == 1 for row in rows)
-    assert (stats["states"], stats["table_episodes"]) == (len(policy.q_table), 1)
+    assert (stats["states"], stats["table_episodes"]) == (sum(map(bool, policy.q_table.values())), 1)
     assert stats["epsilon"] == policy.get_epsilon() == json.loads(table.read_text())["epsilon"]
 
 
@@ -325,7 +325,7 @@ def test_an_error_that_nobody_foresaw_quotes_nothing(
         raise RuntimeError(SECRET)
 
     write_file(archive, [experience(1)], "1.parquet")
-    monkeypatch.setattr(lesson.Learner, "learn", fail)
+    monkeypatch.setattr(BatchLearner, "learn", fail)
     with caplog.at_level(logging.DEBUG):
         error = failed(archive, table)
     assert "RuntimeError" in error

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from vidurai_pipeline.errors import QTableError
-from vidurai_pipeline.rl import lesson
 from vidurai_pipeline.rl.dataset import HELD_OUT_SHARE, Experiences
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.evaluation import MIN_HELD_OUT, HeldOut, compare, find_faults, value_bound
@@ -17,7 +16,7 @@ from vidurai_pipeline.rl.inference import Transition
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
 from vidurai_pipeline.rl.states import Action, MemoryState, RewardProfile, is_state_hash
-from vidurai_pipeline.rl.trainer import Learner
+from vidurai_pipeline.rl.trainer import BatchLearner
 from vidurai_pipeline_tests.rl.dreams import Rows, daemon_writes, dream, failed, generated, goes_on, learned
 from vidurai_pipeline_tests.support.archives import experience, write_file
 
@@ -283,15 +282,16 @@ def test_a_learner_that_went_wrong(archive: Path, table: Path, monkeypatch: pyte
     before = table.read_bytes()
     write_file(archive, night(100, 110, good=0.9), "2.parquet")
 
-    class Broken(Learner):
-        def learn(self, numbers: Any) -> float:
-            squares = super().learn(numbers)
-            self.policy.q_table[STATE][NOW] = value
-            return squares
+    learn = BatchLearner.learn
+
+    def learn_badly(self: BatchLearner, transition_ids: Any) -> float:
+        squares = learn(self, transition_ids)
+        self.policy.q_table[STATE][NOW] = value
+        return squares
 
     for rebuild in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr(lesson, "Learner", Broken)
+            patch.setattr(BatchLearner, "learn", learn_badly)
             error = failed(archive, table, rebuild=rebuild)
         assert "not well-formed" in error or "not a finite number" in error
         assert table.read_bytes() == before

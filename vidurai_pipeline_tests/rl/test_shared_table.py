@@ -152,7 +152,7 @@ def test_a_damaged_table_is_set_aside_and_the_dream_fails(archive: Path, table: 
 def test_a_damaged_note_is_damage(archive: Path, table: Path, note: Any) -> None:
     write_file(archive, [experience(1)], "1.parquet")
     table.write_text(json.dumps({"q_table": {}, "vidurai_pipeline": note}))
-    assert "its note on progress" in failed(archive, table)
+    assert "its note on what it has learned" in failed(archive, table)
     assert not table.exists()
 
 

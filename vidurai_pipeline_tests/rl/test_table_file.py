@@ -41,7 +41,7 @@ contents_of_files = st.builds(
     episodes=st.integers(min_value=0, max_value=10**9),
     total_reward=finite,
     epsilon=finite,
-    progress=st.none() | st.dictionaries(st.text(max_size=5), plain_json, min_size=1, max_size=3),
+    note=st.none() | st.dictionaries(st.text(max_size=5), plain_json, min_size=1, max_size=3),
     unknown=st.dictionaries(st.text(max_size=8).map(lambda key: f"_{key}"), plain_json, max_size=3),
 )
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from vidurai_pipeline.rl.checkpoint import Parameters
 from vidurai_pipeline.rl.learning_curve import MAX_POINTS, Point, extend, thin
 from vidurai_pipeline.rl.plots import draw_curve, draw_heat_map
-from vidurai_pipeline.rl.states import Action, MemoryState, RewardProfile
-from vidurai_pipeline.rl.summary import bucket_in_words, heat_map, learned_states, read_insight
+from vidurai_pipeline.rl.states import Action, MemoryState
+from vidurai_pipeline.rl.summary import bucket_in_words, heat_map, learned_states, read_summary
+from vidurai_pipeline.settings import Hyperparameters
 from vidurai_pipeline_tests.rl.dreams import daemon_writes, dream, generated, goes_on
 from vidurai_pipeline_tests.support.archives import experience, write_file
 
 NOW, AGGRESSIVE = Action.COMPRESS_NOW, Action.COMPRESS_AGGRESSIVE
-PARAMETERS = Parameters(RewardProfile.BALANCED, 0.1, 0.9)
+PARAMETERS = Hyperparameters()
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,19 @@ def test_every_experience_stands_behind_a_value(archive: Path, table: Path) -> N
         write_file(archive, generated(night * 200, night * 200 + 200), f"{night}.parquet")
         dream(archive, table)
     learned = sum(bool(row["outcome"]) for night in range(3) for row in generated(night * 200, night * 200 + 200))
-    note = read_insight(table, PARAMETERS)
+    note = read_summary(table, PARAMETERS)
     assert sum(point.experiences for point in note.curve) == learned
     assert {point.episode for point in note.curve} == {1, 2, 3}
     assert sum(one.experiences for one in note.states) <= learned
     before = note
     daemon_writes(table, goes_on)
-    after = read_insight(table, PARAMETERS)
+    after = read_summary(table, PARAMETERS)
     assert [one.experiences for one in after.states if one.experiences] == [
         one.experiences for one in before.states if one.experiences
     ], "the daemon drops the note, the copy beside the table keeps it"
     assert next(one for one in after.states if one.state == "9|9|9|5|5|1").experiences == 0
     dream(archive, table, rebuild=True)
-    rebuilt = read_insight(table, PARAMETERS)
+    rebuilt = read_summary(table, PARAMETERS)
     assert sum(point.experiences for point in rebuilt.curve) == learned
     assert {one.state: one.experiences for one in rebuilt.states} == {
         one.state: one.experiences for one in before.states
@@ -88,10 +88,10 @@ def test_the_curve_measures_error_before_learning(archive: Path, table: Path) ->
     for _ in range(20):
         squares += (80.0 - value) ** 2
         value += 0.1 * (80.0 - value)
-    first, second = read_insight(table, PARAMETERS).curve
+    first, second = read_summary(table, PARAMETERS).curve
     assert first.squared_error == pytest.approx(squares)
     assert (first.mean_reward, first.experiences) == (80.0, 20)
-    assert second.surprise < first.surprise
+    assert second.rms_td_error < first.rms_td_error
     assert first.archived_at == "2024-11-30T02:00:00.000019"
 
 
@@ -104,12 +104,12 @@ def test_the_curve_stays_bounded_and_whole() -> None:
     assert sum(one.experiences for one in curve) == 3000
     assert sum(one.reward for one in curve) == 10_000.0
     assert [one.episode for one in curve][-1] == 999
-    assert {one.surprise for one in curve} == {2.0}
+    assert {one.rms_td_error for one in curve} == {2.0}
     assert len(thin(curve, 1)) == 1
 
 
 def test_a_table_that_is_not_there(table: Path) -> None:
-    nothing = read_insight(table, PARAMETERS)
+    nothing = read_summary(table, PARAMETERS)
     assert (nothing.states, list(nothing.curve), nothing.episodes) == ([], [], 0)
     for picture in (draw_heat_map(nothing), draw_curve(nothing)):
         assert picture.startswith(b"\x89PNG")
@@ -134,9 +134,9 @@ def test_the_map_weighs_by_experiences_and_fits() -> None:
 def test_pictures_are_the_same_for_the_same_table(archive: Path, table: Path) -> None:
     write_file(archive, generated(0, 300), "1.parquet")
     dream(archive, table)
-    insight = read_insight(table, PARAMETERS)
+    summary = read_summary(table, PARAMETERS)
     for draw in (draw_heat_map, draw_curve):
-        picture = draw(insight)
-        assert picture == draw(insight)
+        picture = draw(summary)
+        assert picture == draw(summary)
         width, height = struct.unpack(">II", picture[16:24])
         assert (width, height) == (810, 378)
