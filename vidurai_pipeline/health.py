@@ -12,10 +12,9 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.cold.archive import Archive, read_back
+from vidurai_pipeline.cold.archive import Archive, count_rows, read_back
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import ArchiveError, PipelineError
@@ -103,9 +102,7 @@ def archive_readable(
             if thorough:
                 rows += sum(batch.num_rows for batch in read_back(path, ["id"]))
             else:
-                with pq.ParquetFile(path) as file:
-                    file.schema_arrow.field("id")
-                    rows += file.metadata.num_rows
+                rows += count_rows(path)
         except _UNREADABLE:
             if path.exists():
                 broken.append(path)
@@ -163,8 +160,7 @@ def one_tier(store: HotStore, archive: Archive) -> Finding:
 
 def _shared(con: sqlite3.Connection, path: Path, hot: pa.Array) -> list[int]:
     try:
-        with pq.ParquetFile(path) as file:
-            ids = file.read(["id"], use_threads=False).column("id")
+        ids = pa.chunked_array([batch.column("id") for batch in read_back(path, ["id"])], pa.int64())
     except FileNotFoundError:
         return []
     known = pc.call_function("is_in", [ids], pc.SetLookupOptions(hot))

@@ -15,12 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vidurai_pipeline.archival.report import Progress, PublishReport, PurgeReport, Verification
 from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
 from vidurai_pipeline.archival.staging_process import Staging
-from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, read_back
+from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, may_hold_ids, read_back
 from vidurai_pipeline.cold.files import archive_errors, sync_file
 from vidurai_pipeline.cold.pending import Pending, store_identity
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError
@@ -355,7 +354,13 @@ class Run:
         ).fetchone()
         if lowest is None:
             return
-        for path in self.archive.files():
+        try:
+            files = self.archive.files()
+        except ArchiveError as error:
+            # What can't be listed must not keep new memories from the archive.
+            result.notes.append(f"{error}. Memories that came back from a backup were not looked for in the archive")
+            return
+        for path in files:
             # A pending file's copies may yet be withdrawn, by the run of another store too: nothing to rely on.
             if self.archive.pending.knows(path.name) or not path.is_file():
                 continue
@@ -368,9 +373,8 @@ class Run:
                 self._purge_equal(path, result)
 
     def _overlaps(self, path: Path, lowest: int, highest: int) -> bool:
-        with pq.ParquetFile(path) as file:
-            if not _may_hold(file.metadata, lowest, highest):
-                return False
+        if not may_hold_ids(path, lowest, highest):
+            return False
         for ids in read_back(path, ["id"]):
             waiting = self.con.execute(
                 "SELECT count(*) FROM json_each(?) AS copy CROSS JOIN memories AS m ON m.id = copy.value "
@@ -436,17 +440,3 @@ def _held_note(ids: list[int]) -> str:
         f"{what} can't be deleted from the hot store, whose own triggers or foreign keys forbid it, and what was "
         f"archived of them was taken back: {named}"
     )
-
-
-def _may_hold(metadata: pq.FileMetaData, lowest: int, highest: int) -> bool:
-    """Whether a file can hold an id of a range, by its row groups' statistics."""
-    if "id" not in metadata.schema.names:
-        return False
-    position = metadata.schema.names.index("id")
-    for n in range(metadata.num_row_groups):
-        statistics = metadata.row_group(n).column(position).statistics
-        if statistics is None or not statistics.has_min_max:
-            return True
-        if statistics.min <= highest and statistics.max >= lowest:
-            return True
-    return False

@@ -104,10 +104,8 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
             f"{len(strangers)} files wait for another hot store ({stores}): run the job on that one; if it has moved "
             f"here, move their marks out of {archive.root / '.pending'}",
         )
-    damaged = sorted(archive.root.rglob("*.parquet.damaged*"))
-    set_aside = [path for path in damaged if path.parent.name != ".pending"]
-    retired = [path for path in damaged if path.parent.name == ".pending"]
-    if set_aside:
+    retired = archive.pending.retired()
+    if set_aside := archive.damaged_files():
         yield Finding(
             "files set aside",
             "warning",

@@ -227,6 +227,10 @@ class Archive:
         self.pending.sweep()
         return swept
 
+    def damaged_files(self) -> list[Path]:
+        """The files that were set aside."""
+        return sorted(path for path in self.root.rglob("*.parquet.damaged*") if path.parent.name != ".pending")
+
     def set_aside(self, path: Path) -> Path:
         """Rename a damaged file so that no reader takes it for a part of the archive."""
         aside, number = path.with_name(f"{path.name}.damaged"), 1
@@ -332,6 +336,37 @@ def read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.Recor
     """Read a file of any size from the disk in batches, checking its pages' checksums."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         yield from _batches(file, columns)
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a file holds, by its footer.
+
+    Raises:
+        OSError, pyarrow.ArrowException, KeyError: it is not a file of an archive.
+    """
+    with pq.ParquetFile(path) as file:
+        file.schema_arrow.field("id")
+        return file.metadata.num_rows
+
+
+def may_hold_ids(path: Path, lowest: int, highest: int) -> bool:
+    """Whether a file can hold an id of a range, by its row groups' statistics.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it can't be read.
+    """
+    with pq.ParquetFile(path) as file:
+        metadata = file.metadata
+    if "id" not in metadata.schema.names:
+        return False
+    position = metadata.schema.names.index("id")
+    for n in range(metadata.num_row_groups):
+        statistics = metadata.row_group(n).column(position).statistics
+        if statistics is None or not statistics.has_min_max:
+            return True
+        if statistics.min <= highest and statistics.max >= lowest:
+            return True
+    return False
 
 
 def _batches(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

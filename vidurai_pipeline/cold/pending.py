@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_folder
+from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, sync_folder
 from vidurai_pipeline.errors import ArchiveError
 
 
@@ -74,15 +74,8 @@ class PendingMarks:
         """
         make_folder(self._folder)
         place = self.path(Path(mark.file).name)
-        beside = place.with_suffix(".part")
         with archive_errors(place):
-            descriptor = os.open(beside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(asdict(mark), file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(place)
-            sync_folder(self._folder)
+            durable_write(place, json.dumps(asdict(mark)).encode())
 
     def all(self) -> list[Pending]:
         """All marks, oldest file first.
@@ -119,6 +112,10 @@ class PendingMarks:
             path.replace(aside)
             sync_folder(self._folder)
         return aside
+
+    def retired(self) -> list[Path]:
+        """The marks that were set aside: a memory may have been lost with each one's file."""
+        return sorted(self._folder.glob("*.damaged"))
 
     def sweep(self) -> None:
         """Remove what a killed run left half written."""

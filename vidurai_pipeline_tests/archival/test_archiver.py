@@ -193,3 +193,14 @@ def test_stats_of_the_specification(sample_store: Store) -> None:
     assert stats["total_files"] == 1
     assert stats["total_size_bytes"] == path.stat().st_size
     assert stats["partitions"] == {f"{path.parent.parent.name}/{path.parent.name}": 1}
+
+
+def test_an_archive_that_cannot_be_listed_takes_new_memories_all_the_same(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    archive = db.parent / "archive"
+    (archive / "year=2024/month=01").mkdir(parents=True)
+    (archive / "year=2024/month=01/gone.parquet").symlink_to("/nowhere/at/all.parquet")
+    report = MemoryArchiver(db, archive).flush()
+    assert report.purged == report.archived == 71
+    (note,) = report.notes
+    assert "gone.parquet" in note
