@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
+import json
 import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -16,11 +17,24 @@ from vidurai_pipeline.analytics import duckdb_errors
 from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.analytics.damage import damage_message, find_damaged
 from vidurai_pipeline.analytics.file_schemas import Footers
-from vidurai_pipeline.analytics.hot_view import HotRows
 from vidurai_pipeline.analytics.schema_cache import ListingCache
-from vidurai_pipeline.analytics.views import HOT, SALIENCE_SCORE, SUPERSEDED, Views, listed_memories, memories
+from vidurai_pipeline.analytics.views import (
+    COMPANIONS,
+    HOT,
+    IN_BOTH,
+    SALIENCE_SCORE,
+    SUPERSEDED,
+    BothTiers,
+    Views,
+    hot_source,
+    listed_memories,
+)
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files
 from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.hot.view import HotSnapshot, UnusualRowError
+
+_INCOMING = f"{HOT}_incoming"
+_MAKE_MEMORIES = "CREATE OR REPLACE TEMPORARY VIEW memories AS"
 
 
 class ArchiveDatabase:
@@ -105,32 +119,57 @@ class ArchiveDatabase:
             # Temporary views are the connection's own: a cursor of the caller's would not see them.
             return connection if self._given is not None else connection.cursor()
 
-    def show_memories(self, connection: duckdb.DuckDBPyConnection, rows: HotRows) -> list[str]:
-        """Make the view ``memories`` over both tiers, for one connection alone.
-
-        The hot rows are copied to a table that DuckDB moves to the disk where they don't fit into its memory.
+    def outline_memories(self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> BothTiers:
+        """Make the view ``memories`` over both tiers, for one connection alone, with no row of the hot store yet.
 
         Args:
-            connection: one that :meth:`cursor` gave after the snapshot of the hot store was taken: a memory that was
-                purged in between is then at least in the archive.
-            rows: the hot store's.
-
-        Returns:
-            the view's columns.
+            connection: one that :meth:`cursor` gave after the snapshot was taken: a memory that was purged in between
+                is then at least in the archive.
+            hot: the snapshot of the hot store.
         """
-        incoming = f"{HOT}_incoming"
-        do = f"CREATE OR REPLACE TEMPORARY TABLE {HOT} AS"
-        tables = (pa.Table.from_batches([batch]) for batch in rows.batches)
-        for table in itertools.chain([rows.schema.empty_table()], tables):
-            connection.register(incoming, table)
-            try:
-                connection.execute(f"{do} FROM {incoming}")
-            finally:
-                connection.unregister(incoming)
-            do = f"INSERT INTO {HOT}"
-        sql, columns = memories(_described(connection, "history"), _described(connection, HOT))
-        connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW memories AS {sql}")
-        return columns
+        connection.register(_INCOMING, hot.schema.empty_table())
+        tiers = BothTiers(_described(connection, "history"), _described(connection, _INCOMING))
+        connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(_INCOMING, duplicates=False)}")
+        return tiers
+
+    def columns_needed(self, connection: duckdb.DuckDBPyConnection, statement: str, parameters: object) -> set[str]:
+        """Which of the hot store's columns a statement needs, as far as DuckDB's plan tells.
+
+        Args:
+            connection: one with the outline of ``memories``.
+            statement: the statement.
+            parameters: its values.
+
+        Raises:
+            duckdb.Error: the statement is wrong.
+        """
+        plan = connection.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters).fetchall()
+        return _scanned(json.loads(plan[0][1]))
+
+    def fill_memories(
+        self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot, tiers: BothTiers, needed: Collection[str]
+    ) -> None:
+        """Put the hot memories into the view ``memories``.
+
+        They are copied to a table that DuckDB moves to the disk where they don't fit into its memory.
+
+        Args:
+            connection: one with the outline of ``memories``.
+            hot: the snapshot of the hot store.
+            tiers: the outline.
+            needed: the columns to read; a statement that needs another fails with ``NOT_READ``.
+        """
+        needed = {name for name in hot.schema.names if name in needed}
+        if needed or self.files:  # to show each memory once takes their ids
+            needed.add("id")
+        schema = pa.schema([field for field in hot.schema if field.name in {"id", *needed}])
+        try:
+            _copy_in(connection, schema, hot.short_columns(needed) if needed else ())
+        except UnusualRowError:
+            _copy_in(connection, schema, hot.batches(needed))
+        duplicates = bool(self.files) and _find_duplicates(connection, hot)
+        source = hot_source(HOT, tiers.hot, schema.names)
+        connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(source, duplicates=duplicates)}")
 
     def listing(self) -> Listing:
         """The files that the views read."""
@@ -184,7 +223,7 @@ class ArchiveDatabase:
         known, superseded = self._cache.load(listing.files)
         self.footers.known = known | self.footers.known
         columns = self.footers.merged(connection, listing)
-        self.columns = [*columns, "content", "year", "month"]
+        self.columns = [*columns, "content", "year", "month", *COMPANIONS]
         views = Views(listing, columns)
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
@@ -205,6 +244,40 @@ class ArchiveDatabase:
         connection.execute(f"CREATE OR REPLACE {kind} VIEW memories AS {listed_memories(self.columns)}")
         for statement in fill_in:
             connection.execute(statement)
+
+
+def _copy_in(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    do = f"CREATE OR REPLACE TEMPORARY TABLE {HOT} AS"
+    for table in itertools.chain([schema.empty_table()], (pa.Table.from_batches([batch]) for batch in batches)):
+        connection.register(_INCOMING, table)
+        connection.execute(f"{do} FROM {_INCOMING}")
+        do = f"INSERT INTO {HOT}"
+    connection.unregister(_INCOMING)
+
+
+def _find_duplicates(connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> bool:
+    """Make the table of the hot memories that the archive holds too; whether there are any."""
+    ids = connection.execute(f"SELECT id FROM {HOT} SEMI JOIN history USING (id)").fetchall()
+    connection.register(_INCOMING, hot.created(id_ for (id_,) in ids))
+    connection.execute(f"CREATE OR REPLACE TEMPORARY TABLE {IN_BOTH} AS FROM {_INCOMING}")
+    connection.unregister(_INCOMING)
+    return bool(ids)
+
+
+def _scanned(plan: object) -> set[str]:
+    """The columns that DuckDB's plan reads from Arrow."""
+    found: set[str] = set()
+    waiting = [plan]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        elif isinstance(node, dict):
+            waiting += node.get("children", [])
+            if "ARROW_SCAN" in str(node.get("name")):
+                projections = node.get("extra_info", {}).get("Projections", [])
+                found |= {projections} if isinstance(projections, str) else set(projections)
+    return found
 
 
 def _described(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.execution import Parameters, Query, unique_names
-from vidurai_pipeline.analytics.hot_view import HotTier
 from vidurai_pipeline.analytics.search import Moment, SearchFilters, Tier, readable_texts, search_sql, snippet
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.hot.view import HotView
 from vidurai_pipeline.settings import load_settings, store_in
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class RepoAnalyst:
         )
         if hot_store is None and self.archive_base != settings.archive_path:
             hot_store = store_in(self.archive_base.parent)
-        self._hot = HotTier((hot_store or settings.db_path).expanduser().absolute(), settings.busy_timeout)
+        self._hot = HotView((hot_store or settings.db_path).expanduser().absolute(), settings.busy_timeout)
         if connection is not None:
             self._database.cursor()
 

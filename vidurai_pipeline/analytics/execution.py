@@ -13,8 +13,9 @@ import duckdb
 from vidurai_pipeline.analytics import duckdb_errors, sandbox
 from vidurai_pipeline.analytics.damage import damage_message, find_damaged
 from vidurai_pipeline.analytics.database import ArchiveDatabase
-from vidurai_pipeline.analytics.hot_view import HotTier
+from vidurai_pipeline.analytics.views import NOT_READ
 from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError
+from vidurai_pipeline.hot.view import HotView
 
 T = TypeVar("T")
 Parameters = Sequence[object] | Mapping[str, object] | None
@@ -94,7 +95,7 @@ class Query:
     """
 
     def __init__(
-        self, database: ArchiveDatabase, hot: HotTier, sql: str, parameters: Parameters, timeout: float | None
+        self, database: ArchiveDatabase, hot: HotView, sql: str, parameters: Parameters, timeout: float | None
     ) -> None:
         self.about_nothing = False
         self._database = database
@@ -103,7 +104,7 @@ class Query:
         self._parameters = parameters
         self._limit = TimeLimit(timeout)
         self._statement: sandbox.Statement | None = None
-        self._tried_again = False
+        self._tried_again = self._whole = False
         self._connection: duckdb.DuckDBPyConnection
         #: The columns of the view ``memories``, once it has been made for this statement.
         self._columns: Sequence[str] = ()
@@ -126,14 +127,17 @@ class Query:
                     self._statement = sandbox.check(self._connection, self._sql)
                 self.about_nothing = not self._database.files
                 if sandbox.names_table(self._statement, "memories"):
-                    self._show_memories()
+                    self._show_memories(self._statement)
                 return self._limit.run(self._connection, partial(fetch, self._connection, self._statement.sql))
             except duckdb.Error as error:
-                if not self._is_outdated(error):
+                if not self._is_worth_another_attempt(error):
                     raise self._explained(error) from None
 
-    def _is_outdated(self, error: duckdb.Error) -> bool:
-        """Whether a file was withdrawn while the statement ran, which is worth one more attempt."""
+    def _is_worth_another_attempt(self, error: duckdb.Error) -> bool:
+        """Whether a file was withdrawn while the statement ran, or it needs more of the hot store than was read."""
+        if not self._whole and self._columns and NOT_READ in str(error):
+            self._whole = True
+            return True
         if self._tried_again or not duckdb_errors.names_a_file(str(error)):
             return False
         self._tried_again = self._database.changed()
@@ -151,14 +155,20 @@ class Query:
         except (OSError, ValueError, duckdb.Error) as error:  # Arrow's own errors are among them
             raise self._explained(error) from None
 
-    def _show_memories(self) -> None:
-        with self._hot.rows(self._database.scratch_folder()) as rows:
+    def _show_memories(self, statement: sandbox.Statement) -> None:
+        """Make the view of both tiers, of which the hot one is read as far as the statement needs it."""
+        database = self._database
+        with self._hot.snapshot(database.scratch_folder()) as hot:
             # Listed after the snapshot: what a purge moves in between is in both, and shown once.
-            connection = self._connection = self._database.cursor()
-            self._columns = self._limit.run(connection, lambda: self._database.show_memories(connection, rows))
-        self.about_nothing = not self._database.files and rows.missing is not None
-        for note in filter(None, (rows.missing, self._hot.loss(rows))):
-            warnings.warn(note, HotStoreWarning, stacklevel=2)
+            connection = self._connection = database.cursor()
+            tiers = database.outline_memories(connection, hot)
+            self._columns = list(tiers.columns)
+            needed = tiers.hot if self._whole else database.columns_needed(connection, statement.body, self._parameters)
+            self._limit.run(connection, lambda: database.fill_memories(connection, hot, tiers, needed))
+            missing = None if self._hot.exists() else f"there is no hot store at {self._hot.path}"
+            self.about_nothing = not database.files and missing is not None
+            for note in filter(None, (missing and f"{missing}: `memories` shows the archive alone", hot.loss())):
+                warnings.warn(note, HotStoreWarning, stacklevel=2)
 
     def _explained(self, error: Exception) -> PipelineError:
         """Make the error that the user reads."""

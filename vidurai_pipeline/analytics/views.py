@@ -7,9 +7,12 @@ and the files it needs: no footer is read to plan a query, and the partition col
 (see :meth:`Views.superseded_places`); an archive without duplicates, which is what this pipeline writes, pays nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from vidurai_pipeline.analytics.file_schemas import is_nested, united
+from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.cold.listing import Listing, quote_literal
 from vidurai_pipeline.hot.sql import quote_identifier
 
@@ -17,6 +20,20 @@ SUPERSEDED = "_superseded"
 _PARTITIONED, _LOOSE = "_partitioned_files", "_loose_files"
 HOT = "_hot"
 """The session's table of the hot store's memories."""
+
+IN_BOTH = "_in_both_tiers"
+"""The session's table of the memories that the archive holds too: ``id`` and ``created_at``."""
+
+NOT_READ = "a column of the hot store was not read"
+"""What a query fails with that needs more of the hot store than was thought."""
+
+COMPANIONS = {
+    "created_ts": ("TIMESTAMP", utc_timestamp('"created_at"')),
+    "expires_ts": ("TIMESTAMP", utc_timestamp('"expires_at"')),
+    "archived_ts": ("TIMESTAMP", utc_timestamp('"archived_at"')),
+    "salience_score": ("INTEGER", 'salience_score("salience")'),
+}
+"""Columns of the views that can be compared and counted with: their types, and what they are made of."""
 
 SALIENCE_SCORE = """(x VARCHAR) AS CASE upper(trim(x))
     WHEN 'CRITICAL' THEN 5 WHEN 'HIGH' THEN 4 WHEN 'MEDIUM' THEN 3 WHEN 'LOW' THEN 2 WHEN 'NOISE' THEN 1
@@ -29,6 +46,7 @@ Files of others may hold the levels as numbers, which the views show as text.
 
 # A place in the archive as one number: the file's position in its list, then the row's in the file.
 _PLACE = "((file_index::BIGINT << 32) + file_row_number)"
+_COMPANIONS_SQL = [f"{expression} AS {name}" for name, (_, expression) in COMPANIONS.items()]
 _OWN_COLUMNS = {"year": "INTEGER", "month": "INTEGER", "filename": "VARCHAR", "place": "BIGINT"}
 
 
@@ -72,7 +90,7 @@ class Views:
         root, shown = self._listing.root, str(self._listing.base)
         if root != shown:
             filename = f"{quote_literal(shown)} || substr(filename, {len(root) + 1}) AS filename"
-        return self._union([*self._names(), "year", "month", filename])
+        return self._union([*self._names(), "year", "month", *_COMPANIONS_SQL, filename])
 
     def history(self, *, duplicates: bool) -> str:
         """Each memory once.
@@ -80,7 +98,7 @@ class Views:
         Args:
             duplicates: whether the table of superseded copies has rows.
         """
-        return self._union([*self._names(), "year", "month"], without_superseded=duplicates)
+        return self._union([*self._names(), "year", "month", *_COMPANIONS_SQL], without_superseded=duplicates)
 
     def superseded_places(self) -> str:
         """Find the copies that a newer copy of the same memory supersedes.
@@ -94,7 +112,9 @@ class Views:
             SELECT place
             FROM ({self._union(["id", "created_at", "archived_at", "filename", "place"])}) SEMI JOIN repeated USING (id)
             QUALIFY row_number() OVER (
-                PARTITION BY id, created_at ORDER BY archived_at DESC NULLS LAST, filename DESC, place DESC
+                PARTITION BY id, created_at
+                ORDER BY {utc_timestamp("archived_at")} DESC NULLS LAST, archived_at DESC NULLS LAST, filename DESC,
+                    place DESC
             ) > 1
         """
 
@@ -133,40 +153,101 @@ class Views:
         return f"read_parquet({macro}(), schema = MAP {{{schema}}}, hive_partitioning = {hive})"
 
 
-def memories(cold: Mapping[str, str], hot: Mapping[str, str]) -> tuple[str, list[str]]:
+def hot_source(table: str, columns: Mapping[str, str], read: Collection[str]) -> str:
+    """Make the SQL of the hot store's memories with all their columns, of which only some were read.
+
+    Args:
+        table: what was read.
+        columns: all columns, with their types.
+        read: those that the table has. Whoever asks for another gets an error, never NULL.
+    """
+    names = [
+        quote_identifier(name)
+        if name in read
+        else f"CAST(error({quote_literal(NOT_READ)}) AS {type_}) AS {quote_identifier(name)}"
+        for name, type_ in columns.items()
+    ]
+    return f"(SELECT {', '.join(names)} FROM {table})"
+
+
+@dataclass(frozen=True)
+class BothTiers:
     """Both tiers as one table, each memory once: what is still in the hot store is shown as it is there.
 
     Args:
         cold: the columns of ``history`` and their types.
-        hot: the columns of the table ``HOT`` and theirs.
+        hot: the columns of the hot store and theirs.
+    """
 
-    Returns:
-        the view's SQL, and its columns.
-    """
-    own = {name: cold[name] for name in ("content", "year", "month")}
-    theirs = {name.lower(): (name, type_) for name, type_ in hot.items()}
-    columns = {name: type_ for name, type_ in cold.items() if name.lower() not in {*own, "tier"}}
-    known = {name.lower() for name in columns}
-    columns |= {name: type_ for name, type_ in hot.items() if name.lower() not in {*known, *own, "tier"}} | own
-    hot_side, cold_side = [], []
-    for column, type_ in columns.items():
-        name = quote_identifier(column)
-        missing = f"CAST(NULL AS {type_}) AS {name}"
-        source, hot_type = ("verbatim", "VARCHAR") if column == "content" else theirs.get(column.lower(), (None, type_))
-        text = _only_text_suits(type_, hot_type)
-        if source is None:
-            hot_side.append(missing)
-        else:
-            hot_side.append(f"CAST({quote_identifier(source)} AS {'VARCHAR' if text else hot_type}) AS {name}")
-        in_cold = column.lower() in known or column in own
-        cold_side.append((f"CAST({name} AS VARCHAR) AS {name}" if text else name) if in_cold else missing)
-    sql = f"""
-        SELECT {", ".join(hot_side)}, 'hot' AS tier FROM {HOT}
-        UNION ALL
-        SELECT {", ".join(cold_side)}, 'cold' AS tier FROM history
-        ANTI JOIN {HOT} AS hot ON hot.id = history.id AND hot.created_at IS NOT DISTINCT FROM history.created_at
-    """
-    return sql, [*columns, "tier"]
+    cold: Mapping[str, str]
+    hot: Mapping[str, str]
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The columns of the view, with their types."""
+        own = [name for name in self.cold if name in _OWN_OF_BOTH]
+        columns = {name: type_ for name, type_ in self.cold.items() if name.lower() not in {*own, "tier"}}
+        known = {name.lower() for name in columns}
+        columns |= {name: type_ for name, type_ in self.hot.items() if name.lower() not in {*known, *own, "tier"}}
+        return columns | {name: self.cold[name] for name in own} | {"tier": "VARCHAR"}
+
+    def hot_side(self, source: str) -> str:
+        """The hot memories.
+
+        Args:
+            source: a table or subquery with the hot store's columns.
+        """
+        theirs = {name.lower(): (name, type_) for name, type_ in self.hot.items()}
+        items = []
+        for column, type_ in self.columns.items():
+            if column in _OWN_OF_BOTH:
+                expression = _OWN_OF_BOTH[column] or f"CAST(NULL AS {type_})"
+            elif column.lower() in theirs:
+                name, hot_type = theirs[column.lower()]
+                shown = "VARCHAR" if _only_text_suits(type_, hot_type) else hot_type
+                expression = f"CAST({quote_identifier(name)} AS {shown})"
+            else:
+                expression = f"CAST(NULL AS {type_})"
+            items.append(f"{expression} AS {quote_identifier(column)}")
+        return f"SELECT {', '.join(items)} FROM {source}"
+
+    def cold_side(self, *, duplicates: bool) -> str:
+        """The archived memories.
+
+        Args:
+            duplicates: whether the table ``IN_BOTH`` has rows.
+        """
+        theirs = {name.lower(): type_ for name, type_ in self.hot.items()}
+        cold = {name.lower() for name in self.cold}
+        items = []
+        for column, type_ in self.columns.items():
+            name = quote_identifier(column)
+            if column == "tier":
+                items.append("'cold' AS tier")
+            elif column.lower() not in cold:
+                items.append(f"CAST(NULL AS {type_}) AS {name}")
+            elif column not in _OWN_OF_BOTH and _only_text_suits(type_, theirs.get(column.lower(), type_)):
+                items.append(f"CAST({name} AS VARCHAR) AS {name}")
+            else:
+                items.append(name)
+        both = f"""
+            ANTI JOIN {IN_BOTH} AS hot ON hot.id = history.id AND hot.created_at IS NOT DISTINCT FROM history.created_at
+        """
+        return f"SELECT {', '.join(items)} FROM history {both if duplicates else ''}"
+
+    def sql(self, source: str, *, duplicates: bool) -> str:
+        """The view; see :meth:`hot_side` and :meth:`cold_side`."""
+        return f"{self.hot_side(source)} UNION ALL {self.cold_side(duplicates=duplicates)}"
+
+
+# What the view shows of hot memories in its own columns; None for what they have not.
+_OWN_OF_BOTH: dict[str, str | None] = {
+    "content": '"verbatim"',
+    "year": None,
+    "month": None,
+    **{name: expression for name, (_, expression) in COMPANIONS.items()},
+    "tier": "'hot'",
+}
 
 
 def listed_memories(columns: Sequence[str]) -> str:

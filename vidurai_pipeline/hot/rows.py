@@ -124,7 +124,9 @@ def _well_formed(rows: list[tuple], tables: list[_Values], salvage: Salvage) -> 
     return RowBatch(memories.owners, rows[-1][0], _arrays(tables), rejected)
 
 
-def read_all(con: sqlite3.Connection, schema: StoreSchema) -> Iterator[RowBatch]:
+def read_all(
+    con: sqlite3.Connection, schema: StoreSchema, which: str = "1", values: Sequence[object] = ()
+) -> Iterator[RowBatch]:
     """Read every memory in order of id, whatever its status, in batches of bounded size.
 
     A value that its column can't hold is shown as well as it can be: text that is not UTF-8 with the replacement
@@ -133,12 +135,14 @@ def read_all(con: sqlite3.Connection, schema: StoreSchema) -> Iterator[RowBatch]
 
     Args:
         con: a connection inside a snapshot.
-        schema: the store's schema.
+        schema: the store's schema, or a part of it.
+        which: a condition, to read only the memories that meet it.
+        values: of its parameters.
     """
     salvage = Salvage(con, schema)
-    if others := salvage.without_integer_id("1"):
+    if which == "1" and (others := salvage.without_integer_id(which)):
         yield RowBatch([], None, {}, others)
-    with contextlib.closing(_rows(con, schema, salvage, "1", None)) as source:
+    with contextlib.closing(_rows(con, schema, salvage, which, None, values=values)) as source:
         while taken := _take(source, BATCH_ROWS):
             tables = _tables(con, schema, salvage, taken)
             for table in tables:
@@ -148,7 +152,13 @@ def read_all(con: sqlite3.Connection, schema: StoreSchema) -> Iterator[RowBatch]
 
 
 def _rows(
-    con: sqlite3.Connection, schema: StoreSchema, salvage: Salvage, which: str, after: int | None
+    con: sqlite3.Connection,
+    schema: StoreSchema,
+    salvage: Salvage,
+    which: str,
+    after: int | None,
+    *,
+    values: Sequence[object] = (),
 ) -> Generator[tuple, None, None]:
     """Rows as tuples, with their size in bytes behind the columns."""
     names = [quote_identifier(column.name) for column in schema.archived]
@@ -163,12 +173,12 @@ def _rows(
     last = -math.inf if after is None else after
     while True:
         try:
-            for row in con.execute(f"SELECT {', '.join(names)}, {' + '.join(['0', *sizes])} {behind}", (last,)):
+            for row in con.execute(f"SELECT {', '.join(names)}, {' + '.join(['0', *sizes])} {behind}", (*values, last)):
                 last = row[0]
                 yield row
         except sqlite3.Error as error:
             # SQLite stops at the first row that it can't read: the next ones are read one by one.
-            ids = con.execute(f"SELECT id {behind} LIMIT {BATCH_ROWS}", (last,)).fetchall()
+            ids = con.execute(f"SELECT id {behind} LIMIT {BATCH_ROWS}", (*values, last)).fetchall()
             if not ids or not is_row_error(error):
                 raise
             for (last,) in ids:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.analytics.views import Views
+from vidurai_pipeline.analytics.views import COMPANIONS, Views
 from vidurai_pipeline.errors import ConfigError, QueryError
 from vidurai_pipeline_tests.support.archives import BASE, OWN, REFERENCE, memory, write_file
 
@@ -56,7 +56,7 @@ def test_the_keyword_query_of_the_specification(tmp_path: Path):
 def test_content_is_the_text_and_every_column_is_there():
     (row,) = RepoAnalyst(REFERENCE).query_archive("SELECT * FROM history WHERE id = 1")
     assert row["content"] == row["verbatim"]
-    assert list(row) == [*BASE.names, "content", "year", "month"]
+    assert list(row) == [*BASE.names, "content", "year", "month", *COMPANIONS]
     assert (row["year"], row["month"]) == (2024, 11)
 
 
@@ -78,6 +78,7 @@ def test_files_of_all_schemas_are_one_table(tmp_path: Path):
         "content",
         "year",
         "month",
+        *COMPANIONS,
     ]
 
 

@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreError
+from vidurai_pipeline.hot.view import HotSnapshot, HotView
 from vidurai_pipeline.sample_store import make_store
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.stores import changing, small_store
@@ -36,23 +36,23 @@ def test_nothing_is_missed_while_a_run_moves_everything(tmp_path: Path):
     assert {(row["n"], row["ids"]) for row in counted} == {(3_000, 3_000)}
 
 
-def test_what_the_run_moves_between_the_two_reads_is_still_there(both: RepoAnalyst, sample_store: Store):
+def test_what_the_run_moves_between_the_two_reads_is_still_there(sample_store: Store, monkeypatch: pytest.MonkeyPatch):
     """The run comes at the worst moment: after the hot store's snapshot, before the archive is listed."""
     db = sample_store("schema_v7")
+    snapshot = HotView.snapshot
+
+    @contextlib.contextmanager
+    def moved_after(view: HotView, scratch: Path):
+        with snapshot(view, scratch) as taken:
+            moved.append(MemoryArchiver(db, db.parent / "archive").flush_archived_memories())
+            yield taken
+
+    moved = []
+    monkeypatch.setattr(HotView, "snapshot", moved_after)
     analyst = RepoAnalyst(db.parent / "archive")
-    listed = analyst._database.cursor
-    moments = []
-
-    def cursor():
-        moments.append(None)
-        if len(moments) == 2:
-            MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
-        return listed()
-
-    with mock.patch.object(analyst._database, "cursor", cursor):
-        rows = analyst.query_archive("SELECT count(*) AS n, count(DISTINCT id) AS ids FROM memories")
+    rows = analyst.query_archive("SELECT count(*) AS n, count(DISTINCT id) AS ids FROM memories")
     assert rows == [{"n": 120, "ids": 120}]
-    assert len(moments) == 2
+    assert moved[0] > 0
 
 
 def test_one_query_sees_one_snapshot(tmp_path: Path):
@@ -88,26 +88,29 @@ def test_one_query_sees_one_snapshot(tmp_path: Path):
 
 
 @pytest.mark.parametrize("mode", ["wal", "delete"])
-def test_a_writer_need_not_wait_for_the_reader(tmp_path: Path, mode: str):
+@pytest.mark.parametrize("column", ["verbatim", "access_count"])
+def test_a_writer_need_not_wait_for_the_reader(tmp_path: Path, mode: str, column: str, monkeypatch: pytest.MonkeyPatch):
     db = small_store(tmp_path / "vidurai.db", *({"id": i, "verbatim": "x"} for i in range(20_000)))
     with changing(db) as con:
         con.execute(f"PRAGMA journal_mode = {mode}")
-    analyst = RepoAnalyst(tmp_path / "archive")
-    show = analyst._database.show_memories
+    written = []
 
-    def write_meanwhile(connection, rows):
-        def batches():
-            for batch in incoming:
+    def while_reading(read):
+        def batches(snapshot: HotSnapshot, names):
+            for batch in read(snapshot, names):
                 with contextlib.closing(sqlite3.connect(db, timeout=0)) as con, con:
                     con.execute("UPDATE memories SET access_count = 7")
+                written.append(batch.num_rows)
                 yield batch
 
-        incoming, rows.batches = rows.batches, batches()
-        return show(connection, rows)
+        return batches
 
-    with mock.patch.object(analyst._database, "show_memories", write_meanwhile):
-        rows = analyst.query_archive("SELECT count(*) AS n, count(access_count) AS updated FROM memories")
-    assert rows == [{"n": 20_000, "updated": 0}]
+    for method in ("batches", "short_columns"):
+        monkeypatch.setattr(HotSnapshot, method, while_reading(getattr(HotSnapshot, method)))
+    analyst = RepoAnalyst(tmp_path / "archive")
+    sql = f"SELECT count(*) AS n, count(access_count) AS updated, count({column}) AS x FROM memories"
+    (row,) = analyst.query_archive(sql)
+    assert (row["n"], row["updated"], sum(written)) == (20_000, 0, 20_000)
     assert analyst.query_archive("SELECT count(access_count) AS updated FROM memories") == [{"updated": 20_000}]
 
 

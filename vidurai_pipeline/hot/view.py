@@ -1,0 +1,258 @@
+"""The hot store's memories for those who ask questions: one snapshot, of which no more is read than is asked for.
+
+A reader takes no lock that a writer would notice: a store in WAL mode never makes its writers wait for a reader, and of
+any other store the pages are copied first, which takes a fraction of the time that reading the rows would.
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+import sqlite3
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vidurai_pipeline.hot.rows import read_all
+from vidurai_pipeline.hot.salvage import Rejected
+from vidurai_pipeline.hot.schema import PYTHON_TYPES, Column, StoreSchema
+from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, snapshot, tolerant_text
+from vidurai_pipeline.hot.store import HotStore
+
+_NAMED = 3
+#: Columns of a few bytes each, which need no bound but the number of rows.
+_SHORT = {"salience", "created_at", "expires_at", "event_type", "file_path"}
+_AT_ONCE = 1_000_000
+_INTEGERS = re.compile(r"\[-?\d[\d,-]*\]")
+_SEARCHED = ("verbatim", "gist", "tags", "file_path")
+
+
+class UnusualRowError(Exception):
+    """A row that only :meth:`HotSnapshot.batches` can show."""
+
+
+class HotView:
+    """The hot store as a reader of both tiers sees it; it need not exist.
+
+    Args:
+        path: the SQLite file.
+        busy_timeout: seconds to wait for a lock.
+    """
+
+    def __init__(self, path: Path, busy_timeout: float) -> None:
+        self.path = path
+        self._store = HotStore(path, busy_timeout)
+
+    def exists(self) -> bool:
+        """Whether there is a store yet."""
+        return self.path.exists()
+
+    @contextlib.contextmanager
+    def snapshot(self, scratch: Path) -> Iterator["HotSnapshot"]:
+        """Take a snapshot; inside, its memories can be read. It has none if there is no store.
+
+        Args:
+            scratch: a private folder for a copy of the store, where one is needed.
+
+        Raises:
+            HotStoreError: the store is busy, damaged, or not one of memories.
+        """
+        with contextlib.ExitStack() as stack:
+            if not self.exists():
+                con = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)))
+                con.execute("CREATE TABLE memories (id INTEGER PRIMARY KEY)")
+            else:
+                # Queries run in threads of their own, never in two at once.
+                con = stack.enter_context(contextlib.closing(self._store.connect(check_same_thread=False)))
+                stack.enter_context(self._store.errors())
+                if con.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                    con = stack.enter_context(_copied(con, scratch))
+                stack.enter_context(snapshot(con))
+            yield HotSnapshot(con, self._store.schema(con, to_purge=False), self.path)
+
+
+class HotSnapshot:
+    """The hot store at one moment.
+
+    Args:
+        con: a connection inside the snapshot.
+        schema: the store's schema.
+        path: the store's file.
+
+    Attributes:
+        schema: the columns that a memory would have in the archive, ``archived_at`` being NULL.
+    """
+
+    def __init__(self, con: sqlite3.Connection, schema: StoreSchema, path: Path) -> None:
+        self.schema = schema.arrow_schema
+        self._con = con
+        self._store_schema = schema
+        self._path = path
+        self._lost: list[Rejected] = []
+        self._losses = 0
+
+    def batches(self, names: Collection[str]) -> Iterator[pa.RecordBatch]:
+        """Read some columns of every memory, whatever its status, in batches of bounded size.
+
+        A value that its column can't show is NULL, or text with the replacement character; see :meth:`loss`.
+
+        Args:
+            names: the columns.
+        """
+        yield from self._batches(names)
+
+    def short_columns(self, names: Collection[str]) -> Iterator[pa.RecordBatch]:
+        """Read columns as :meth:`batches` does, in any order of the rows, and several times as fast.
+
+        Raises:
+            UnusualRowError: a column's values have no bound, or one is of another type than its column; some batches
+                may have been given already.
+        """
+        schema, fields = self._narrowed(names), self._fields(names)
+        columns = schema.archived
+        if schema.child_tables or any(c.type != pa.int64() and c.field not in _SHORT for c in columns):
+            raise UnusualRowError
+        # A column as one JSON text costs a fraction of what its rows cost as Python's tuples.
+        selected = ", ".join(f"json_group_array({quote_identifier(column.name)})" for column in columns)
+        lowest, highest, count = self._con.execute("SELECT min(id), max(id), count(*) FROM memories").fetchone()
+        try:
+            for where in [""] if count <= _AT_ONCE else _ranges(lowest, highest):
+                texts = self._con.execute(f"SELECT {selected} FROM memories {where}").fetchone()
+                arrays = {column.field: _short_array(column, text) for column, text in zip(columns, texts, strict=True)}
+                rows = len(arrays["id"])
+                yield pa.record_batch([arrays.get(f.name, pa.nulls(rows, f.type)) for f in fields], schema=fields)
+        except sqlite3.Error as error:
+            if not is_row_error(error):
+                raise
+            raise UnusualRowError from None
+
+    def matching(self, words: Iterable[Iterable[str]], names: Collection[str]) -> Iterator[pa.RecordBatch]:
+        """Read the memories that may hold every word, in batches of bounded size.
+
+        Case is overlooked; so is, in letters beyond ASCII that have a case, which letter it is: some memories may hold
+        no such word. What follows a NUL character in a text is not found.
+
+        Args:
+            words: the words, each in all its spellings.
+            names: the columns to read.
+        """
+        searched = [column.name for column in self._store_schema.columns if column.field in _SEARCHED]
+        tags = [column.name for column in self._store_schema.columns if column.field == "tags"]
+        conditions, values = ["1"], []
+        for spellings in words:
+            patterns = [_like(spelling) for spelling in spellings]
+            hits = [f"{quote_identifier(name)} LIKE ? ESCAPE '\\'" for name in searched for _ in patterns]
+            # Tags are JSON, which may write a letter as its number: these are looked at by whoever reads them.
+            hits += [f"instr({quote_identifier(name)}, '\\')" for name in tags]
+            conditions.append(f"({' OR '.join(hits) or '0'})")
+            values += patterns * len(searched)
+        yield from self._batches(names, " AND ".join(conditions), values)
+
+    def memories(self, ids: Iterable[int]) -> Iterator[pa.RecordBatch]:
+        """Read some memories, with all their columns."""
+        yield from self._batches(self.schema.names, "id IN (SELECT value FROM json_each(?))", [json_ids(ids)])
+
+    def created(self, ids: Iterable[int]) -> pa.Table:
+        """Give ``id`` and ``created_at`` of those of the memories that are in the store."""
+        wanted = json_ids(ids)
+        rows: list[tuple] = []
+        with tolerant_text(self._con):
+            if any(column.field == "created_at" for column in self._store_schema.columns):
+                sql = "SELECT id, CAST(created_at AS TEXT) FROM memories WHERE id IN (SELECT value FROM json_each(?))"
+                rows = self._con.execute(sql, (wanted,)).fetchall()
+        texts = [text.decode(errors="replace") if isinstance(text, bytes) else text for _, text in rows]
+        return pa.table(
+            {"id": pa.array([id_ for id_, _ in rows], pa.int64()), "created_at": pa.array(texts, pa.string())}
+        )
+
+    def interrupt(self) -> None:
+        """Stop what is being read."""
+        self._con.interrupt()
+
+    def loss(self) -> str | None:
+        """What the reader must know of values that could not be shown so far; None if there are none."""
+        if not self._losses:
+            return None
+        more = f" (and {self._losses - len(self._lost)} more)" if self._losses > len(self._lost) else ""
+        named = "; ".join(map(str, self._lost))
+        return f"the hot store {self._path} holds values that can't be shown as they are, and are NULL: {named}{more}"
+
+    def _batches(
+        self, names: Collection[str], which: str = "1", values: Sequence[object] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        schema, fields = self._narrowed(names), self._fields(names)
+        for batch in read_all(self._con, schema, which, values):
+            self._losses += len(batch.rejected)
+            self._lost += batch.rejected[: _NAMED - len(self._lost)]
+            yield batch.record_batch(schema, archived_at=None).select(fields.names)
+
+    def _narrowed(self, names: Collection[str]) -> StoreSchema:
+        """The store's schema without the columns that nobody asked for."""
+        schema = self._store_schema
+        return dataclasses.replace(
+            schema,
+            columns=tuple(column for column in schema.columns if column.field in {"id", *names}),
+            child_tables=tuple(child for child in schema.child_tables if child.field in names),
+        )
+
+    def _fields(self, names: Collection[str]) -> pa.Schema:
+        return pa.schema([field for field in self.schema if field.name in {"id", *names}])
+
+
+def _short_array(column: Column, text: str) -> pa.Array:
+    """The values of a JSON array, as long as they are of the column's type."""
+    if column.type == pa.int64() and _INTEGERS.fullmatch(text):
+        return _split(text[1:-1], ",").cast(pa.int64())
+    if column.type == pa.string() and text.startswith('["') and "\\" not in text:
+        # Without an escape, a quotation mark begins or ends a text; only NULL and numbers have none.
+        parts = _split(text[2:-2], '","')
+        if text.count('"') == 2 * len(parts) and text.endswith('"]'):
+            return parts
+    values = json.loads(text)
+    if not set(map(type, values)) <= {PYTHON_TYPES[column.type], *([] if column.field == "id" else [type(None)])}:
+        raise UnusualRowError
+    return pa.array(values, column.type)
+
+
+def _split(text: str, separator: str) -> pa.Array:
+    """Split a text, without a Python object for each of its parts."""
+    return pc.call_function("split_pattern", [pa.array([text])], pc.SplitPatternOptions(pattern=separator)).values
+
+
+def _ranges(lowest: object, highest: object) -> Iterator[str]:
+    """Conditions that part the memories by their ids, if these are the numbers that they should be."""
+    if not (isinstance(lowest, int) and isinstance(highest, int)):
+        raise UnusualRowError
+    for first in range(lowest, highest + 1, _AT_ONCE):
+        yield f"WHERE id >= {first} AND id < {first + _AT_ONCE}"
+
+
+def _like(word: str) -> str:
+    """A pattern for LIKE that every text with the word fits, in whatever case.
+
+    LIKE folds the case of ASCII letters; of any other letter that has a case, only the place is asked for.
+    """
+
+    def place(char: str) -> str:
+        if char.isascii():
+            return f"\\{char}" if char in "\\%_" else char
+        return char if char.lower() == char.upper() == char.casefold() else "_"
+
+    return f"%{''.join(map(place, word))}%"
+
+
+@contextlib.contextmanager
+def _copied(con: sqlite3.Connection, scratch: Path) -> Iterator[sqlite3.Connection]:
+    """A copy of the store: a reader of the original would make its writers wait until it has seen every row."""
+    with contextlib.ExitStack() as stack:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch))) / "hot.db"
+        copy = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        stack.enter_context(contextlib.closing(copy))
+        with snapshot(con):
+            # The first read waits for its lock as long as it may; backup() on its own would wait forever.
+            con.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            con.backup(copy)
+        yield copy
