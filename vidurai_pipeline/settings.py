@@ -1,5 +1,7 @@
 """Paths and settings, read once from ``VIDURAI_*`` environment variables."""
 
+import contextlib
+import itertools
 import os
 import re
 from dataclasses import dataclass, fields
@@ -18,6 +20,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vidurai_pipeline.errors import ConfigError
@@ -60,7 +63,20 @@ class Hyperparameters:
         return cls(**{one.name: getattr(settings, one.name) for one in fields(cls)})
 
 
-UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+
+
+def _path(path: Path) -> Path:
+    # pathlib has made one slash of two.
+    if _ADDRESS.match(str(path)):
+        raise ValueError("an address; only a path on this machine will do")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # `~nobody`
+        raise ValueError(f"no such home folder ({error})") from None
+
+
+UserPath = Annotated[Path, AfterValidator(_path)]
 
 _SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?)?B", re.IGNORECASE)
 _SHARE = re.compile(r"(\d{1,2}(\.\d+)?|100)\s*%")
@@ -193,8 +209,27 @@ class Settings(BaseSettings):
     def _live_beside_the_store(cls, values: dict[str, Any]) -> dict[str, Any]:
         """A store that was named alone keeps its archive beside it, not in the archive of another store."""
         if values.get("db") and not values.get("home"):
-            values["home"] = Path(values["db"]).expanduser().absolute().parent
+            with contextlib.suppress(ValueError):  # which the field itself explains
+                values["home"] = _path(Path(values["db"])).parent
         return values
+
+    @model_validator(mode="after")
+    def _keep_apart(self) -> Self:
+        """No file and no folder serves two purposes: what one of them writes would destroy the other."""
+        places = {
+            "VIDURAI_DB": self.db_path,
+            "VIDURAI_Q_TABLE": self.q_table_path,
+            "DAGSTER_HOME": self.dagster_home,
+            "VIDURAI_ARCHIVE": self.archive_path,
+        }
+        for (name, path), (other, taken) in itertools.combinations(places.items(), 2):
+            if _same_file(path, taken):
+                raise ValueError(f"{name} and {other} both name {path}: each needs a place of its own")
+        archive = Path(os.path.realpath(self.archive_path))
+        for name, path in places.items():
+            if archive in Path(os.path.realpath(path)).parents:
+                raise ValueError(f"{name}={path} lies in the archive, VIDURAI_ARCHIVE={self.archive_path}: move it out")
+        return self
 
     @property
     def db_path(self) -> Path:
@@ -213,6 +248,25 @@ class Settings(BaseSettings):
         """The file of the Q-table."""
         return self.q_table or self.home / "q_table.json"
 
+    @property
+    def dagster_home(self) -> Path:
+        """The folder of Dagster's settings and history: ``DAGSTER_HOME``, else ``dagster`` in Vidurai's folder."""
+        named = os.environ.get("DAGSTER_HOME")
+        if not named:
+            return self.home / "dagster"
+        try:
+            return _path(Path(named))
+        except ValueError as error:
+            raise ValueError(f"DAGSTER_HOME={named!r}: {error}") from None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same place, by links of either kind too."""
+    try:
+        return os.path.realpath(one) == os.path.realpath(other) or one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
+
 
 def store_in(folder: Path) -> Path:
     """The hot store in a folder: ``vidurai.db``, or ``memory.db`` if only that exists."""
@@ -229,8 +283,11 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        faults = [
-            f"VIDURAI_{str(fault['loc'][0]).upper()}={fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
-            for fault in error.errors()
-        ]
-        raise ConfigError("; ".join(faults)) from None
+        raise ConfigError("; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(fault: ErrorDetails) -> str:
+    message = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:  # not of one setting alone
+        return message
+    return f"VIDURAI_{str(fault['loc'][0]).upper()}={str(fault['input'])!r}: {message}"

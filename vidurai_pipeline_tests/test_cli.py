@@ -9,34 +9,16 @@ import pty
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.support.archives import experience, write_file
+from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.stores import Store
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
-
-Store = Callable[[str], Path]
-
-
-def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vidurai_pipeline.cli", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def loads(done: subprocess.CompletedProcess[str]) -> Any:
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return json.loads(done.stdout)
 
 
 def test_flush(home: Path) -> None:
@@ -76,8 +58,8 @@ def test_run_and_run_again(home: Path) -> None:
 def test_progress_on_a_terminal(home: Path, command: str) -> None:
     """Shown once a second has gone by; here it is shown at once."""
     code = (
-        "import sys; from vidurai_pipeline import cli, display; display._SLOW_SECONDS = 0; "
-        f"sys.argv = ['vidurai-pipeline', {command!r}, '--format', 'json']; cli.main()"
+        "from vidurai_pipeline.cli import main, output; output.ProgressLine.slow_seconds = 0; "
+        f"main.main([{command!r}, '--format', 'json'])"
     )
     leader, follower = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=follower, text=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vidurai_pipeline_tests.support.stores import Store
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -41,11 +43,12 @@ def test_every_page_is_linked_from_the_readme() -> None:
         assert f"]({page.relative_to(ROOT)})" in readme, page
 
 
-def test_installing_and_upgrading_the_services(tmp_path: Path) -> None:
+def test_installing_and_upgrading_the_services(tmp_path: Path, sample_store: Store) -> None:
     """What the page types, but for pip: the package is the one under test."""
     home, programs = tmp_path / "home", tmp_path / "bin"
     programs.mkdir()
     home.mkdir()
+    sample_store("schema_v7").parent.rename(home / ".vidurai")
     for name in ("systemctl", "loginctl", "python3"):
         (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/told\n')
         (programs / name).chmod(0o755)

@@ -132,6 +132,8 @@ class MemoryArchiver:
         Raises:
             LockedError: another run is at work.
         """
+        if self._run is None:
+            self.store.require()
         with self.archive.lock(purpose, self.settings.lock_timeout):
             if self._run is not None:
                 yield self._run

@@ -165,7 +165,7 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
         raise ConfigError("--order newest-first needs --rebuild: it can't be added to a table learned in another order")
     settings = load_settings()
     empty = not list_settled(settings.archive_path)
-    with Archive(settings.archive_path).lock("dream", settings.lock_timeout):
+    with Archive(settings.archive_path).lock("dream", settings.lock_timeout, make=False):
         report = DreamCycle(settings=settings).dream(rebuild=rebuild, order=order)
     if form == "json":
         output.print_json(report.to_dict())

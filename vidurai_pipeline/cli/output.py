@@ -1,6 +1,7 @@
 """How the command line shows things: tables on a terminal, plain lines elsewhere, JSON and CSV on request."""
 
 import csv
+import io
 import itertools
 import json
 import math
@@ -20,7 +21,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 _LAST_STANDARD = 2
-_SLOW_SECONDS = 1.0
 _SHOWN = 20
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ROWS_PER_TABLE = 1_000
@@ -43,9 +43,15 @@ def open_standard_streams() -> None:
 class ProgressLine:
     """Shows how far a long step is, on a terminal, once it has taken a second. Call it as a ``Progress``."""
 
+    #: Seconds after which a step counts as long.
+    slow_seconds = 1.0
+
     def __init__(self) -> None:
-        # A descriptor of its own: while a Dagster run goes on, Dagster captures the usual one.
-        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        try:
+            # A descriptor of its own: while a Dagster run goes on, Dagster captures the usual one.
+            self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        except OSError:  # the standard error is no file: nobody looks on
+            self._stream = io.StringIO()
         self._console = Console(file=self._stream)
         self._began = time.monotonic()
         self._bar: Progress | None = None
@@ -61,7 +67,7 @@ class ProgressLine:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Tell how many of how many memories a stage has dealt with."""
-        if not self._console.is_terminal or time.monotonic() - self._began < _SLOW_SECONDS:
+        if not self._console.is_terminal or time.monotonic() - self._began < self.slow_seconds:
             return
         if self._bar is None:
             self._bar = Progress(

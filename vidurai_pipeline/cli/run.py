@@ -22,7 +22,11 @@ from vidurai_pipeline.cli import output
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.resources import progress_of_runs, retries_if_busy
 from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import Settings
+
+#: What Dagster puts into its home.
+_DAGSTERS_OWN = {"compute_logs", "history", "logs", "schedules", "storage", "workspace.yaml"}
 
 
 @dataclass
@@ -73,16 +77,23 @@ class RunReport:
 
 
 def dagster_home(settings: Settings) -> Path:
-    """The folder of Dagster's history, made ready: ``DAGSTER_HOME``, else ``dagster`` in Vidurai's folder.
+    """The folder of Dagster's history, made ready.
 
     Raises:
-        ConfigError: it is not a folder that this user may write, or nothing there looks as if it were meant.
+        HotStoreError: there is no hot store whose history it would be: nothing is created for a mistyped path.
+        ConfigError: it is not a folder that this user may write, or holds other people's files.
     """
-    home = os.environ.get("DAGSTER_HOME")
-    folder = Path(home).expanduser().absolute() if home else settings.home / "dagster"
-    # A mistyped path would begin an empty history without a word.
+    home, folder = os.environ.get("DAGSTER_HOME"), settings.dagster_home
     if home and not folder.parent.is_dir():
         raise ConfigError(f"DAGSTER_HOME={home}: there is no folder {folder.parent}: create it, or correct the path")
+    HotStore(settings.db_path).require()
+    if folder.is_dir() and not (folder / "dagster.yaml").exists():
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if names - _DAGSTERS_OWN:
+            raise ConfigError(
+                f"{folder} holds other files and no dagster.yaml: set DAGSTER_HOME to an empty folder, or to one that "
+                "is not there yet"
+            )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (folder / "dagster.yaml").exists():
@@ -222,8 +233,8 @@ def print_report(report: RunReport, settings: Settings) -> None:
     )
     output.print_attention(attention["rejected"], attention["notes"], attention["errors"])
     tool = "vidurai-pipeline" if shutil.which("vidurai-pipeline") else sys.argv[0]
-    named = {name: value for name, value in os.environ.items() if name.startswith("VIDURAI_") and value}
-    named.pop("VIDURAI_REFERENCE_PYTHON", None)
+    known = {f"VIDURAI_{name.upper()}" for name in Settings.model_fields}
+    named = {name: value for name, value in os.environ.items() if name in known and value}
     # Some of those for alerts are secrets.
     given = "".join(
         f"{name}={shlex.quote(value)} "

@@ -41,7 +41,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder
-from vidurai_pipeline.cold.listing import list_files
+from vidurai_pipeline.cold.listing import list_files, require_archive
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
 from vidurai_pipeline.errors import ArchiveError, VerificationError
@@ -92,13 +92,24 @@ class Archive:
         }
 
     @contextlib.contextmanager
-    def lock(self, purpose: str, timeout: float = 0.0) -> Iterator[None]:
+    def lock(self, purpose: str, timeout: float = 0.0, *, make: bool = True) -> Iterator[None]:
         """Hold the archive for one run; see :class:`RunLock`.
 
+        Args:
+            purpose: what the run does, told to those who wait.
+            timeout: seconds to wait for another run.
+            make: create the folder if it is not there; without it, nobody can be at work in it, and nothing is locked.
+
         Raises:
-            LockedError: another run holds it and did not finish within ``timeout`` seconds.
+            LockedError: another run holds it and did not finish in time.
+            ArchiveError: the folder can't be used, or holds what is no archive.
         """
-        make_folder(self.root)
+        require_archive(self.root)
+        if make:
+            make_folder(self.root)
+        elif not self.root.exists():
+            yield
+            return
         with RunLock(self.root).hold(purpose, timeout):
             yield
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vidurai_pipeline.cold.files import require_usable
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
@@ -81,6 +84,37 @@ def list_settled(base: Path) -> tuple[ArchiveFile, ...]:
     marks = PendingMarks(base)
     # The files first: one that is purged in between has then been settled all the while.
     return tuple(file for file in list_files(base) if not marks.path(file.name).exists())
+
+
+def require_archive(base: Path) -> None:
+    """Refuse a folder of other people's files: nothing may be written to it, and nothing in it is touched.
+
+    An archive holds its partitions, and hidden files. What its first file holds must be memories.
+
+    Raises:
+        ArchiveError: it is no archive; or it can't be read.
+    """
+    require_usable(base)
+    try:
+        names = [path.name for path in base.iterdir() if not path.name.startswith(".") and path.name != "lost+found"]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ArchiveError(f"VIDURAI_ARCHIVE={base}: {error.strerror}: name an archive's folder") from None
+    advice = "set VIDURAI_ARCHIVE to an empty folder, or to one that is not there yet"
+    if names and not any(re.fullmatch(r"year=\d{1,4}", name) for name in names):
+        raise ArchiveError(f"{base} holds other files and no archive: {advice}")
+    try:
+        first = next((file for file in _walk(base, base, frozenset()) if file.partitioned), None)
+        columns = None if first is None else pq.read_schema(base / first.relative).names
+    except (ArchiveError, OSError, pa.ArrowException):  # damaged: others say so
+        return
+    if first is None or columns is None:
+        return
+    if missing := {"id", "verbatim", "created_at"} - set(columns):
+        raise ArchiveError(
+            f"{base} is no archive of memories: {first.relative} has no column {', '.join(sorted(missing))}; {advice}"
+        )
 
 
 def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterator[ArchiveFile]:

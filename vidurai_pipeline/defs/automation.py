@@ -83,7 +83,7 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
         if not suspects:
             return dg.SkipReason("no run is at work, or it has only just begun")
         try:
-            with Archive(settings.archive_path).lock("looking for dead runs"):
+            with Archive(settings.archive_path).lock("looking for dead runs", make=False):
                 for run in suspects:
                     context.instance.report_run_failed(run, "Its process ended without a word: killed, or a power cut")
         except LockedError as error:

@@ -68,7 +68,7 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
             context.update_cursor(json.dumps({"count": asdict(counted)} | ({"wanted_since": since} if since else {})))
             if not decision.start:
                 return dg.SkipReason(decision.why)
-            with archive.lock("looking whether a run may start"):
+            with archive.lock("looking whether a run may start", make=False):
                 pass
         except PipelineError as error:
             return dg.SkipReason(f"no early run: {error}")

@@ -116,6 +116,24 @@ class HotStore:
                     raise
         return con
 
+    def require(self) -> None:
+        """Make sure that this is a store of Vidurai's, before anything is written on its account.
+
+        Raises:
+            HotStoreError: it does not exist, or is something else.
+        """
+        try:
+            # Who holds its lock is waited for later, by whoever needs it.
+            with contextlib.closing(HotStore(self.path, 0).connect()) as con:
+                found = con.execute("SELECT 1 FROM sqlite_master WHERE name = 'memories'").fetchone()
+        except BusyError:
+            return
+        if found is None:
+            raise SchemaError(
+                f"the hot store {self.path} has no table `memories`: not a Vidurai store, or one that Vidurai has not "
+                "yet set up"
+            )
+
     def _open(self, mode: str, check_same_thread: bool) -> sqlite3.Connection:
         # A URI, so that a missing file is never created as an empty store.
         uri = f"file:{quote_uri(os.path.realpath(os.fsencode(self.path)))}?mode={mode}"
