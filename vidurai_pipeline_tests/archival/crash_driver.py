@@ -1,6 +1,7 @@
 """Runs a flush in a child process that dies by SIGKILL, over and over. Started by test_crash.py.
 
     python -m vidurai_pipeline_tests.archival.crash_driver points STORE FOLDER
+    python -m vidurai_pipeline_tests.archival.crash_driver points-apart STORE FOLDER FIRST STEP
     python -m vidurai_pipeline_tests.archival.crash_driver random STORE FOLDER SEED ROUNDS
     python -m vidurai_pipeline_tests.archival.crash_driver apart STORE FOLDER SEED ROUNDS   (two processes a flush)
     python -m vidurai_pipeline_tests.archival.crash_driver serve   (one death for each line of stdin; see serve())
@@ -9,6 +10,7 @@ After each death the next flush runs undisturbed; then every memory must be in e
 object: how many deaths there were, and after which of them something was wrong; what it was goes to stderr.
 """
 
+import itertools
 import json
 import os
 import random
@@ -135,7 +137,7 @@ def check(before: dict, db: Path, archive: Path) -> None:
 
 def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -> dict:
     before = hot_rows(store)
-    if mode == "apart":
+    if mode.endswith("apart"):
         Run.rows_worth_a_process = 0
     deaths: Counter[str] = Counter()
     failures: list[str] = []
@@ -149,10 +151,9 @@ def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -
             failures.append(name)
         return died
 
-    if mode == "points":
-        at = 0
-        while True:
-            at += 1
+    if mode.startswith("points"):
+        # Every call, or with two processes, whose second one takes half a second to start, every few calls.
+        for at in itertools.count(seed or 1, rounds or 1):
             switch = KillSwitch(at)
 
             def kill(db: Path, archive: Path, switch: KillSwitch = switch) -> int:

@@ -29,6 +29,11 @@ def test_killed_before_every_call_into_file_system_or_sqlite(
     assert drive("points", sample_store("schema_v7"), tmp_path) > 100
 
 
+def test_killed_before_calls_while_another_process_stages(sample_store: Callable[[str], Path], tmp_path: Path) -> None:
+    """By hand, with a step of 1, before every call."""
+    assert drive("points-apart", sample_store("schema_v7"), tmp_path, 2, 5) > 20
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_random_times(sample_store: Callable[[str], Path], tmp_path: Path, seed: int) -> None:
     assert drive("random", sample_store("schema_v7"), tmp_path, seed, 100) > 20
