@@ -158,8 +158,11 @@ def serve() -> None:
     stager: Stager = requests.get()
 
     def answer(message: object) -> None:
-        pickle.dump(message, answers)
-        answers.flush()
+        try:
+            pickle.dump(message, answers)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(0)  # no one is left to hear it
 
     while True:
         request: StagingRequest = requests.get()
