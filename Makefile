@@ -11,16 +11,28 @@ ifeq ($(strip $(VIDURAI_HOME)$(VIDURAI_DB)),)
 export VIDURAI_HOME := $(CURDIR)/sample
 SAMPLE := sample/vidurai.db
 endif
-.PHONY: run dev test lint format docs bench bench-history bench-dream clean
+# More for pytest: make test PYTEST_ARGS="-k query -x"
+PYTEST_ARGS ?=
+.DEFAULT_GOAL := help
+.PHONY: help run dev test test-fast lint format hooks docs bench bench-history bench-dream clean
 
-run: $(VENV)/installed $(SAMPLE)  ## run the maintenance job on your store, or on a sample
+help:  ## list what make can do
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+run: $(VENV)/running $(SAMPLE)  ## run the maintenance job on your store, or on a sample
 	@$(BIN)/vidurai-pipeline run
 
-dev: $(VENV)/installed $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000, with the nightly schedule on
+dev: $(VENV)/running $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000, with the nightly schedule on
 	@$(BIN)/vidurai-pipeline ui
 
 test: $(VENV)/installed $(REFERENCE)/installed  ## run all tests
-	$(BIN)/pytest -n 2 -rs
+	$(BIN)/pytest -n 2 -rs $(PYTEST_ARGS)
+
+test-fast: $(VENV)/installed  ## run each package's main promises, in less than a minute
+	$(BIN)/pytest -n 2 -m fast $(PYTEST_ARGS)
+
+hooks: $(VENV)/installed  ## run the linters before each commit
+	$(BIN)/pre-commit install
 
 lint: $(VENV)/installed  ## ruff, pyright, import-linter
 	$(BIN)/ruff check .
@@ -28,7 +40,7 @@ lint: $(VENV)/installed  ## ruff, pyright, import-linter
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PATH="$(CURDIR)/$(BIN):$$PATH" lint-imports
 
-format: $(VENV)/installed
+format: $(VENV)/installed  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -48,9 +60,19 @@ bench-dream: $(VENV)/installed $(REFERENCE)/installed  ## compare the learning w
 clean:  ## remove the sample store and the virtual environments
 	rm -rf sample $(VENV) .venvs
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+# What running needs. Nothing half made stays behind: neither for a Python that is too old, nor if pip fails.
+$(VENV)/running: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "vidurai-pipeline needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.11" % v[:2])'
+	@echo "Installing into $(VENV): this takes about a minute"
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable . || \
+	    { test -e $(VENV)/installed || test -e $@ || rm -rf $(VENV); echo "Not installed: see above"; exit 1; }
+	@touch $@
+
+# What the tests, linters and benchmarks need beside it.
+$(VENV)/installed: $(VENV)/running
+	@echo "Installing the test tools"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # The public vidurai package without sentence-transformers, to test that each reads what the other writes.
@@ -60,5 +82,5 @@ $(REFERENCE)/installed: vidurai_pipeline_tests/requirements-reference.txt
 	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check --requirement vidurai_pipeline_tests/requirements-reference.txt
 	@touch $@
 
-sample/vidurai.db: | $(VENV)/installed
+sample/vidurai.db: | $(VENV)/running
 	@$(BIN)/vidurai-pipeline demo sample

@@ -2,10 +2,11 @@
 
 import sys
 import types
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import SecretStr
+from pydantic import ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
 from vidurai_pipeline.settings import Settings
@@ -16,7 +17,7 @@ _HEAD = """\
 <!-- Written by `make docs` from vidurai_pipeline/settings.py: change it there. -->
 
 Every setting is an environment variable, and each has a default that works. An empty variable counts as unset. A value
-that can't be used stops everything with a line that names the variable. `~` stands for your home folder.
+that can't be used ends a command with one line that names the variable. `~` stands for your home folder.
 
 | variable | value | default | meaning |
 |---|---|---|---|
@@ -35,6 +36,7 @@ _KINDS = {
     str: "text",
     SecretStr: "text, kept secret",
     bool: "`true` or `false`",
+    ByteSize: "size, such as `500MB` or `2GiB`",
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -64,11 +66,11 @@ def _kind(annotation: Any) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
     if origin in (Union, types.UnionType):
         return " or ".join(_kind(member) for member in get_args(annotation) if member is not type(None))
-    if origin in (list, tuple, set, frozenset):
-        return f"JSON list: {_kind(get_args(annotation)[0])}"
     if origin is not None:
         return _kind(get_args(annotation)[0])
-    return _KINDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    if issubclass(annotation, Enum):
+        return " or ".join(f"`{member.value}`" for member in annotation)
+    return _KINDS[annotation]
 
 
 def _default(field: FieldInfo) -> str:
@@ -77,6 +79,8 @@ def _default(field: FieldInfo) -> str:
         return "see meaning"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
+    if isinstance(default, Enum):
+        return f"`{default.value}`"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 

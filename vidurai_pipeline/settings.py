@@ -45,8 +45,8 @@ class Hyperparameters:
         reward_profile: it sets the rewards.
         alpha: learning rate, above 0 up to 1: the share of an error that one experience corrects.
         gamma: discount, 0 to 1: what a reward is worth one step later.
-        epsilon_max: share of random decisions at the beginning, 0 to 1.
-        epsilon_min: share of random decisions that remains, 0 to 1.
+        epsilon_max: Share of random decisions when learning begins, 0 to 1.
+        epsilon_min: Share of random decisions that always remains, 0 to 1.
         epsilon_decay: how fast it falls from one to the other, per episode.
     """
 
@@ -123,24 +123,36 @@ class Settings(BaseSettings):
     home: UserPath = Field(
         default=Path("~/.vidurai"),
         validate_default=True,
-        description="Vidurai's folder; by default that of `VIDURAI_DB`, if that is set",
+        description="Vidurai's folder. If only `VIDURAI_DB` is set, the folder of that file",
     )
     db: UserPath | None = Field(
-        default=None, description="the hot store; default `vidurai.db` in the home, or `memory.db` if only that exists"
+        default=None,
+        description="The hot store. By default `vidurai.db` in Vidurai's folder, or `memory.db` if only that exists",
     )
     archive: UserPath | None = Field(
-        default=None, description="the cold archive's folder; default `archive` in the home"
+        default=None, description="The folder of the cold archive. By default `archive` in Vidurai's folder"
     )
-    q_table: UserPath | None = Field(default=None, description="the Q-table; default `q_table.json` in the home")
-    compression: Literal["snappy", "zstd"] = Field(default="snappy", description="codec of new Parquet files")
-    rows_per_file: int = Field(default=50_000, gt=0, description="a larger batch is split into several files")
-    busy_timeout: float = Field(default=60.0, ge=0, description="seconds to wait for a busy hot store")
-    lock_timeout: float = Field(default=10.0, ge=0, description="seconds to wait for another run of the pipeline")
+    q_table: UserPath | None = Field(
+        default=None, description="The Q-table. By default `q_table.json` in Vidurai's folder"
+    )
+    compression: Literal["snappy", "zstd"] = Field(default="snappy", description="How new Parquet files are compressed")
+    rows_per_file: int = Field(
+        default=50_000, gt=0, description="The most memories in one file. What waits beyond that goes into more files"
+    )
+    busy_timeout: float = Field(
+        default=60.0, ge=0, description="Seconds to wait while another program holds the hot store's lock"
+    )
+    lock_timeout: float = Field(
+        default=10.0, ge=0, description="Seconds to wait for another run of the pipeline to end"
+    )
     vacuum: Vacuum = Field(
-        default="off", description="how the hot store's free pages are given back to the disk after a purge"
+        default="off", description="How the hot store's free space is given back to the disk after a purge"
     )
     vacuum_share: float = Field(
-        default=0.5, ge=0, le=1, description="share of its pages that must be free before a full vacuum"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Do a full vacuum only when at least this share of the hot store is free space",
     )
     wal_limit: Size = Field(
         default="256MB",
@@ -149,47 +161,66 @@ class Settings(BaseSettings):
         "keeps reading. If that lasts for `VIDURAI_BUSY_TIMEOUT`, the next run does the rest",
     )
     memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
-        default="1GB", description="the most memory that DuckDB may use, also as a share: `50%`"
+        default="1GB",
+        description="The most memory that DuckDB may use: an amount, or a share of this machine's such as `50%`",
     )
-    threads: int | None = Field(default=None, gt=0, description="DuckDB's threads; default one for each core")
+    threads: int | None = Field(
+        default=None, gt=0, description="How many threads DuckDB uses. By default one for each core"
+    )
     reward_profile: RewardProfile = Field(
         default=Hyperparameters.reward_profile,
-        description="what learning rewards most: `balanced`, `cost_focused` (few tokens) or `quality_focused`",
+        description="What learning rewards most: a balance, few tokens (`cost_focused`), or nothing forgotten "
+        "(`quality_focused`)",
     )
-    alpha: float = Field(default=Hyperparameters.alpha, gt=0, le=1, description="learning rate")
-    gamma: float = Field(default=Hyperparameters.gamma, ge=0, le=1, description="discount of later rewards")
+    alpha: float = Field(
+        default=Hyperparameters.alpha,
+        gt=0,
+        le=1,
+        description="Learning rate: how much of an error one experience corrects",
+    )
+    gamma: float = Field(
+        default=Hyperparameters.gamma, ge=0, le=1, description="Discount: what a reward is worth one step later"
+    )
     epsilon_max: float = Field(
-        default=Hyperparameters.epsilon_max, ge=0, le=1, description="share of random decisions at the beginning"
+        default=Hyperparameters.epsilon_max, ge=0, le=1, description="Share of random decisions when learning begins"
     )
     epsilon_min: float = Field(
-        default=Hyperparameters.epsilon_min, ge=0, le=1, description="share of random decisions that remains"
+        default=Hyperparameters.epsilon_min, ge=0, le=1, description="Share of random decisions that always remains"
     )
     epsilon_decay: float = Field(
         default=Hyperparameters.epsilon_decay,
         ge=0,
         allow_inf_nan=False,
-        description="how fast it falls, for each episode",
+        description="How fast that share falls with each episode",
     )
-    schedule: str = Field(default="0 2 * * *", description="when the nightly run starts, as a cron line")
+    schedule: str = Field(default="0 2 * * *", description="When the nightly run starts, as a cron line")
     timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
-        default=None, description="the schedule's time zone; default this machine's"
+        default=None, description="The time zone of the schedules, such as `Europe/Paris`. By default this machine's"
     )
-    health_schedule: str = Field(default="0 4 * * *", description="when all tiers are checked, as a cron line")
+    health_schedule: str = Field(default="0 4 * * *", description="When all tiers are checked, as a cron line")
     stale_hours: float = Field(
-        default=52.0, gt=0, description="hours without a run after which archive and Q-table count as stale"
+        default=52.0, gt=0, description="The archive and the Q-table count as stale after this many hours without a run"
     )
-    history_days: int = Field(
-        default=365, gt=0, description="days for which Dagster's records of finished runs are kept"
+    history_days: int = Field(default=365, gt=0, description="How many days Dagster keeps its records of finished runs")
+    early_run: bool = Field(default=True, description="Whether a large backlog starts a run before the nightly one")
+    early_run_rows: int = Field(
+        default=20_000, ge=0, description="Start an early run when this many memories wait. 0 turns it off"
     )
-    early_run: bool = Field(default=True, description="whether a large backlog starts a run before the nightly one")
-    early_run_rows: int = Field(default=20_000, ge=0, description="so many waiting memories start one; 0: no number")
     early_run_bytes: Size = Field(
-        default="256MB", validate_default=True, description="so much growth of the hot store starts one; 0: none"
+        default="256MB",
+        validate_default=True,
+        description="Start an early run when the hot store has grown by this much since the last run. 0 turns it off",
     )
     early_run_free_disk: Size = Field(
-        default="1GB", validate_default=True, description="less free disk than this starts one; 0: no lack does"
+        default="1GB",
+        validate_default=True,
+        description="Start an early run when free disk falls below this. 0 turns it off",
     )
-    early_run_quiet: float = Field(default=60.0, ge=0, description="seconds without a write for which one waits first")
+    early_run_quiet: float = Field(
+        default=60.0,
+        ge=0,
+        description="Start an early run only when nothing was written to the hot store for this many seconds",
+    )
     alert_email_to: str | None = Field(default=None, description="who is told of failures; several parted by commas")
     alert_email_from: str | None = Field(default=None, description="the sender; default the first recipient")
     alert_smtp_host: str = Field(default="localhost", description="the mail server")
@@ -271,7 +302,7 @@ def _same_file(one: Path, other: Path) -> bool:
 def store_in(folder: Path) -> Path:
     """The hot store in a folder: ``vidurai.db``, or ``memory.db`` if only that exists."""
     current, legacy = folder / "vidurai.db", folder / "memory.db"
-    return legacy if legacy.exists() and not current.exists() else current
+    return legacy if os.path.exists(legacy) and not os.path.exists(current) else current  # noqa: PTH110
 
 
 def load_settings() -> Settings:

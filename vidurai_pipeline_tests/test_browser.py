@@ -23,6 +23,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from vidurai_pipeline_tests.support.processes import answer, free_port, running
 
+pytestmark = pytest.mark.browser
+
 PATIENCE = 120
 _CALM = 2.0
 

@@ -21,6 +21,7 @@ from vidurai_pipeline_tests.support.stores import Store
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 
+@pytest.mark.fast
 def test_flush(home: Path) -> None:
     before = hot_rows(home / "vidurai.db")
     dry = loads(cli("flush", "--dry-run", "--format", "json"))
@@ -83,6 +84,7 @@ def test_run_that_fails(sample_store: Store) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.fast
 def test_dream(home: Path) -> None:
     cli("flush")
     stats = loads(cli("dream", "--format", "json"))
@@ -155,6 +157,7 @@ def test_policy(home: Path, tmp_path: Path) -> None:
     assert "is damaged" in damaged.stderr
 
 
+@pytest.mark.fast
 def test_query_in_every_format(home: Path) -> None:
     cli("flush")
     sql = "SELECT id, verbatim, tags, audience_gists FROM history ORDER BY id LIMIT 20"
@@ -178,6 +181,7 @@ def test_a_wrong_query_is_the_users_fault(home: Path, sql: str) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.fast
 def test_search(home: Path) -> None:
     cli("flush")
     found = loads(cli("search", "pytest", "passed", "--limit", "3", "--format", "json"))
@@ -187,6 +191,7 @@ def test_search(home: Path) -> None:
     assert (none.returncode, none.stdout) == (0, "")
 
 
+@pytest.mark.fast
 def test_stats(home: Path) -> None:
     empty = loads(cli("stats", "--format", "json"))
     assert (empty["hot_store"]["waiting"], empty["archive"]["total_memories"]) == (1_148, 0)
@@ -292,6 +297,7 @@ def test_doctor_knows_another_stores_marks(home: Path, sample_store: Store) -> N
     assert str(other) in findings["other stores"]["detail"]
 
 
+@pytest.mark.fast
 def test_doctor_sees_an_archive_that_is_no_folder(home: Path) -> None:
     (home / "archive").write_text("in the way")
     done = cli("doctor")
@@ -360,6 +366,7 @@ def test_the_legacy_store_is_used_if_only_that_exists(sample_store: Store) -> No
     assert loads(cli("flush", "--format", "json", VIDURAI_HOME=str(db.parent)))["archived"] == 71
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("arguments", "environment", "message", "code"),
     [

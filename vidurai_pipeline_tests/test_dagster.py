@@ -32,6 +32,7 @@ def comparison(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
     return checks["archive_equals_hot_store"]
 
 
+@pytest.mark.fast
 def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
     definitions = build_definitions(settings)
     dg.Definitions.validate_loadable(definitions)
@@ -66,6 +67,7 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
     }
 
 
+@pytest.mark.fast
 def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instance: dg.DagsterInstance) -> None:
     before = hot_rows(settings.db_path)
     result = execute(settings, instance)

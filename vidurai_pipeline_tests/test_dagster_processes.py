@@ -19,6 +19,8 @@ from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.processes import NOTHING_ON_ITS_OWN, dagster, running, successful_runs
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent
 DAEMON = [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"]
 

@@ -34,6 +34,7 @@ def failing(instance: dg.DagsterInstance) -> dict[str, str]:
     return {name: check.description or "" for name, check in execute(instance).items() if not check.passed}
 
 
+@pytest.mark.fast
 def test_all_is_well_after_a_run(home: Path, instance: dg.DagsterInstance) -> None:
     made = execute(instance, "maintenance")
     # The health checks keep no run waiting.

@@ -12,6 +12,8 @@ from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline_tests.support.reference import run_reference
 from vidurai_pipeline_tests.support.tiers import hot_rows
 
+pytestmark = pytest.mark.slow
+
 ANALYST = """
 import json, sys
 from pathlib import Path

@@ -24,6 +24,8 @@ from vidurai_pipeline.archival.report import PublishReport
 from vidurai_pipeline_tests.support.reference import run_reference
 from vidurai_pipeline_tests.support.tiers import Row, assert_one_tier, cold_rows, hot_rows
 
+pytestmark = pytest.mark.processes
+
 PAGE = Path(__file__).parents[1] / "docs/operations.md"
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
 Result = subprocess.CompletedProcess[str]

@@ -1,19 +1,27 @@
 """The page of all settings is the code's, and takes up whatever a setting may look like."""
 
-from importlib.machinery import SourceFileLoader
+import importlib.util
+import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 from unittest import mock
 
-from pydantic import Field, SecretStr
+import pytest
+from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings
 
-from vidurai_pipeline.settings import Settings
+from vidurai_pipeline.settings import Settings, load_settings
+
+pytestmark = pytest.mark.fast
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "configuration.md"
-_SOURCE = str(DOCS / "generate_configuration.py")
-generate_configuration = SourceFileLoader("generate_configuration", _SOURCE).load_module()
+_SPEC = importlib.util.spec_from_file_location("generate_configuration", DOCS / "generate_configuration.py")
+assert _SPEC
+assert _SPEC.loader
+generate_configuration = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(generate_configuration)
 
 
 def test_the_page_is_what_the_code_says() -> None:
@@ -25,13 +33,43 @@ def test_every_setting_is_described() -> None:
         assert field.description, name
 
 
+def rows() -> list[tuple[str, str, str]]:
+    """Each setting of the page: its variable, what it takes, its default."""
+    return re.findall(r"^\| `(VIDURAI_\w+)` \| (.+?) \| (.+?) \|", PAGE.read_text(), re.MULTILINE)
+
+
+def test_every_printed_default_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = {name: default.strip("`") for name, _, default in rows() if default.startswith("`")}
+    assert len(defaults) > 20
+    usual = Settings()
+    for name, default in defaults.items():
+        monkeypatch.setenv(name, default)
+    monkeypatch.setenv("VIDURAI_HOME", str(usual.home))
+    assert Settings() == usual
+
+
+def test_every_printed_choice_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [(name, choice) for name, kind, _ in rows() if "` or `" in kind for choice in re.findall(r"`(\w+)`", kind)]
+    assert ("VIDURAI_REWARD_PROFILE", "cost_focused") in chosen
+    for name, choice in chosen:
+        with monkeypatch.context() as here:
+            here.setenv(name, choice)
+            load_settings()
+
+
+class Level(StrEnum):
+    LOW = "low"
+    HIGH = "high"
+
+
 def test_new_kinds_of_settings_are_taken_up() -> None:
     class New(BaseSettings):
         vacuum: Literal["off", "full"] = Field("off", description="when to vacuum | or not")
         share: float = Field(0.5, ge=0, lt=1, description="a share")
         early: bool = Field(True, description="a switch")
         webhook: SecretStr | None = Field(None, description="where alerts go")
-        receivers: list[str] = Field([], description="who is told")
+        size: ByteSize = Field(ByteSize(5), description="how much")
+        level: Level = Field(Level.LOW, description="how high")
 
     with mock.patch.object(generate_configuration, "Settings", New):
         page = generate_configuration.configuration_page()
@@ -40,6 +78,7 @@ def test_new_kinds_of_settings_are_taken_up() -> None:
         "| `VIDURAI_SHARE` | number, ≥ 0, < 1 | `0.5` | a share |",
         "| `VIDURAI_EARLY` | `true` or `false` | `true` | a switch |",
         "| `VIDURAI_WEBHOOK` | text, kept secret | see meaning | where alerts go |",
-        "| `VIDURAI_RECEIVERS` | JSON list: text | `[]` | who is told |",
+        "| `VIDURAI_SIZE` | size, such as `500MB` or `2GiB` | `5` | how much |",
+        "| `VIDURAI_LEVEL` | `low` or `high` | `low` | how high |",
     ):
         assert row in page.splitlines()

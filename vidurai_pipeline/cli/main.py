@@ -4,6 +4,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,14 +53,14 @@ _timeout_option = click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True, max=31_536_000),
     metavar="SECONDS",
-    help="Stop after so many seconds; by default it may take any time.",
+    help="Stop after this many seconds. By default there is no limit.",
 )
 
 
 @contextlib.contextmanager
 def _analyst(timeout: float | None) -> "Iterator[RepoAnalyst]":
     """An analyst whose warnings are lines on stderr, and so is that there is nothing to ask yet."""
-    from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415  (DuckDB and Arrow are slow to import)
+    from vidurai_pipeline.analytics.engine import RepoAnalyst
 
     settings = load_settings()
     bound_memory(memory_bytes(settings.memory_limit), settings.threads)
@@ -83,16 +84,21 @@ def _analyst(timeout: float | None) -> "Iterator[RepoAnalyst]":
 def main() -> None:
     """Move archived memories from Vidurai's SQLite store to Parquet, query them, and learn from them.
 
-    Where things are is set by VIDURAI_HOME (default ~/.vidurai), or one by one by VIDURAI_DB, VIDURAI_ARCHIVE and
-    VIDURAI_Q_TABLE.
+    VIDURAI_HOME says where Vidurai's folder is (default ~/.vidurai). VIDURAI_DB, VIDURAI_ARCHIVE and VIDURAI_Q_TABLE
+    name the hot store, the archive and the Q-table one by one.
+
+    Exit code 0: done; 1: it failed; 2: the request was wrong.
     """
 
 
 @main.command()
 @_format_option("table", "json")
 def run(form: str) -> None:
-    """Run the maintenance job now, through Dagster: archive, verify, purge, dream."""
-    from vidurai_pipeline.cli.run import print_report, run_maintenance  # noqa: PLC0415  (Dagster is slow to import)
+    """Archive, verify, purge and learn: the nightly job, now.
+
+    It runs through Dagster, which keeps its history for the UI.
+    """
+    from vidurai_pipeline.cli.run import print_report, run_maintenance
 
     settings = load_settings()
     report = run_maintenance(settings)
@@ -107,16 +113,22 @@ def run(form: str) -> None:
 @main.command()
 @click.option("--port", type=click.IntRange(1, 65_535), default=3000, show_default=True, help="Where to serve it.")
 def ui(port: int) -> None:
-    """Open Dagster's UI, with the runs' history; the nightly schedule runs as long as it is open."""
-    from vidurai_pipeline.cli.run import open_ui  # noqa: PLC0415
+    """Open Dagster's UI.
+
+    It shows the history of all runs. The nightly schedule is on for as long as it is open.
+    """
+    from vidurai_pipeline.cli.run import open_ui
 
     open_ui(load_settings(), port)
 
 
 @main.command()
 def home() -> None:
-    """Make Dagster's home ready for services that start at once, and print where it is."""
-    from vidurai_pipeline.cli.run import dagster_home, workspace_file  # noqa: PLC0415
+    """Print where Dagster keeps its history.
+
+    The folder is made ready, so that several services can start at the same time.
+    """
+    from vidurai_pipeline.cli.run import dagster_home, workspace_file
 
     folder = dagster_home(load_settings())
     workspace_file(folder)
@@ -128,7 +140,7 @@ def home() -> None:
 @_format_option("table", "json")
 def flush(dry_run: bool, form: str) -> None:
     """Archive and purge, without Dagster and without learning."""
-    from vidurai_pipeline.archival.archiver import MemoryArchiver  # noqa: PLC0415
+    from vidurai_pipeline.archival.archiver import MemoryArchiver
 
     with output.ProgressLine() as progress:
         result = MemoryArchiver(progress=progress).flush(dry_run=dry_run)
@@ -156,10 +168,13 @@ def flush(dry_run: bool, form: str) -> None:
 )
 @_format_option("table", "json")
 def dream(rebuild: bool, order: Any, form: str) -> None:
-    """Train the Q-table on archived memories with an outcome that it has not learned yet."""
-    from vidurai_pipeline.cold.archive import Archive  # noqa: PLC0415
-    from vidurai_pipeline.cold.listing import list_settled  # noqa: PLC0415
-    from vidurai_pipeline.rl.dreamer import DreamCycle  # noqa: PLC0415
+    """Learn from the archive what is worth keeping.
+
+    Trains the Q-table on the archived memories with an outcome that it has not learned yet.
+    """
+    from vidurai_pipeline.cold.archive import Archive
+    from vidurai_pipeline.cold.listing import list_settled
+    from vidurai_pipeline.rl.dreamer import DreamCycle
 
     if order == "newest-first" and not rebuild:
         raise ConfigError("--order newest-first needs --rebuild: it can't be added to a table learned in another order")
@@ -170,7 +185,7 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
     if form == "json":
         output.print_json(report.to_dict())
     elif report.success:
-        from vidurai_pipeline.cli.policy import print_dream  # noqa: PLC0415
+        from vidurai_pipeline.cli.policy import print_dream
 
         print_dream(report, settings.q_table_path)
     if report.success and empty:
@@ -185,9 +200,12 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
 @click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Also write PNG files there.")
 @_format_option("table", "json")
 def policy(limit: int, pictures: Path | None, form: str) -> None:
-    """Show what was learned: the best action in each state, a heat map, and the learning curve."""
-    from vidurai_pipeline.cli.policy import print_policy, save_pictures  # noqa: PLC0415
-    from vidurai_pipeline.rl.summary import read_summary  # noqa: PLC0415
+    """Show what was learned.
+
+    The best action in each state, a heat map, and the learning curve.
+    """
+    from vidurai_pipeline.cli.policy import print_policy, save_pictures
+    from vidurai_pipeline.rl.summary import read_summary
 
     settings = load_settings()
     summary = read_summary(settings.q_table_path, Hyperparameters.of(settings))
@@ -203,7 +221,7 @@ def policy(limit: int, pictures: Path | None, form: str) -> None:
 @_format_option("table", "json")
 def stats(form: str) -> None:
     """Show the hot store, the archive and the Q-table at a glance."""
-    from vidurai_pipeline.cli.stats import overview, print_overview  # noqa: PLC0415
+    from vidurai_pipeline.cli.stats import overview, print_overview
 
     view = overview(load_settings())
     if form == "json":
@@ -242,17 +260,17 @@ def query(sql: str, timeout: float | None, form: str) -> None:
     type=click.Choice(["all", "cold", "hot"]),
     default="all",
     show_default=True,
-    help="Where to look: in the archive (cold), in the hot store (hot), or in both: who looks for one seldom knows "
-    "where it is by now. The archive alone is faster.",
+    help="Where to look: in the archive (cold), in the hot store (hot), or in both (all).",
 )
 @_timeout_option
 @_format_option("table", "json", "csv")
 def search(words: tuple[str, ...], limit: int, timeout: float | None, form: str, **filters: Any) -> None:
-    """Find the memories in which all the words occur, the most relevant first, then the newest.
+    """Find the memories in which all the words occur.
 
-    The words are plain text, whatever their case: in a memory's text, its gist, its tags or its path.
+    The most relevant come first, then the newest. The words are plain text in any case: in a memory's text, its gist,
+    its tags or its path. For example: vidurai-pipeline search timeout pytest --since 2026-01-01
     """
-    from vidurai_pipeline.analytics.search import result_columns  # noqa: PLC0415
+    from vidurai_pipeline.analytics.search import result_columns
 
     with _analyst(timeout) as analyst:
         found = analyst.search_archive(" ".join(words), limit, **filters)
@@ -271,11 +289,11 @@ def search(words: tuple[str, ...], limit: int, timeout: float | None, form: str,
 @_format_option("table", "json")
 def doctor(form: str) -> None:
     """Check settings, stores and files, and whether the tiers agree."""
-    from vidurai_pipeline.cli.doctor import examine  # noqa: PLC0415
+    from vidurai_pipeline.cli.doctor import examine
 
     findings = list(examine(load_settings()))
     if form == "json":
-        output.print_json([finding.__dict__ for finding in findings])
+        output.print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
             colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding.status]
@@ -292,14 +310,14 @@ def doctor(form: str) -> None:
 @_format_option("table", "json")
 def demo(folder: Path, rows: int, seed: int, form: str) -> None:
     """Make a sample hot store in FOLDER, for a machine without Vidurai."""
-    from vidurai_pipeline.sample_store import make_store  # noqa: PLC0415
+    from vidurai_pipeline.sample_store import make_store
 
     with output.ProgressLine() as progress:
         made = make_store(
             folder / "vidurai.db", rows, seed=seed, progress=lambda done, total: progress("writing", done, total)
         )
     if form == "json":
-        output.print_json({**made.__dict__, "path": str(made.path)})
+        output.print_json({**asdict(made), "path": str(made.path)})
     else:
         output.print_facts("Sample store", {"path": made.path, "memories": made.rows, **made.by_status})
         click.echo(f"\nnext: VIDURAI_HOME={folder} vidurai-pipeline run")

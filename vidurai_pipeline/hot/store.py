@@ -124,7 +124,7 @@ class HotStore:
         """
         try:
             # Who holds its lock is waited for later, by whoever needs it.
-            with contextlib.closing(HotStore(self.path, 0).connect()) as con:
+            with contextlib.closing(HotStore(self.path, 0).connect()) as con, self.errors():
                 found = con.execute("SELECT 1 FROM sqlite_master WHERE name = 'memories'").fetchone()
         except BusyError:
             return

@@ -14,6 +14,8 @@ from vidurai_pipeline.analytics.views import COMPANIONS, Views
 from vidurai_pipeline.errors import ConfigError, QueryError
 from vidurai_pipeline_tests.support.archives import BASE, OWN, REFERENCE, memory, write_file
 
+pytestmark = pytest.mark.fast
+
 ENDLESS = "SELECT count(*) FROM range(1000000000000) a(i) WHERE hash(i) = 1"
 
 

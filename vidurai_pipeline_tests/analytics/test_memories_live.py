@@ -17,6 +17,8 @@ from vidurai_pipeline.sample_store import make_store
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.stores import changing, small_store
 
+pytestmark = pytest.mark.slow
+
 Store = Callable[[str], Path]
 
 

@@ -15,6 +15,8 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import SchemaError
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
+pytestmark = pytest.mark.fast
+
 SPECIFIED = [
     ("id", pa.int64()),
     ("verbatim", pa.string()),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def drive(*arguments: object) -> int:
     """Kill often; returns how many deaths there were."""

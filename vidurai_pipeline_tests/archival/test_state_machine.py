@@ -11,11 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.support.tiers import Row, cold_rows, hot_rows
+
+pytestmark = pytest.mark.slow
 
 SCHEMA = """
 CREATE TABLE projects (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT);

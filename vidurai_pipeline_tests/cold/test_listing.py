@@ -12,6 +12,8 @@ from vidurai_pipeline.cold.listing import Listing, list_files, list_settled
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline_tests.support.archives import memory, write_file
 
+pytestmark = pytest.mark.fast
+
 
 def listed(archive: Path) -> list[str]:
     """The files, after making sure that everyone sees the same ones."""

@@ -29,6 +29,8 @@ from vidurai_pipeline_tests.support.processes import (
 )
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/compose"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

@@ -25,6 +25,8 @@ from vidurai_pipeline_tests.support.processes import (
 )
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
+pytestmark = pytest.mark.processes
+
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
 NAMES = ("vidurai-pipeline-daemon.service", "vidurai-pipeline-webserver.service")
 

@@ -11,6 +11,7 @@ from vidurai_pipeline_tests.support.stores import WAITING, Store, archived, chan
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
@@ -56,6 +57,7 @@ def test_bad_text_in_many_rows(sample_store: Store) -> None:
     assert result == WAITING["schema_v7"] + len(good)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "values",
     [

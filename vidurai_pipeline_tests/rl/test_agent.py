@@ -6,6 +6,8 @@ import pytest
 from vidurai_pipeline.rl.agent import Action, Experience, MemoryState, Outcome, RewardProfile, VismritiRLAgent
 from vidurai_pipeline.rl.policy import QLearningPolicy
 
+pytestmark = pytest.mark.fast
+
 STATE = MemoryState(working_memory_count=10, episodic_memory_count=100, total_tokens=700)
 NEXT = MemoryState(working_memory_count=8, episodic_memory_count=101, total_tokens=650)
 

@@ -43,6 +43,7 @@ def plain_agent(rows: Rows, profile: RewardProfile) -> QLearningPolicy:
     return agent.policy
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("profile", RewardProfile)
 def test_the_table_is_the_plain_agent_s(archive: Path, table: Path, profile: RewardProfile) -> None:
     rows = generated(0, 5000)
@@ -60,6 +61,7 @@ def test_the_table_is_the_plain_agent_s(archive: Path, table: Path, profile: Rew
     assert stats["epsilon"] == policy.get_epsilon() == json.loads(table.read_text())["epsilon"]
 
 
+@pytest.mark.fast
 def test_the_same_archive_gives_the_same_file(archive: Path, table: Path, tmp_path: Path) -> None:
     write_file(archive, generated(0, 800), "memories.parquet")
     dream(archive, table)
@@ -83,6 +85,7 @@ def test_nothing_new_changes_nothing(archive: Path, table: Path) -> None:
     assert second["states"] == first["states"]
 
 
+@pytest.mark.fast
 def test_nights_add_up(archive: Path, table: Path, tmp_path: Path) -> None:
     """Learned night by night, with a crash-proof pause between, or in one: the same values."""
     for night in range(4):

@@ -15,6 +15,8 @@ from vidurai_pipeline.rl.inference import SALIENCES, infer_transition
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline_tests.support.archives import DATA, experience, write_file
 
+pytestmark = pytest.mark.slow
+
 Reference = Callable[[str, Any], Any]
 
 HEX_TABLE = """
