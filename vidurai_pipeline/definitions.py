@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.defs.alerts import alert_sensors
 from vidurai_pipeline.defs.assets import archived_rows, parquet_archive, purged_rows, q_table
 from vidurai_pipeline.defs.automation import (
@@ -40,8 +41,13 @@ def _linked_to_code(*assets: dg.AssetsDefinition) -> Sequence[Any]:
         return dg.with_source_code_references(assets)
 
 
-def build_definitions(settings: Settings) -> dg.Definitions:
-    """Everything that Dagster shows and runs, for one hot store and its archive."""
+def build_definitions(settings: Settings, progress: Progress | None = None) -> dg.Definitions:
+    """Everything that Dagster shows and runs, for one hot store and its archive.
+
+    Args:
+        settings: where the tiers are, and how they are treated.
+        progress: told how far a run in this process is.
+    """
     fresh = dg.FreshnessPolicy.time_window(
         fail_window=timedelta(hours=settings.stale_hours), warn_window=timedelta(hours=settings.stale_hours / 2)
     )
@@ -56,7 +62,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *([early_run_sensor(settings)] if settings.early_run else []),
             *alert_sensors(settings),
         ],
-        resources=build_resources(settings),
+        resources=build_resources(settings, progress),
         # "Materialize all" gets its executor from here; the steps are sequential, a process for each only costs time.
         executor=dg.in_process_executor,
     )

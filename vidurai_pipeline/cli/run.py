@@ -20,7 +20,8 @@ from yaml import YAMLError
 
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.definitions import build_definitions
-from vidurai_pipeline.defs.resources import progress_of_runs, retries_if_busy
+from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.resources import BUSY_RETRIES_TAG
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import Settings
@@ -38,7 +39,7 @@ class RunReport:
         run_id: Dagster's id of the run.
         seconds: how long it took.
         dagster_home: where its history is kept.
-        numbers: the figures that each asset reported.
+        numbers: the whole numbers that each asset reported.
         files: the new files of the archive.
         rejected: memories that stay hot: id, column, reason.
         notes: what was put right, and what could not be done this time.
@@ -49,7 +50,7 @@ class RunReport:
     run_id: str
     seconds: float
     dagster_home: Path
-    numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    numbers: dict[str, dict[metadata.Label, int]] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -58,17 +59,18 @@ class RunReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types; a step that did not run has no figures."""
         archive, purge = self.numbers.get("parquet_archive", {}), self.numbers.get("purged_rows", {})
+        table, recovered = self.numbers.get("q_table", {}), archive.get(metadata.RECOVERED)
         return {
             "success": self.success,
-            "waiting": self.numbers.get("archived_rows", {}).get("row_count"),
-            "archived": archive.get("row_count"),
-            "purged": purge.get("row_count", 0) + archive.get("recovered", 0) if purge else None,
-            "kept": purge.get("kept"),
+            "waiting": self.numbers.get("archived_rows", {}).get(metadata.ROW_COUNT),
+            "archived": archive.get(metadata.MEMORIES_ARCHIVED),
+            "purged": purge[metadata.MEMORIES_PURGED] + (recovered or 0) if purge else None,
+            "kept": purge.get(metadata.KEPT),
             "rejected": self.rejected,
-            "recovered": archive.get("recovered"),
+            "recovered": recovered,
             "files": self.files,
-            "learned": self.numbers.get("q_table", {}).get("experiences learned"),
-            "states": self.numbers.get("q_table", {}).get("states"),
+            "learned": table.get(metadata.EXPERIENCES_LEARNED),
+            "states": table.get(metadata.STATES),
             "seconds": round(self.seconds, 3),
             "run_id": self.run_id,
             "notes": self.notes,
@@ -150,18 +152,16 @@ def open_ui(settings: Settings, port: int) -> NoReturn:
 def run_maintenance(settings: Settings) -> RunReport:
     """Run the maintenance job to its end."""
     began = time.monotonic()
-    job = build_definitions(settings).resolve_job_def("maintenance")
     home = dagster_home(settings)
     with dg.DagsterInstance.from_config(str(home)) as instance, output.ProgressLine() as progress:
-        progress_of_runs.set(progress)
-        retries_if_busy.set(0)
+        job = build_definitions(settings, progress).resolve_job_def("maintenance")
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,
             # The report below says it all; Dagster keeps the events for the UI.
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             # By this the UI finds the run under its job.
-            tags={".dagster/repository": "__repository__@vidurai_pipeline"},
+            tags={".dagster/repository": "__repository__@vidurai_pipeline", BUSY_RETRIES_TAG: "0"},
         )
     report = RunReport(result.success, result.run_id, time.monotonic() - began, home)
     for event in result.all_events:
@@ -172,7 +172,7 @@ def run_maintenance(settings: Settings) -> RunReport:
     for check in result.get_asset_check_evaluations():
         if not check.passed and check.blocking:
             report.errors.append(f"{check.check_name}: {check.description}")
-            differences = check.metadata.get("what differs")
+            differences = check.metadata.get(metadata.WHAT_DIFFERS)
             if isinstance(differences, dg.MarkdownMetadataValue):
                 report.errors += differences.value.splitlines()
     report.success = result.success and not report.errors
@@ -182,19 +182,13 @@ def run_maintenance(settings: Settings) -> RunReport:
 
 
 def _note_materialization(materialization: dg.AssetMaterialization, report: RunReport) -> None:
-    metadata = materialization.metadata
-    name = materialization.asset_key.to_user_string()
-    report.numbers[name] = {
-        key.removeprefix("dagster/"): value.value
-        for key, value in metadata.items()
-        if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue)
-    }
-    details = metadata.get("report")
-    if isinstance(details, dg.JsonMetadataValue) and isinstance(details.data, dict):
-        report.files += details.data.get("files", [])
-        report.rejected += details.data.get("rejected", [])
-        report.notes += details.data.get("notes", [])
-        report.errors += details.data.get("problems", [])
+    made = materialization.metadata
+    report.numbers[materialization.asset_key.to_user_string()] = metadata.numbers(made)
+    details = metadata.document(made, metadata.REPORT)
+    report.files += details.get(metadata.REPORT_FILES, [])
+    report.rejected += details.get(metadata.REPORT_REJECTED, [])
+    report.notes += details.get(metadata.REPORT_NOTES, [])
+    report.errors += details.get(metadata.REPORT_PROBLEMS, [])
 
 
 def _failure(event: dg.DagsterEvent) -> str:

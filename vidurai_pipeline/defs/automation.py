@@ -13,6 +13,14 @@ from vidurai_pipeline.settings import Settings
 
 #: The job, and the one that Dagster makes for "Materialize all".
 LIFECYCLE_JOBS = ("maintenance", "__ASSET_JOB")
+FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 # A run holds the lock a moment after it is reported as started.
 _GRACE_SECONDS = 60.0
 

@@ -6,22 +6,23 @@ from typing import Any
 import dagster as dg
 
 from vidurai_pipeline import health
-from vidurai_pipeline.defs.assets import GATE, POOL, archived_rows, parquet_archive, purged_rows, q_table
-from vidurai_pipeline.defs.resources import ArchiverResource, DreamResource, TiersResource, readable_failures
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.assets import POOL, archived_rows, parquet_archive, purged_rows, q_table
+from vidurai_pipeline.defs.resources import Tiers, readable_failures
 
-_SHOWN = 20
 _RUNS_LOOKED_AT = 3
 
 
 @dg.asset_check(asset=parquet_archive, blocking=True, pool=POOL)
-def archive_equals_hot_store(archiver: ArchiverResource) -> dg.AssetCheckResult:
+def archive_equals_hot_store(archiver: dg.ResourceParam[MemoryArchiver]) -> dg.AssetCheckResult:
     """Reads the published files back and compares every column of every row with SQLite.
 
     It blocks: while it fails, nothing is purged. Run the job again to put a failure right: a file that was damaged
     before anything was purged is set aside, and its memories, which are still hot, are archived anew.
     """
     with readable_failures():
-        found = archiver.archiver.verify()
+        found = archiver.verify()
     if found.passed:
         description = (
             f"{health.plural(found.rows, 'row')} in {health.plural(found.files, 'file')} equal what the hot store holds"
@@ -30,29 +31,20 @@ def archive_equals_hot_store(archiver: ArchiverResource) -> dg.AssetCheckResult:
             description += f", but for {found.changed:,} that the daemon has changed since; those stay hot"
     else:
         description = f"Nothing is purged: {len(found.problems)} of {health.plural(found.files, 'file')} not as written"
-    return dg.AssetCheckResult(
-        passed=found.passed,
-        description=description,
-        metadata={
-            "files": found.files,
-            "rows": found.rows,
-            "changed meanwhile": found.changed,
-            "what differs": dg.MetadataValue.md(
-                "\n".join(f"- {line}" for line in found.problems[:_SHOWN]) or "nothing"
-            ),
-        },
-    )
+    return dg.AssetCheckResult(passed=found.passed, description=description, metadata=metadata.of_verification(found))
 
 
 @dg.asset_check(asset=q_table, pool=POOL)
-def q_table_is_well_formed(context: dg.AssetCheckExecutionContext, dream: DreamResource) -> dg.AssetCheckResult:
+def q_table_is_well_formed(
+    context: dg.AssetCheckExecutionContext, tiers: dg.ResourceParam[Tiers]
+) -> dg.AssetCheckResult:
     """Values are finite and within the bound that rewards and discount allow, actions known, states readable.
 
     It looks at the table in use, and at the one that the last dream learned. If that one is not well-formed, it stands
     beside the table in use as a candidate, and the table in use was not changed.
     """
     with readable_failures():
-        found = dream.insight()
+        found = tiers.policy()
     values = sum(len(one.values) for one in found.states)
     faults = found.faults or list(_last_verdict(context).get("faults", ()))
     return dg.AssetCheckResult(
@@ -63,7 +55,7 @@ def q_table_is_well_formed(context: dg.AssetCheckExecutionContext, dream: DreamR
             "values": values,
             "bound (points)": found.bound,
             "taught by another program only": found.inherited,
-            "what is wrong": dg.MetadataValue.md("\n".join(f"- {line}" for line in faults) or "nothing"),
+            "what is wrong": metadata.bullets(faults),
         },
     )
 
@@ -96,25 +88,24 @@ def _last_verdict(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
     """What the gate said in the last dream that Dagster ran; nothing if it had no new table."""
     event = context.instance.get_latest_materialization_event(q_table.key)
     made = event.asset_materialization if event is not None else None
-    found = made.metadata.get(GATE) if made is not None else None
-    return found.value if isinstance(found, dg.JsonMetadataValue) and isinstance(found.value, dict) else {}
+    return metadata.document(made.metadata, metadata.GATE) if made is not None else {}
 
 
 # The checks below hold no lock and wait for no run: they never stand in the purge's way. The job `health` makes them.
 
 
 @dg.asset_check(asset=archived_rows)
-def hot_store_is_sound(tiers: TiersResource) -> dg.AssetCheckResult:
+def hot_store_is_sound(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
     """SQLite's `quick_check` of the hot store. It reads the whole file, and holds no writer up."""
     return _result(health.store_integrity(tiers.store))
 
 
 @dg.asset_check(asset=archived_rows)
-def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: TiersResource) -> dg.AssetCheckResult:
+def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
     """Whether the runs keep up: fewer memories wait than when the last one began, and it left none behind."""
     waited, left = (
-        [figures[name] for figures in _figures(context.instance, key) if name in figures]
-        for key, name in ((archived_rows.key, "dagster/row_count"), (parquet_archive.key, "rejected"))
+        [numbers[label] for numbers in metadata.figures(context.instance, key, _RUNS_LOOKED_AT) if label in numbers]
+        for key, label in ((archived_rows.key, metadata.ROW_COUNT), (parquet_archive.key, metadata.REJECTED))
     )
     return _result(
         health.backlog_shrinks(tiers.store, waited, left), {"left by the last run": left[0]} if left else None
@@ -122,15 +113,15 @@ def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: TiersResource
 
 
 @dg.asset_check(asset=parquet_archive)
-def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: TiersResource) -> dg.AssetCheckResult:
+def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
     """Whether the footer of each file can be read, and whether the archive holds all it held after the last run.
 
     `vidurai-pipeline doctor` reads the pages too.
     """
-    known = next(iter(_figures(context.instance, purged_rows.key)), {})
+    known = next(iter(metadata.figures(context.instance, purged_rows.key, 1)), {})
     before = (
-        health.ArchiveSize(known["archive files"], known["archive rows"])
-        if {"archive files", "archive rows"} <= known.keys()
+        health.ArchiveSize(known[metadata.ARCHIVE_FILES], known[metadata.ARCHIVE_ROWS])
+        if {metadata.ARCHIVE_FILES, metadata.ARCHIVE_ROWS} <= known.keys()
         else None
     )
     finding, size = health.archive_readable(tiers.cold, before, thorough=False)
@@ -138,19 +129,19 @@ def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: TiersReso
 
 
 @dg.asset_check(asset=parquet_archive)
-def no_version_twice(tiers: TiersResource) -> dg.AssetCheckResult:
+def no_version_twice(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
     """Whether the archive holds each version of a memory once."""
     return _result(health.no_duplicates(tiers.cold))
 
 
 @dg.asset_check(asset=parquet_archive)
-def disk_has_room(tiers: TiersResource) -> dg.AssetCheckResult:
+def disk_has_room(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
     """Whether the disks have room for what the next run writes."""
     return _result(health.disk_room(tiers.store, tiers.cold))
 
 
 @dg.asset_check(asset=purged_rows)
-def memories_are_in_one_tier(tiers: TiersResource) -> dg.AssetCheckResult:
+def memories_are_in_one_tier(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
     """Whether no memory is both in the hot store and in the archive."""
     return _result(health.one_tier(tiers.store, tiers.cold))
 
@@ -165,24 +156,10 @@ HEALTH_CHECKS = [
 ]
 
 
-def _result(finding: health.Finding, metadata: Mapping[str, Any] | None = None) -> dg.AssetCheckResult:
+def _result(finding: health.Finding, details: Mapping[str, Any] | None = None) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=finding.status == "ok",
         severity=dg.AssetCheckSeverity.ERROR if finding.status == "failed" else dg.AssetCheckSeverity.WARN,
         description=finding.detail,
-        metadata=metadata,
+        metadata=details,
     )
-
-
-def _figures(instance: dg.DagsterInstance, key: dg.AssetKey) -> list[dict[str, int]]:
-    """The whole numbers that an asset's last materializations reported, newest first."""
-    records = instance.fetch_materializations(key, limit=_RUNS_LOOKED_AT).records
-    return [_integers(r.asset_materialization.metadata) for r in records if r.asset_materialization]
-
-
-def _integers(metadata: Mapping[str, dg.MetadataValue]) -> dict[str, int]:
-    return {
-        name: value.value
-        for name, value in metadata.items()
-        if isinstance(value, dg.IntMetadataValue) and value.value is not None
-    }

@@ -10,21 +10,15 @@ import dagster as dg
 from vidurai_pipeline.archival.early_run import Past, Thresholds, decide
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import free_bytes
+from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import parquet_archive, purged_rows
-from vidurai_pipeline.defs.automation import LIFECYCLE_JOBS, maintenance
+from vidurai_pipeline.defs.automation import FINISHED, LIFECYCLE_JOBS, UNFINISHED, maintenance
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.hot import backlog
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import Settings
 
 _RECENT_RUNS = 10
-_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -47,7 +41,7 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
     def early_run(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         """Start the maintenance job early where that is worth it."""
         instance = context.instance
-        if any(r.job_name in LIFECYCLE_JOBS for r in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))):
+        if any(r.job_name in LIFECYCLE_JOBS for r in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))):
             return dg.SkipReason("a maintenance run is at work, or waits in the queue")
         memo = json.loads(context.cursor or "{}")
         now = time.time()
@@ -95,30 +89,20 @@ def _past(instance: dg.DagsterInstance) -> tuple[Past, str | None]:
     runs = [
         record
         for job in LIFECYCLE_JOBS
-        for record in instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_FINISHED), limit=_RECENT_RUNS)
+        for record in instance.get_run_records(dg.RunsFilter(job_name=job, statuses=FINISHED), limit=_RECENT_RUNS)
     ]
     runs.sort(key=lambda record: record.end_time or 0.0, reverse=True)
     failures = next(
         (n for n, r in enumerate(runs) if r.dagster_run.status == dg.DagsterRunStatus.SUCCESS),
         len(runs),
     )
-    published = _figures(instance, parquet_archive.key)
-    purged = _figures(instance, purged_rows.key)
+    published, purged = (
+        next(iter(metadata.figures(instance, key, 1)), {}) for key in (parquet_archive.key, purged_rows.key)
+    )
     past = Past(
-        left=published.get("rejected", 0) + purged.get("kept", 0),
-        used_bytes=purged.get("hot store bytes in use"),
+        left=published.get(metadata.REJECTED, 0) + purged.get(metadata.KEPT, 0),
+        used_bytes=purged.get(metadata.HOT_BYTES_USED),
         failures=failures,
         ended=(runs[0].end_time or 0.0) if runs else 0.0,
     )
     return past, runs[0].dagster_run.run_id if runs else None
-
-
-def _figures(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, int]:
-    event = instance.get_latest_materialization_event(key)
-    materialization = event.asset_materialization if event else None
-    metadata = materialization.metadata if materialization else {}
-    return {
-        name: value.value
-        for name, value in metadata.items()
-        if isinstance(value, dg.IntMetadataValue) and value.value is not None
-    }

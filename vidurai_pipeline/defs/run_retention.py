@@ -7,9 +7,8 @@ import dagster as dg
 from pydantic import Field
 from tzlocal import get_localzone_name
 
+from vidurai_pipeline.defs.automation import FINISHED
 from vidurai_pipeline.settings import Settings
-
-_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 class PruneConfig(dg.Config):
@@ -30,7 +29,7 @@ def prune_runs(instance: dg.DagsterInstance, before: datetime) -> int:
     Returns:
         How many runs were deleted.
     """
-    records = instance.get_run_records(dg.RunsFilter(statuses=_FINISHED, updated_before=before))
+    records = instance.get_run_records(dg.RunsFilter(statuses=FINISHED, updated_before=before))
     newest = [instance.get_latest_materialization_event(key) for key in instance.all_asset_keys()]
     needed = {event.run_id for event in newest if event}
     old = [run_id for record in records if (run_id := record.dagster_run.run_id) not in needed]

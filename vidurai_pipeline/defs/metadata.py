@@ -1,0 +1,326 @@
+"""What the assets report to Dagster: every label once, and how its value is shown.
+
+A label is written by an asset and read by checks, sensors and the command line under its name here. :class:`Label` is
+a type of its own, so the type checker refuses a label that was typed anew.
+"""
+
+import base64
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NewType
+
+import dagster as dg
+import pyarrow as pa
+
+from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
+from vidurai_pipeline.health import ArchiveSize
+from vidurai_pipeline.hot.backlog import Backlog
+from vidurai_pipeline.hot.schema import MEANINGS, Column
+from vidurai_pipeline.hot.store import StoreSize
+from vidurai_pipeline.hot.upkeep import Upkeep
+from vidurai_pipeline.rl.plots import draw_curve, draw_heat_map
+from vidurai_pipeline.rl.report import DreamReport
+from vidurai_pipeline.rl.summary import PolicySummary
+
+Label = NewType("Label", str)
+
+# Dagster's own labels, which its UI knows.
+
+#: Rows of the table that the asset stands for, after the run.
+ROW_COUNT = Label("dagster/row_count")
+COLUMN_SCHEMA = Label("dagster/column_schema")
+COLUMN_LINEAGE = Label("dagster/column_lineage")
+URI = Label("dagster/uri")
+
+# Labels of several assets.
+
+SECONDS = Label("seconds")
+ROWS_PER_SECOND = Label("rows per second")
+FILES = Label("files")
+#: Lists for the command line, as JSON: see ``REPORT_…``.
+REPORT = Label("report")
+REPORT_FILES, REPORT_REJECTED, REPORT_NOTES, REPORT_PROBLEMS = "files", "rejected", "notes", "problems"
+
+# archived_rows
+
+HOT_STORE = Label("hot store")
+HOT_STORE_FILE_BYTES = Label("hot store file (bytes)")
+MEMORIES = Label("memories in all")
+BY_STATUS = Label("by status")
+BY_SALIENCE = Label("waiting, by salience")
+OLDEST_WAITING = Label("oldest waiting")
+NEWEST_WAITING = Label("newest waiting")
+
+# parquet_archive
+
+ARCHIVE = Label("archive")
+#: Memories that this run wrote to new files.
+MEMORIES_ARCHIVED = Label("memories archived")
+BYTES_WRITTEN = Label("bytes written")
+#: Memories that Parquet can't hold, and that stay hot.
+REJECTED = Label("rejected")
+REJECTED_MEMORIES = Label("rejected memories")
+#: Memories that this run purged to finish an interrupted one.
+RECOVERED = Label("recovered")
+ATTENTION = Label("attention")
+
+# purged_rows
+
+#: Memories that this run deleted from the hot store.
+MEMORIES_PURGED = Label("memories purged")
+#: Memories that changed meanwhile, and stay hot.
+KEPT = Label("kept")
+ARCHIVE_FILES = Label("archive files")
+ARCHIVE_ROWS = Label("archive rows")
+#: The hot store with its write-ahead log, as the next two.
+HOT_BYTES_BEFORE = Label("hot store and log before (bytes)")
+HOT_BYTES_AFTER = Label("hot store and log after (bytes)")
+#: The hot store without its free pages.
+HOT_BYTES_USED = Label("hot store in use (bytes)")
+LONGEST_LOCK = Label("longest lock (ms)")
+RECLAIMED_BYTES = Label("reclaimed (bytes)")
+MERGE_STEPS = Label("search index merge steps")
+VACUUM_SECONDS = Label("vacuum (seconds)")
+
+# q_table
+
+Q_TABLE = Label("Q-table")
+EXPERIENCES_LEARNED = Label("experiences learned")
+POSITIVE = Label("positive")
+NEGATIVE = Label("negative")
+TOTAL_REWARD = Label("total reward")
+STATES = Label("states")
+EPISODES = Label("episodes")
+EPSILON = Label("epsilon")
+SKIPPED = Label("skipped")
+HELD_BACK = Label("held back")
+#: The verdict on the new table, as JSON; empty if there was none.
+GATE = Label("gate")
+POLICY = Label("policy")
+HEAT_MAP = Label("heat map")
+LEARNING_CURVE = Label("learning curve")
+
+# Checks
+
+WHAT_DIFFERS = Label("what differs")
+
+_Q_TABLE_COLUMNS = dg.TableSchema(
+    [
+        dg.TableColumn("state", "string", "buckets: working, episodic, tokens, entropy, importance, messages"),
+        dg.TableColumn("action", "string", "what the memory layer can do in that state"),
+        dg.TableColumn("value", "float64", "what that is worth, in points of reward"),
+    ]
+)
+_SHOWN = 50
+_LINKED = 5
+
+
+def figures(instance: dg.DagsterInstance, key: dg.AssetKey, runs: int) -> list[dict[Label, int]]:
+    """The whole numbers that an asset's last materializations reported, newest first."""
+    records = instance.fetch_materializations(key, limit=runs).records
+    return [numbers(r.asset_materialization.metadata) for r in records if r.asset_materialization]
+
+
+def numbers(metadata: Mapping[str, dg.MetadataValue]) -> dict[Label, int]:
+    """The whole numbers among an asset's metadata."""
+    return {
+        Label(name): value.value
+        for name, value in metadata.items()
+        if isinstance(value, dg.IntMetadataValue) and value.value is not None
+    }
+
+
+def document(metadata: Mapping[str, dg.MetadataValue], label: Label) -> dict[str, Any]:
+    """A JSON object among an asset's metadata; empty if it isn't there."""
+    value = metadata.get(label)
+    return value.value if isinstance(value, dg.JsonMetadataValue) and isinstance(value.value, dict) else {}
+
+
+def of_backlog(backlog: Backlog, store: Path) -> dict[str, Any]:
+    """What ``archived_rows`` reports."""
+    return {
+        ROW_COUNT: backlog.waiting,
+        COLUMN_SCHEMA: _hot_columns(backlog.columns),
+        HOT_STORE: dg.MetadataValue.path(store),
+        HOT_STORE_FILE_BYTES: backlog.bytes,
+        MEMORIES: backlog.total,
+        BY_STATUS: _counts("status", backlog.by_status),
+        BY_SALIENCE: _counts("salience", backlog.by_salience),
+        OLDEST_WAITING: backlog.oldest or "none",
+        NEWEST_WAITING: backlog.newest or "none",
+    }
+
+
+def of_publish(published: PublishReport, rows: int, archive: Path, hot: dg.AssetKey, seconds: float) -> dict[str, Any]:
+    """What ``parquet_archive`` reports.
+
+    Args:
+        published: the step's report.
+        rows: how many rows the archive holds now.
+        archive: its folder.
+        hot: the asset from whose columns the files' columns were read.
+        seconds: how long it took.
+    """
+    rejected = [{"id": r.id, "column": r.column, "reason": r.reason} for r in published.rejected]
+    recovered = published.recovered
+    metadata: dict[str, Any] = {
+        ROW_COUNT: rows,
+        MEMORIES_ARCHIVED: published.rows,
+        ARCHIVE: dg.MetadataValue.path(archive),
+        BYTES_WRITTEN: sum(file.bytes for file in published.files),
+        FILES: _table(
+            [
+                {"file": os.path.relpath(file.path, archive), "rows": file.rows, "bytes": file.bytes}
+                for file in published.files
+            ]
+        ),
+        REJECTED: len(rejected),
+        RECOVERED: recovered.purged,
+        **_speed(published.rows, seconds),
+        COLUMN_SCHEMA: dg.TableSchema(
+            [dg.TableColumn(field.name, str(field.type), MEANINGS.get(field.name)) for field in published.schema]
+        ),
+        COLUMN_LINEAGE: _lineage(published.schema, hot),
+        REPORT: dg.MetadataValue.json(
+            {
+                REPORT_FILES: [str(file.path) for file in published.files],
+                REPORT_REJECTED: rejected,
+                REPORT_NOTES: recovered.notes,
+                REPORT_PROBLEMS: recovered.problems,
+            }
+        ),
+    }
+    # The UI copies a path at a click.
+    metadata |= {f"file {n}": dg.MetadataValue.path(file.path) for n, file in enumerate(published.files[:_LINKED], 1)}
+    if published.files:
+        metadata[URI] = dg.MetadataValue.url(published.files[-1].path.as_uri())
+    if rejected:
+        metadata[REJECTED_MEMORIES] = _table([{**row, "id": str(row["id"])} for row in rejected[:_SHOWN]])
+    if lines := recovered.notes + recovered.problems:
+        metadata[ATTENTION] = bullets(lines)
+    return metadata
+
+
+def of_purge(
+    purged: PurgeReport,
+    upkeep: Upkeep,
+    columns: Iterable[Column],
+    *,
+    sizes: tuple[StoreSize, StoreSize],
+    archive: ArchiveSize,
+    seconds: float,
+) -> dict[str, Any]:
+    """What ``purged_rows`` reports.
+
+    Args:
+        purged: the step's report.
+        upkeep: what was done afterwards to keep the store small.
+        columns: the hot store's.
+        sizes: the hot store's, before the purge and after it.
+        archive: what the archive holds now.
+        seconds: how long the purge took.
+    """
+    before, after = sizes
+    return {
+        ROW_COUNT: archive.rows,
+        COLUMN_SCHEMA: _hot_columns(columns),
+        MEMORIES_PURGED: purged.purged,
+        KEPT: purged.kept,
+        ARCHIVE_FILES: archive.files,
+        ARCHIVE_ROWS: archive.rows,
+        HOT_BYTES_BEFORE: before.bytes,
+        HOT_BYTES_AFTER: after.bytes,
+        HOT_BYTES_USED: after.used_bytes,
+        LONGEST_LOCK: round(max(purged.longest_hold, upkeep.longest_hold) * 1000, 1),
+        RECLAIMED_BYTES: upkeep.reclaimed_bytes,
+        MERGE_STEPS: upkeep.merge_steps,
+        VACUUM_SECONDS: round(upkeep.vacuum_seconds, 3),
+        **_speed(purged.purged, seconds),
+        REPORT: dg.MetadataValue.json({REPORT_NOTES: purged.notes + upkeep.notes}),
+    }
+
+
+def of_dream(report: DreamReport, policy: PolicySummary, seconds: float) -> dict[str, Any]:
+    """What ``q_table`` reports.
+
+    Args:
+        report: the dream's.
+        policy: what the table in use has learned.
+        seconds: how long the dream took.
+    """
+    return {
+        ROW_COUNT: sum(len(one.values) for one in policy.states),
+        COLUMN_SCHEMA: _Q_TABLE_COLUMNS,
+        Q_TABLE: dg.MetadataValue.path(policy.path),
+        EXPERIENCES_LEARNED: report.episodes,
+        **_speed(report.episodes, seconds),
+        POSITIVE: report.positive_rewards,
+        NEGATIVE: report.negative_rewards,
+        TOTAL_REWARD: report.total_reward,
+        STATES: len(policy.states),
+        EPISODES: report.table_episodes,
+        EPSILON: report.epsilon,
+        SKIPPED: sum(report.skipped.values()),
+        HELD_BACK: report.held_back,
+        GATE: dg.MetadataValue.json(report.gate.to_dict() if report.gate else {}),
+        POLICY: _table(
+            [
+                {
+                    "state": one.words,
+                    "best action": one.best_action.value,
+                    "value (points)": round(one.value, 1),
+                    "experiences": one.experiences,
+                }
+                for one in policy.states[:_SHOWN]
+            ]
+        ),
+        HEAT_MAP: _picture("the best action's value by tokens and importance", draw_heat_map(policy)),
+        LEARNING_CURVE: _picture("error and reward over the experiences learned", draw_curve(policy)),
+    }
+
+
+def of_verification(found: Verification) -> dict[str, Any]:
+    """What the check before the purge reports."""
+    return {
+        "files": found.files,
+        "rows": found.rows,
+        "changed meanwhile": found.changed,
+        WHAT_DIFFERS: bullets(found.problems[:_SHOWN]),
+    }
+
+
+def bullets(lines: Sequence[str]) -> dg.MetadataValue:
+    """Lines as a list; ``nothing`` if there are none."""
+    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines) or "nothing")
+
+
+def _speed(rows: int, seconds: float) -> dict[str, float]:
+    return {SECONDS: round(seconds, 3), ROWS_PER_SECOND: round(rows / seconds, 1) if seconds else 0.0}
+
+
+def _counts(name: str, counts: Mapping[str, int]) -> dg.MetadataValue:
+    return _table([{name: key, "memories": count} for key, count in counts.items()])
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> dg.MetadataValue:
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows]) if rows else dg.MetadataValue.text("none")
+
+
+def _picture(title: str, png: bytes) -> dg.MetadataValue:
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def _hot_columns(columns: Iterable[Column]) -> dg.TableSchema:
+    return dg.TableSchema([dg.TableColumn(c.name, c.declared or "any", MEANINGS.get(c.field)) for c in columns])
+
+
+def _lineage(schema: pa.Schema, hot: dg.AssetKey) -> dg.TableColumnLineage:
+    """Which column of the hot store each column of the files was read from; what has none was made here."""
+    return dg.TableColumnLineage(
+        {
+            field.name: [dg.TableColumnDep(hot, field.metadata[b"sqlite_column"].decode())]
+            for field in schema
+            if field.metadata and b"sqlite_column" in field.metadata
+        }
+    )

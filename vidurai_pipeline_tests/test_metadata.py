@@ -1,0 +1,49 @@
+"""The labels of what the assets report: what one reads, another writes."""
+
+import ast
+import sqlite3
+from pathlib import Path
+
+import dagster as dg
+
+import vidurai_pipeline
+from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.settings import Settings
+from vidurai_pipeline_tests.support.dagster_runs import execute, materialized
+
+PACKAGE = Path(vidurai_pipeline.__file__).parent
+LABELS = {name: value for name, value in vars(metadata).items() if name.isupper() and isinstance(value, str)}
+#: Written by checks, or inside a label's value.
+NOT_BY_ASSETS = {"WHAT_DIFFERS", "REPORT_FILES", "REPORT_REJECTED", "REPORT_NOTES", "REPORT_PROBLEMS"}
+
+
+def labels_read() -> set[str]:
+    """The names of all labels that are read anywhere but where they are written."""
+    return {
+        node.attr
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "metadata.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "metadata"
+        and node.attr in LABELS
+    }
+
+
+def test_assets_write_each_label_that_is_read_and_no_two_are_alike(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    con = sqlite3.connect(settings.db_path, isolation_level=None)
+    con.execute("UPDATE memories SET access_count = 'many' WHERE id = (SELECT max(id) FROM memories)")
+    con.execute("UPDATE memories SET status = 'ARCHIVED' WHERE access_count = 'many'")
+    con.close()
+    made = materialized(execute(settings, instance))
+    written = {label for values in made.values() for label in values}
+    read = labels_read() - NOT_BY_ASSETS
+    assert {"ROW_COUNT", "KEPT", "REJECTED", "MEMORIES_PURGED", "GATE"} <= read
+    assert {LABELS[name] for name in read} <= written
+    labels = [value for name, value in LABELS.items() if not name.startswith("REPORT_")]
+    assert len(set(labels)) == len(labels)
+    never = {LABELS[name] for name in LABELS.keys() - NOT_BY_ASSETS} - written
+    assert never <= {metadata.ATTENTION}, "a label that no asset writes"
