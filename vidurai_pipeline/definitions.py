@@ -16,7 +16,6 @@ from vidurai_pipeline.defs.automation import (
     dream_job,
     health_job,
     maintenance,
-    schedules,
 )
 from vidurai_pipeline.defs.checks import (
     HEALTH_CHECKS,
@@ -26,7 +25,8 @@ from vidurai_pipeline.defs.checks import (
 )
 from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.resources import build_resources
-from vidurai_pipeline.defs.run_retention import prune_history, prune_schedule
+from vidurai_pipeline.defs.run_retention import prune_history
+from vidurai_pipeline.defs.schedules import build_schedules
 from vidurai_pipeline.settings import Settings, load_settings
 
 
@@ -55,7 +55,7 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
         assets=_linked_to_code(archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)),
         asset_checks=[archive_equals_hot_store, q_table_is_well_formed, q_table_is_not_worse, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, health_job, prune_history],
-        schedules=[*schedules(settings), prune_schedule(settings)],
+        schedules=build_schedules(settings),
         sensors=[
             dream_after_failure,
             dead_run_sensor(settings),

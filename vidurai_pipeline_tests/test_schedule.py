@@ -3,16 +3,22 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
+from unittest import mock
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import dagster as dg
 import pytest
 from dagster._core.test_utils import create_test_daemon_workspace_context, freeze_time
 from dagster._core.workspace.load_target import PythonFileTarget
 from dagster._scheduler.scheduler import launch_scheduled_runs
+
+from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs.schedules import Zone, next_run, schedule_zone
+from vidurai_pipeline.settings import load_settings
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -48,16 +54,32 @@ class Clock:
 
 
 @pytest.fixture
-def clock(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
+def location(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PythonFileTarget:
     monkeypatch.setenv("VIDURAI_HOME", str(sample_store("guardian").parent))
     monkeypatch.setenv("VIDURAI_TIMEZONE", "Europe/Berlin")
     definitions = tmp_path / "location.py"
     definitions.write_text("from vidurai_pipeline.definitions import defs\n")
+    return PythonFileTarget(str(definitions), None, str(tmp_path), "vidurai_pipeline")
+
+
+@pytest.fixture
+def queue() -> Iterator[dg.DagsterInstance]:
     overrides = {"run_coordinator": {"module": "dagster._core.test_utils", "class": "MockedRunCoordinator"}}
     with dg.instance_for_test(overrides=overrides) as instance:
-        target = PythonFileTarget(str(definitions), None, str(tmp_path), "vidurai_pipeline")
-        with create_test_daemon_workspace_context(target, instance) as workspace:
-            yield Clock(workspace, instance)
+        yield instance
+
+
+@contextmanager
+def ticking(location: PythonFileTarget, queue: dg.DagsterInstance) -> Iterator[Clock]:
+    """Dagster's daemon, started with the settings of the moment."""
+    with create_test_daemon_workspace_context(location, queue) as workspace:
+        yield Clock(workspace, queue)
+
+
+@pytest.fixture
+def clock(location: PythonFileTarget, queue: dg.DagsterInstance) -> Iterator[Clock]:
+    with ticking(location, queue) as clock:
+        yield clock
 
 
 def nights(runs: list[datetime]) -> dict[str, int]:
@@ -100,3 +122,90 @@ def test_the_clock_put_back_starts_no_second_run(clock: Clock) -> None:
     for hours in (0, 15, 10, 13, 16):
         clock.at(begin + timedelta(hours=hours))
     assert nights(clock.runs()) == {"06-02": 1}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved_at"),
+    [(4, 1, 12), (2, 1, 23), (1, 4, 23)],
+    ids=["earlier at noon", "earlier at 23:00", "later at 23:00"],
+)
+def test_a_schedule_that_is_moved_leaves_no_night_out_and_takes_none_twice(
+    location: PythonFileTarget,
+    queue: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    before: int,
+    after: int,
+    moved_at: int,
+) -> None:
+    begin = datetime(2026, 6, 1, 22, tzinfo=BERLIN)
+    moved = datetime(2026, 6, 2, tzinfo=BERLIN) + timedelta(hours=moved_at)
+    for hour, first, last in ((before, begin, moved), (after, moved, begin + timedelta(days=2))):
+        monkeypatch.setenv("VIDURAI_SCHEDULE", f"0 {hour} * * *")
+        with ticking(location, queue) as clock:
+            clock.every_hour(first, last)
+            runs = clock.runs()
+    assert nights(runs) == {"06-02": 1, "06-03": 1}
+    assert [run.astimezone(BERLIN).hour for run in runs] == [before, after]
+
+
+@pytest.mark.parametrize(
+    ("given", "zone"),
+    [
+        ("Asia/Kolkata", "Asia/Kolkata"),
+        (":Europe/Berlin", "Europe/Berlin"),
+        ("EST5EDT", "EST5EDT"),
+        ("", "UTC"),
+        ("Europe/Belin", None),
+        ("CET-1CEST,M3.5.0,M10.5.0/3", None),
+        ("<+0530>-5:30", None),
+        ("europe/berlin", None),
+        ("/no/such/file", None),
+    ],
+)
+def test_a_zone_that_is_not_known_is_said_everywhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str, zone: str | None
+) -> None:
+    monkeypatch.setenv("TZ", given)
+    found = schedule_zone(load_settings())
+    schedules = [build_definitions(load_settings()).resolve_schedule_def(n) for n in ("nightly", "health_check")]
+    assert {schedule.execution_timezone for schedule in schedules} == {zone or "UTC"}
+    assert found.name == (zone or "UTC")
+    if zone:
+        assert found.doubt is None
+        assert caplog.records == []
+    else:
+        assert found.doubt
+        assert f"TZ={given} is not" in found.doubt
+        assert "Set VIDURAI_TIMEZONE" in found.doubt
+        assert all(found.doubt in (schedule.description or "") for schedule in schedules)
+        assert found.doubt in caplog.text
+
+
+@pytest.mark.parametrize("answer", [None, "local", ZoneInfoNotFoundError("two files say different things")])
+def test_a_machine_without_a_zone_runs_in_utc_and_says_so(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    monkeypatch.delenv("TZ", raising=False)
+    with mock.patch("vidurai_pipeline.defs.schedules.get_localzone_name", side_effect=[answer]):
+        found = schedule_zone(load_settings())
+    assert found.name == "UTC"
+    assert "can't be determined" in (found.doubt or "")
+    monkeypatch.setenv("VIDURAI_TIMEZONE", "Asia/Kolkata")
+    assert schedule_zone(load_settings()) == Zone("Asia/Kolkata")
+
+
+@pytest.mark.parametrize(
+    ("now", "cron", "expected"),
+    [
+        ("2026-06-01T12:00:00+00:00", "0 2 * * *", "2026-06-02T02:00:00+02:00"),
+        ("2026-03-28T12:00:00+00:00", "0 2 * * *", "2026-03-29T03:00:00+02:00"),
+        ("2026-10-24T22:00:00+00:00", "0 2 * * *", "2026-10-25T02:00:00+01:00"),
+        ("2026-06-01T12:00:00+00:00", "30 4 * * 1", "2026-06-08T04:30:00+02:00"),
+        ("2026-06-01T12:00:00+00:00", "0 0 29 2 *", "2028-02-29T00:00:00+01:00"),
+    ],
+)
+def test_the_next_run_is_dagsters(monkeypatch: pytest.MonkeyPatch, now: str, cron: str, expected: str) -> None:
+    monkeypatch.setenv("VIDURAI_TIMEZONE", "Europe/Berlin")
+    monkeypatch.setenv("VIDURAI_SCHEDULE", cron)
+    moment = next_run(load_settings(), datetime.fromisoformat(now))
+    assert moment
+    assert moment.isoformat() == expected

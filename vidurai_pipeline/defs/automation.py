@@ -1,14 +1,13 @@
-"""When things run: the jobs, the nightly schedule, and what follows a failure."""
+"""The jobs, and what follows when one fails or dies."""
 
 import time
 
 import dagster as dg
-from tzlocal import get_localzone_name
 
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.defs.assets import GROUP, q_table
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS
-from vidurai_pipeline.errors import ConfigError, LockedError
+from vidurai_pipeline.errors import LockedError
 from vidurai_pipeline.settings import Settings
 
 #: The job, and the one that Dagster makes for "Materialize all".
@@ -99,34 +98,3 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
         return dg.SkipReason(f"ended {len(suspects)} dead runs: {', '.join(run.run_id for run in suspects)}")
 
     return end_dead_runs
-
-
-def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
-    """The schedules of the maintenance and the health job: on as soon as a Dagster daemon runs.
-
-    Raises:
-        ConfigError: a setting is not a cron line.
-    """
-    return [
-        _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the maintenance job, by default at 02:00."),
-        _schedule(
-            settings, "health_check", health_job.name, "health_schedule", "Checks all tiers, by default at 04:00."
-        ),
-    ]
-
-
-def _schedule(settings: Settings, name: str, job: str, setting: str, description: str) -> dg.ScheduleDefinition:
-    cron = getattr(settings, setting)
-    try:
-        return dg.ScheduleDefinition(
-            name=name,
-            job_name=job,
-            cron_schedule=cron,
-            execution_timezone=settings.timezone or get_localzone_name(),
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-            description=description,
-        )
-    except dg.DagsterInvalidDefinitionError:
-        raise ConfigError(
-            f"VIDURAI_{setting.upper()}={cron!r}: not a cron line of five fields, such as `0 2 * * *` (at 02:00)"
-        ) from None

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
-from tzlocal import get_localzone_name
 
 from vidurai_pipeline.defs.automation import FINISHED
-from vidurai_pipeline.settings import Settings
 
 
 class PruneConfig(dg.Config):
@@ -62,16 +60,3 @@ def prune_history() -> None:
     `keep_days`.
     """
     prune()
-
-
-def prune_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """The schedule of `prune_history`: on Sundays, after the nightly run."""
-    return dg.ScheduleDefinition(
-        name="weekly_prune",
-        job=prune_history,
-        cron_schedule="30 5 * * 0",
-        run_config=dg.RunConfig(ops={prune.name: PruneConfig(keep_days=settings.history_days)}),
-        execution_timezone=settings.timezone or get_localzone_name(),
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Deletes Dagster's records of runs older than {settings.history_days} days, Sundays at 05:30.",
-    )

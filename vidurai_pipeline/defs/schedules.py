@@ -1,0 +1,129 @@
+"""When things run by themselves, and in which time zone."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+import dagster as dg
+from tzlocal import get_localzone_name
+
+from vidurai_pipeline.defs.automation import health_job, maintenance
+from vidurai_pipeline.defs.run_retention import PruneConfig, prune, prune_history
+from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Zone:
+    """The time zone of the schedules.
+
+    Attributes:
+        name: as in the IANA database; ``UTC`` if the machine's own can't be determined.
+        doubt: why it can't, and what to do; None if all is well.
+    """
+
+    name: str
+    doubt: str | None = None
+
+
+def schedule_zone(settings: Settings) -> Zone:
+    """``VIDURAI_TIMEZONE``, else ``TZ``, else the time zone of the machine."""
+    if settings.timezone:
+        return Zone(settings.timezone)
+    given = os.environ.get("TZ")
+    if given is not None:
+        # As the C library has it: a colon may stand in front, a path means a file, and nothing at all means UTC.
+        name = _zone_of(given.removeprefix(":")) if given else "UTC"
+        return Zone(name) if name else _utc(f"TZ={given} is not the name of a time zone, such as Europe/Paris")
+    try:
+        name = get_localzone_name()
+    except ZoneInfoNotFoundError:  # two files of the system name different zones
+        name = None
+    if name not in available_timezones():
+        return _utc("This machine's time zone can't be determined")
+    now = time.time()
+    offset = datetime.fromtimestamp(now, ZoneInfo(name)).utcoffset()
+    if offset is not None and offset.total_seconds() != time.localtime(now).tm_gmtoff:
+        return _utc(f"This machine says that its time zone is {name}, but its clock goes by another")
+    return Zone(name)
+
+
+def _zone_of(given: str) -> str | None:
+    """The name of a zone that is given by its name, or by its file."""
+    parts = Path(given).resolve().parts[1:] if given.startswith("/") else Path(given).parts
+    tails = ["/".join(parts[start:]) for start in range(len(parts))] if given.startswith("/") else [given]
+    return next((tail for tail in tails if tail in available_timezones()), None)
+
+
+def _utc(reason: str) -> Zone:
+    return Zone("UTC", f"{reason}, so the schedules run in UTC. Set VIDURAI_TIMEZONE, for example to Europe/Paris")
+
+
+def next_run(settings: Settings, now: datetime) -> datetime | None:
+    """When the nightly schedule starts its next run, in the schedules' time zone.
+
+    Args:
+        settings: which schedule and zone.
+        now: the time, with a zone.
+
+    Returns:
+        The moment; None if the cron line has none within the next years.
+    """
+    ticks = dg.TimeWindowPartitionsDefinition(
+        cron_schedule=settings.schedule, start=now, fmt="%Y-%m-%dT%H:%M:%S%z", timezone=schedule_zone(settings).name
+    )
+    window = ticks.get_next_partition_window(now, respect_bounds=False)
+    return window.start if window else None
+
+
+def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
+    """All schedules: on as soon as a Dagster daemon runs.
+
+    Raises:
+        ConfigError: a setting is not a cron line.
+    """
+    zone = schedule_zone(settings)
+    if zone.doubt:
+        logger.warning(zone.doubt)
+    return [
+        _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the job `maintenance`."),
+        _schedule(settings, "health_check", health_job.name, "health_schedule", "Checks all tiers."),
+        dg.ScheduleDefinition(
+            name="weekly_prune",
+            job=prune_history,
+            cron_schedule="30 5 * * 0",
+            run_config=dg.RunConfig(ops={prune.name: PruneConfig(keep_days=settings.history_days)}),
+            execution_timezone=zone.name,
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+            description=f"Deletes Dagster's records of runs that ended more than {settings.history_days} days ago. "
+            f"Runs on Sundays at 05:30, {_in(zone)}",
+        ),
+    ]
+
+
+def _schedule(settings: Settings, name: str, job: str, setting: str, description: str) -> dg.ScheduleDefinition:
+    zone = schedule_zone(settings)
+    cron, variable = getattr(settings, setting), f"VIDURAI_{setting.upper()}"
+    try:
+        return dg.ScheduleDefinition(
+            name=name,
+            job_name=job,
+            cron_schedule=cron,
+            execution_timezone=zone.name,
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+            description=f"{description} `{variable}` sets the time, {_in(zone)}",
+        )
+    except dg.DagsterInvalidDefinitionError:
+        raise ConfigError(
+            f"{variable}={cron!r}: not a cron line of five fields, such as `0 2 * * *` (at 02:00)"
+        ) from None
+
+
+def _in(zone: Zone) -> str:
+    return f"in the time zone {zone.name}.{f' **Warning:** {zone.doubt}.' if zone.doubt else ''}"
