@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -208,6 +209,35 @@ def no_duplicates(archive: Archive) -> Finding:
             "files out of the archive",
         )
     return Finding("duplicates", "ok", f"{plural(suspects[0]['n'], 'memory')} in several versions, none of them twice")
+
+
+def dates_plausible(archive: Archive, now: datetime | None = None) -> Finding:
+    """Look for files with memories that are dated in the future, as a wrong clock leaves them.
+
+    Args:
+        archive: the archive.
+        now: the time; default this machine's. A day more is allowed, for times in a zone that nobody noted.
+    """
+    limit = ((now or datetime.now(UTC)).astimezone(UTC) + timedelta(days=1)).replace(tzinfo=None)
+    try:
+        with RepoAnalyst(archive.root) as analyst:
+            found = analyst.query_archive(
+                "SELECT filename, count(*) AS n FROM history_all WHERE archived_ts > ? GROUP BY ALL ORDER BY ALL",
+                [limit],
+            )
+    except ArchiveError:
+        return Finding("dates", "warning", "could not be checked: a file can't be read, which the other checks name")
+    if not found:
+        return Finding("dates", "ok", "no memory is dated in the future")
+    names = ", ".join(row["filename"] for row in found[:_NAMED])
+    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+    return Finding(
+        "dates",
+        "warning",
+        f"{plural(sum(row['n'] for row in found), 'memory')} in {plural(len(found), 'file')} are dated in the future: "
+        f"{names}{more}. A clock was wrong when they were archived. Nothing is lost, and learning takes them last; "
+        "check this machine's clock",
+    )
 
 
 def disk_room(store: HotStore, archive: Archive) -> Finding:

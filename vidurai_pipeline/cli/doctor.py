@@ -9,7 +9,15 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import require_usable
 from vidurai_pipeline.cold.pending import store_identity
 from vidurai_pipeline.errors import ConfigError, PipelineError
-from vidurai_pipeline.health import Finding, archive_readable, disk_room, no_duplicates, one_tier, store_integrity
+from vidurai_pipeline.health import (
+    Finding,
+    archive_readable,
+    dates_plausible,
+    disk_room,
+    no_duplicates,
+    one_tier,
+    store_integrity,
+)
 from vidurai_pipeline.hot.backlog import read_backlog
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.rl.policy import QLearningPolicy
@@ -29,6 +37,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _leftovers(store, archive)
     yield one_tier(store, archive)
     yield no_duplicates(archive)
+    yield dates_plausible(archive)
     yield _q_table(settings.q_table_path)
     yield disk_room(store, archive)
 
@@ -132,4 +141,4 @@ def _q_table(path: Path) -> Finding:
     if (candidate := TableFile(path).candidate_path).exists():
         detail = f"{candidate}: a newer table that was refused; `vidurai-pipeline dream` tells why"
         return Finding("Q-table", "warning", detail)
-    return Finding("Q-table", "ok", f"{path}: {len(policy.q_table):,} states, {policy.episodes:,} episodes")
+    return Finding("Q-table", "ok", f"{path}: {policy.states_tried:,} states, {policy.episodes:,} episodes")

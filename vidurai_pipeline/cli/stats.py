@@ -66,7 +66,7 @@ def _q_table(settings: Settings) -> dict[str, Any]:
         epsilon_min=settings.epsilon_min,
         epsilon_decay=settings.epsilon_decay,
     )
-    return {"path": str(settings.q_table_path), **policy.get_statistics()}
+    return {"path": str(settings.q_table_path), **policy.get_statistics(), "q_table_size": policy.states_tried}
 
 
 def print_overview(view: dict[str, dict[str, Any]]) -> None:

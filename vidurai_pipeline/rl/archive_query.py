@@ -4,13 +4,16 @@ One row for each version: when it was archived first, its memory's id, a code of
 there are, and why it can't be learned, if it can't.
 """
 
+import time
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
 
 from vidurai_pipeline.analytics.damage import damage_message, find_damaged
-from vidurai_pipeline.cold.listing import Listing, list_settled
+from vidurai_pipeline.analytics.times import utc_timestamp
+from vidurai_pipeline.cold.listing import Listing, list_settled, quote_literal
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, IMPORTANCES, MAX_TOKENS, SALIENCES
 
@@ -27,16 +30,21 @@ _LEVEL = (
     + " ELSE {default} END"
 ).format(default=DEFAULT_LEVEL)
 
+_TIMEZONE_KEY = "vidurai_pipeline.timezone"
+_MOMENT = utc_timestamp("archived_at")
+_HOUR = "left(archived_at, 13)"
+_ZONED = r"regexp_matches(archived_at, ':\d\d.*[-+A-Za-z]')"
+
 _CREATE = f"""
     CREATE OR REPLACE TEMP TABLE {_NAME} (
-        archived_at VARCHAR, id BIGINT, code INTEGER, copies BIGINT, reason VARCHAR
+        archived_at TIMESTAMP, id BIGINT, code INTEGER, copies BIGINT, reason VARCHAR
     )
 """
 
 _ROWS = f"""
     SELECT
         TRY_CAST(id AS BIGINT) AS id,
-        CAST(archived_at AS VARCHAR) AS archived_at,
+        {{archived_at}} AS archived_at,
         CAST(created_at AS VARCHAR) AS created_at,
         outcome,
         {_LEVEL} AS level,
@@ -45,14 +53,17 @@ _ROWS = f"""
         ) AS tokens
     FROM (
         SELECT
-            id, archived_at, created_at,
+            id, created_at,
+            CAST(archived_at AS VARCHAR) AS archived_at,
             CAST(salience AS VARCHAR) AS salience,
             CAST(verbatim AS VARCHAR) AS verbatim,
             CAST(gist AS VARCHAR) AS gist,
             TRY_CAST(outcome AS DOUBLE) AS outcome
-        FROM read_parquet({{files}}, union_by_name = true, hive_partitioning = false)
+            {{local}}
+        FROM {{files}}
         WHERE outcome IS NOT NULL AND TRY_CAST(outcome AS DOUBLE) IS DISTINCT FROM 0
     )
+    {{offsets}}
 """
 
 _FILL = f"""
@@ -64,7 +75,7 @@ _FILL = f"""
         {{copies}},
         CASE
             WHEN id IS NULL THEN 'no usable id'
-            WHEN {{first}} IS NULL THEN 'no archived_at'
+            WHEN {{first}} IS NULL THEN 'archived_at is no time'
             WHEN outcome IS NULL OR outcome NOT IN (-1, 1) THEN 'outcome not -1, 0 or 1'
         END
     FROM ({_ROWS})
@@ -93,11 +104,19 @@ def decode_experience(code: int) -> CodedExperience:
     return CodedExperience(IMPORTANCES[level], tokens, 1 if good else -1)
 
 
-def read_archive(cursor: duckdb.DuckDBPyConnection, archive_base: Path, scratch: Path) -> None:
+def read_archive(
+    cursor: duckdb.DuckDBPyConnection, archive_base: Path, scratch: Path, zone: tzinfo | None = None
+) -> None:
     """Fill the temporary table from the files without a pending mark.
 
     Files may come and go while they are read: the archive takes stale copies out by writing a file anew. Then it is
     read again.
+
+    Args:
+        cursor: reads the files.
+        archive_base: the archive's folder.
+        scratch: a private folder.
+        zone: the time zone of files that name none; default this machine's.
 
     Raises:
         ArchiveError: a file is damaged, or the archive can't be read.
@@ -109,15 +128,61 @@ def read_archive(cursor: duckdb.DuckDBPyConnection, archive_base: Path, scratch:
             return
         try:
             _require_columns(cursor, listing)
-            cursor.execute(_FILL.format(files=listing.sql(), **_EACH_ROW))
+            source = _source(cursor, listing, zone)
+            cursor.execute(_FILL.format(**source, **_EACH_ROW))
             # Where no id comes twice, no version does; to find copies takes as long as to read all of it.
             if cursor.execute(f"SELECT count(*) <> count(DISTINCT id) FROM {TABLE}").fetchall() == [(True,)]:
                 cursor.execute(_CREATE)
-                cursor.execute(_FILL.format(files=listing.sql(), **_EACH_VERSION))
+                cursor.execute(_FILL.format(**source, **_EACH_VERSION))
             return
         except duckdb.Error as error:
             if attempt == _READ_ATTEMPTS or list_settled(archive_base) == listing.files:
                 raise _explained(cursor, listing, error) from None
+
+
+def _source(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | None) -> dict[str, str]:
+    """The parts of ``_ROWS`` that say where rows come from and when they were archived.
+
+    Vidurai's own archiver writes local time. Its offset is looked up once for each hour that occurs, so that any zone
+    that Python knows will do.
+    """
+    files = "read_parquet({}, union_by_name = true, hive_partitioning = false{})"
+    plain = {"files": files.format(listing.sql(), ""), "archived_at": _MOMENT, "local": "", "offsets": ""}
+    in_utc = {
+        path
+        for (path,) in cursor.execute(
+            f"SELECT file_name FROM parquet_kv_metadata({listing.sql()}) "
+            f"WHERE key = CAST('{_TIMEZONE_KEY}' AS BLOB) AND value = CAST('UTC' AS BLOB)"
+        ).fetchall()
+    }
+    local = [file for file in listing.files if f"{listing.root}/{file.relative}" not in in_utc]
+    if not local or (zone is None and not (time.timezone or time.daylight)):
+        return plain
+    hours = cursor.execute(
+        f"SELECT DISTINCT {_HOUR} FROM ("
+        f"SELECT CAST(archived_at AS VARCHAR) AS archived_at FROM {files.format(listing.sql(local), '')})"
+    ).fetchall()
+    offsets = {hour: offset for (hour,) in hours if (offset := _offset(hour, zone))}
+    if not offsets:
+        return plain
+    values = ", ".join(f"({quote_literal(hour)}, INTERVAL ({seconds}) SECOND)" for hour, seconds in offsets.items())
+    return {
+        "files": files.format(listing.sql(), ", filename = 'vidurai_file'"),
+        "archived_at": f"{_MOMENT} - coalesce(local_offset, INTERVAL 0 SECOND)",
+        "local": f", list_contains({listing.sql(local)}, vidurai_file) AS local",
+        "offsets": f"LEFT JOIN (VALUES {values}) AS offsets (local_hour, local_offset) "
+        f"ON local AND NOT {_ZONED} AND {_HOUR} = local_hour",
+    }
+
+
+def _offset(hour: str | None, zone: tzinfo | None) -> int:
+    """How many seconds local time is ahead of UTC; 0 for what is no time, or one that the zone does not know."""
+    try:
+        local = datetime.fromisoformat(hour or "")
+        offset = (local.astimezone() if zone is None else local.replace(tzinfo=zone)).utcoffset()
+    except (OverflowError, ValueError, OSError):
+        return 0
+    return 0 if offset is None else round(offset.total_seconds())
 
 
 def _require_columns(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> None:

@@ -20,13 +20,73 @@ from typing import Any, Literal, Self
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl.dataset import Watermark
 from vidurai_pipeline.rl.learning_curve import Point
-from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableContents
+from vidurai_pipeline.rl.q_table_file import (
+    DamagedTableError,
+    StoredTable,
+    TableContents,
+    decode_rows,
+    encode_rows,
+)
+from vidurai_pipeline.rl.states import Action
 from vidurai_pipeline.settings import Hyperparameters, RewardProfile
 
 FORMAT = 1
 Order = Literal["chronological", "newest-first"]
 #: The names in the file, where they are not those of the attributes.
 _STORED_NAMES = {"settled": "accounted", "archive_only": "pure", "hyperparameters": "parameters"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a dream learned that was dated after its own time, as by a clock that was wrong once.
+
+    Such experiences are the last in order for years, while every night brings others that come before them. So it is
+    noted where they begin, and how far learning had come before them.
+
+    Attributes:
+        first: the place of the first of them.
+        reached: the last experience learned before them; None if there was none.
+        settled: experiences before them that are dealt with.
+        table: the table before they were learned, from which they can be learned again, in order, behind what a later
+            night brings; None where that can't be, since the table has learned from others too.
+        total_reward: of that table, in points.
+        visits: behind its values.
+        curve: its learning curve.
+    """
+
+    first: Watermark
+    reached: Watermark | None
+    settled: int
+    table: dict[str, dict[Action, float]] | None = None
+    total_reward: float = 0.0
+    visits: dict[str, dict[str, int]] = field(default_factory=dict)
+    curve: tuple[Point, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the note."""
+        table = None if self.table is None else encode_rows(self.table)
+        reached = None if self.reached is None else self.reached._asdict()
+        return {**asdict(self), "first": self.first._asdict(), "reached": reached, "table": table}
+
+    @classmethod
+    def from_json(cls, noted: dict[str, Any]) -> Self:
+        """Read it.
+
+        Raises:
+            DamagedTableError, TypeError, ValueError, KeyError: it is none.
+        """
+        ahead = cls(
+            **{
+                **noted,
+                "first": Watermark.from_json(noted["first"]),
+                "reached": None if noted["reached"] is None else Watermark.from_json(noted["reached"]),
+                "table": None if noted["table"] is None else decode_rows(noted["table"]),
+                "curve": tuple(Point.from_json(point) for point in noted["curve"]),
+            }
+        )
+        if not (_is_count(ahead.settled) and isinstance(ahead.total_reward, float) and _are_visits(ahead.visits)):
+            raise ValueError("not what a dream notes")
+        return ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +104,7 @@ class Checkpoint:
         foreign_reward: its total reward, in points.
         visits: how many archived experiences stand behind each value, by state and action.
         curve: the learning curve since the table was begun.
+        ahead: what was learned that is dated in the future; None for nothing.
     """
 
     watermark: Watermark
@@ -56,6 +117,7 @@ class Checkpoint:
     foreign_reward: float = 0.0
     visits: dict[str, dict[str, int]] = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
+    ahead: Ahead | None = None
 
     def stored_with(self, contents: TableContents) -> TableContents:
         """The contents of a file that holds a table and this note on it."""
@@ -64,7 +126,9 @@ class Checkpoint:
     def to_json(self) -> dict[str, Any]:
         """The note as it stands in the file."""
         note = {_STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        return {"format": FORMAT, **note, "watermark": self.watermark._asdict()}
+        del note["ahead"]  # earlier versions don't know it, and seldom is there any
+        ahead = {} if self.ahead is None else {"ahead": self.ahead.to_json()}
+        return {"format": FORMAT, **note, "watermark": self.watermark._asdict(), **ahead}
 
     @classmethod
     def from_json(cls, note: Any) -> Self:
@@ -85,9 +149,10 @@ class Checkpoint:
             checkpoint = cls(
                 **{
                     **{names.get(name, name): value for name, value in noted.items()},
-                    "watermark": Watermark(**noted["watermark"]),
+                    "watermark": Watermark.from_json(noted["watermark"]),
                     "hyperparameters": _hyperparameters(noted["parameters"]),
                     "curve": tuple(Point.from_json(point) for point in noted.get("curve", ())),
+                    "ahead": Ahead.from_json(noted["ahead"]) if "ahead" in noted else None,
                 }
             )
         except (TypeError, ValueError, KeyError):
@@ -98,15 +163,12 @@ class Checkpoint:
 
     def _is_sound(self) -> bool:
         return (
-            isinstance(self.watermark.archived_at, str)
-            and _is_count(self.watermark.id, negative=True)
-            and _is_count(self.settled)
+            _is_count(self.settled)
             and _is_count(self.foreign_episodes)
             and isinstance(self.foreign_reward, int | float)
             and isinstance(self.archive_only, bool)
             and self.order in ("chronological", "newest-first")
-            and isinstance(self.visits, dict)
-            and all(isinstance(row, dict) and all(map(_is_count, row.values())) for row in self.visits.values())
+            and _are_visits(self.visits)
         )
 
 
@@ -199,5 +261,11 @@ def _hyperparameters(noted: dict[str, Any]) -> Hyperparameters:
     return Hyperparameters(profile, **numbers)
 
 
-def _is_count(value: Any, *, negative: bool = False) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and (negative or value >= 0)
+def _are_visits(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(row, dict) and all(map(_is_count, row.values())) for row in value.values()
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -4,6 +4,10 @@ A version is the memory's id, ``created_at``, outcome, salience and size in toke
 once: Vidurai's own archiver writes a row again, with a new ``archived_at``, when it could not delete it the night
 before. Such copies teach nothing new; only the one archived first counts.
 
+The order is that of ``archived_at`` in UTC, then of the id. This pipeline writes UTC and says so in each file.
+Vidurai's own archiver writes its machine's local time and says nothing: its files are read in the zone that the caller
+names.
+
 DuckDB reads the files once, keeps a few numbers of each experience in a temporary table (on disk beyond its memory
 limit) and hands them over in batches, so a large archive takes little memory. No text leaves it.
 """
@@ -12,8 +16,9 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import duckdb
 import numpy as np
@@ -34,10 +39,38 @@ _HELD_OUT = f"((id & 2147483647) * 2654435769) & 4294967295 < {int(HELD_OUT_SHAR
 
 
 class Watermark(NamedTuple):
-    """A place in the order of learning: everything up to it is behind."""
+    """A place in the order of learning.
+
+    Attributes:
+        archived_at: a moment in UTC, as ISO text without an offset.
+        id: of a memory.
+    """
 
     archived_at: str
     id: int
+
+    @classmethod
+    def behind(cls, moment: datetime) -> Self:
+        """The place behind all that was archived up to a moment."""
+        return cls(moment.astimezone(UTC).replace(tzinfo=None).isoformat(), 2**63 - 1)
+
+    @classmethod
+    def from_json(cls, noted: Any) -> Self:
+        """Read one from the note in a table.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        archived_at, id_ = noted["archived_at"], noted["id"]
+        if not isinstance(id_, int) or isinstance(id_, bool):
+            raise TypeError
+        moment = datetime.fromisoformat(archived_at)
+        return cls((moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat(), id_)
+
+    @property
+    def next(self) -> "Watermark":
+        """The place right behind this one."""
+        return Watermark(self.archived_at, self.id + 1)
 
 
 class Batch(NamedTuple):
@@ -46,7 +79,7 @@ class Batch(NamedTuple):
     Attributes:
         codes: each as the code that ``decode_experience`` takes apart.
         held_out: whether it is one of those that tables are judged by.
-        archived_at: when it was archived.
+        archived_at: when it was archived, in UTC.
         ids: of its memory.
     """
 
@@ -58,7 +91,7 @@ class Batch(NamedTuple):
     @property
     def last(self) -> Watermark:
         """The place of the last one."""
-        return Watermark(self.archived_at[-1].as_py(), self.ids[-1].as_py())
+        return Watermark(self.archived_at[-1].as_py().isoformat(), self.ids[-1].as_py())
 
     def slices(self, most: int) -> Iterator["Batch"]:
         """The batch in parts of like size, of no more than so many experiences."""
@@ -97,6 +130,7 @@ class Experiences:
         *,
         memory_limit: str = "1GB",
         threads: int | None = None,
+        zone: tzinfo | None = None,
     ) -> Iterator[Self]:
         """Read an archive; a missing or empty one has no experiences.
 
@@ -105,6 +139,7 @@ class Experiences:
             connection: a DuckDB connection to work in; default a private one within the limits that follow.
             memory_limit: the most memory that the private one may use, in DuckDB's notation.
             threads: of the private one; default one for each core.
+            zone: the time zone of files that Vidurai's own archiver wrote; default this machine's.
 
         Raises:
             ArchiveError: a file is damaged, or the archive can't be read.
@@ -114,7 +149,7 @@ class Experiences:
             if connection is None:
                 connection = stack.enter_context(connect(memory_limit, threads, scratch))
             cursor = stack.enter_context(connection.cursor())
-            read_archive(cursor, archive_base, scratch)
+            read_archive(cursor, archive_base, scratch, zone)
             try:
                 yield cls(cursor)
             except duckdb.Error as error:
@@ -123,21 +158,32 @@ class Experiences:
                 with contextlib.suppress(duckdb.Error):
                     cursor.execute(f"DROP TABLE IF EXISTS {TABLE}")
 
-    def last(self) -> Watermark | None:
-        """The place of the last experience; None if there is none."""
-        rows = self._cursor.execute(
-            f"SELECT archived_at, id FROM {TABLE} WHERE reason IS NULL ORDER BY archived_at DESC, id DESC LIMIT 1"
-        ).fetchall()
-        return Watermark(*rows[0]) if rows else None
-
-    def count_up_to(self, watermark: Watermark | None) -> int:
-        """How many experiences stand at or before a place."""
-        if watermark is None:
-            return 0
-        [(count,)] = self._cursor.execute(
-            f"SELECT count(*) FROM {TABLE} WHERE reason IS NULL AND (archived_at, id) <= (?, ?)", list(watermark)
-        ).fetchall()
+    def count(self, start: Watermark | None = None, end: Watermark | None = None) -> int:
+        """How many experiences stand from one place up to, but not at, another."""
+        within, places = _within(start, end)
+        [(count,)] = self._cursor.execute(f"SELECT count(*) FROM {TABLE} WHERE {within}", places).fetchall()
         return count
+
+    def first(self, start: Watermark) -> Watermark | None:
+        """The place of the first experience at or behind a place; None if there is none."""
+        return self._place("ASC", start, None)
+
+    def last(self, end: Watermark | None = None) -> Watermark | None:
+        """The place of the last experience, or of the last one before a place; None if there is none."""
+        return self._place("DESC", None, end)
+
+    def nth(self, number: int) -> Watermark | None:
+        """The place of an experience, counted from 1; None if there is none."""
+        return self._place("ASC", None, None, number - 1) if number > 0 else None
+
+    def _place(self, direction: str, start: Watermark | None, end: Watermark | None, skip: int = 0) -> Watermark | None:
+        within, places = _within(start, end)
+        rows = self._cursor.execute(
+            f"SELECT archived_at, id FROM {TABLE} WHERE {within} "
+            f"ORDER BY archived_at {direction}, id {direction} LIMIT 1 OFFSET {skip:d}",
+            places,
+        ).fetchall()
+        return Watermark(rows[0][0].isoformat(), rows[0][1]) if rows else None
 
     def held_out(self) -> dict[int, int]:
         """The codes of the experiences that tables are judged by, each with how many there are of it."""
@@ -152,25 +198,41 @@ class Experiences:
         return infer_transition(*decode_experience(code))
 
     def stream(
-        self, *, after: Watermark | None = None, newest_first: bool = False, limit: int | None = None
+        self,
+        start: Watermark | None = None,
+        end: Watermark | None = None,
+        *,
+        newest_first: bool = False,
+        limit: int | None = None,
     ) -> Iterator[Batch]:
         """Hand over experiences in order; nothing else may be asked before the last one has come.
 
         Args:
-            after: only those behind this place; default all.
+            start: the place of the first; default the beginning.
+            end: the place before which it ends; default the end.
             newest_first: from the last to the first.
             limit: no more than this many.
         """
         direction = "DESC" if newest_first else "ASC"
+        within, places = _within(start, end)
         # The code comes last in the order for copies of an id that a watermark can't tell apart: any order would
         # do, if only it is always the same.
         query = (
-            f"SELECT archived_at, id, code, {_HELD_OUT} AS held_out FROM {TABLE} WHERE reason IS NULL"
-            + ("" if after is None else " AND (archived_at, id) > (?, ?)")
-            + f" ORDER BY archived_at {direction}, id {direction}, code {direction}"
+            f"SELECT archived_at, id, code, {_HELD_OUT} AS held_out FROM {TABLE} WHERE {within}"
+            f" ORDER BY archived_at {direction}, id {direction}, code {direction}"
             + ("" if limit is None else f" LIMIT {limit:d}")
         )
-        for batch in self._cursor.sql(query, params=list(after or ())).to_arrow_reader(_BATCH_ROWS):
+        for batch in self._cursor.sql(query, params=places).to_arrow_reader(_BATCH_ROWS):
             if batch.num_rows:
                 held_out = batch["held_out"].to_numpy(zero_copy_only=False)
                 yield Batch(batch["code"].to_numpy(), held_out, batch["archived_at"], batch["id"])
+
+
+def _within(start: Watermark | None, end: Watermark | None) -> tuple[str, list[str | int]]:
+    """The SQL for the experiences from one place up to another, and its parameters."""
+    terms, places = ["reason IS NULL"], []
+    for place, relation in ((start, ">="), (end, "<")):
+        if place is not None:
+            terms.append(f"(archived_at, id) {relation} (CAST(? AS TIMESTAMP), ?)")
+            places += place
+    return " AND ".join(terms), places

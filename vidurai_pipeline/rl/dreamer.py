@@ -2,13 +2,15 @@
 
 What a dream promises:
 
-- **Once.** Each archived version with an outcome is learned once, in order of ``archived_at, id``. How far learning
-  has come is noted in the table's own file, so table and note change in one step, whatever crashes.
+- **Once.** Each archived version with an outcome is learned once, in order of ``archived_at, id`` (see ``dataset``).
+  How far learning has come is noted in the table's own file, so both change in one step, whatever crashes.
 - **Late files.** Experiences that turn up before that mark (files of Vidurai's own archiver, copied in later) are
   counted on every run. Where the table was learned from this archive alone, the dream learns the whole archive again,
   in order, which gives the table that it would have given had they been there in time. Where it wasn't (the daemon
   taught it something too, or it was begun newest first, or runs are limited), learning anew would forget: the
   statistics say how many there are, and leave it to ``--rebuild``.
+- **A wrong clock.** What is dated later than the dream itself is learned last, and again behind what each later night
+  brings (see ``checkpoint.Ahead``), so that a night costs no more than its own experiences and those.
 - **Missing files.** Experiences that were learned and left the archive stay learned; the statistics count them.
 - **The daemon.** If another program wrote the table since the last dream, see ``checkpoint`` for what is done. If it
   writes while we dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
@@ -24,9 +26,10 @@ What a dream promises:
 
 import logging
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import duckdb
 
@@ -89,6 +92,8 @@ class DreamCycle:
         self.max_episodes = max_episodes
         self.connection = connection
         self.settings = settings
+        #: Tells the time, with its zone.
+        self.clock = lambda: datetime.now(UTC)
         self._given = {
             "reward_profile": reward_profile,
             "alpha": alpha,
@@ -144,10 +149,20 @@ class DreamCycle:
         # The table first: a damaged one should be known before minutes go into the archive.
         live = self._read_table(file, report, rebuild)
         with Experiences.open(
-            archive_base, self.connection, memory_limit=settings.memory_limit, threads=settings.threads
+            archive_base,
+            self.connection,
+            memory_limit=settings.memory_limit,
+            threads=settings.threads,
+            zone=ZoneInfo(settings.timezone) if settings.timezone else None,
         ) as experiences:
             training = TrainingRun(
-                file, experiences, hyperparameters, rebuild=rebuild, order=order, limit=self.max_episodes
+                file,
+                experiences,
+                hyperparameters,
+                rebuild=rebuild,
+                order=order,
+                limit=self.max_episodes,
+                now=self.clock(),
             )
             for _ in range(_ATTEMPTS):
                 try:

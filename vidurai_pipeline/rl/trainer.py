@@ -180,6 +180,15 @@ class TrainingResult:
         """How many experiences they were."""
         return self.positive + self.negative
 
+    def add(self, later: "TrainingResult") -> None:
+        """Add what training on later experiences amounted to."""
+        self.positive += later.positive
+        self.negative += later.negative
+        self.reward += later.reward
+        self.last = later.last or self.last
+        self.points += later.points
+        self.visits = add_visits(self.visits, later.visits)
+
 
 class Trainer:
     """Trains policies on the experiences of an archive.
@@ -216,28 +225,31 @@ class Trainer:
 
     def train(
         self,
+        start: Watermark | None = None,
+        end: Watermark | None = None,
         *,
-        after: Watermark | None = None,
         newest_first: bool = False,
         limit: int | None = None,
+        again: bool = False,
     ) -> TrainingResult:
-        """Train on all experiences, or on some.
+        """Train on all experiences, or on those from one place up to another.
 
         Args:
-            after: those behind this place; default all.
+            start: the place of the first; default the beginning.
+            end: the place before which it ends; default the end.
             newest_first: from the last to the first.
             limit: no more than this many.
+            again: whether the table in use has learned them; then the shadow learns the held-out ones too.
         """
         result = TrainingResult()
         counts = np.zeros(0, np.int64)
-        total = self._experiences.total - self._experiences.count_up_to(after)
-        most = max(_SMALLEST_POINT, total // _POINTS)
-        stream = self._experiences.stream(after=after, newest_first=newest_first, limit=limit)
+        most = max(_SMALLEST_POINT, self._experiences.count(start, end) // _POINTS)
+        stream = self._experiences.stream(start, end, newest_first=newest_first, limit=limit)
         for batch in (part for whole in stream for part in whole.slices(most)):
             ids = self._index.look_up(batch.codes)
             squares = self._policy.learn(ids)
             if self._shadow is not None:
-                self._shadow.learn(ids[~batch.held_out])
+                self._shadow.learn(ids if again else ids[~batch.held_out])
             self._note(result, batch, ids, squares)
             found = np.bincount(ids, minlength=len(counts))
             found[: len(counts)] += counts

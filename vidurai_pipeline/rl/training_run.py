@@ -7,10 +7,11 @@ read again.
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from vidurai_pipeline.errors import ConfigError, QTableError
-from vidurai_pipeline.rl.checkpoint import Baseline, Checkpoint, Order, find_baseline, read_checkpoint
+from vidurai_pipeline.rl.checkpoint import Ahead, Baseline, Checkpoint, Order, find_baseline, read_checkpoint
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import QTable, Verdict, compare, find_faults, value_bound
 from vidurai_pipeline.rl.learning_curve import extend
@@ -24,13 +25,21 @@ from vidurai_pipeline.settings import Hyperparameters
 logger = logging.getLogger(__name__)
 
 
+class _Segment(NamedTuple):
+    """Experiences from one place up to another; ``again`` if they were learned, but what came before them was not."""
+
+    start: Watermark | None = None
+    end: Watermark | None = None
+    again: bool = False
+
+
 @dataclass(slots=True)
 class _Plan:
     """What to learn, and on top of what; the counts are those of ``DreamReport``."""
 
     baseline: Baseline
+    segments: list[_Segment] = field(default_factory=lambda: [_Segment()])
     rebuild: bool = False
-    after: Watermark | None = None
     already_learned: int = 0
     late: int = 0
     missing: int = 0
@@ -47,6 +56,7 @@ class TrainingRun:
         rebuild: learn the whole archive anew, and replace the table also with one that is worse.
         order: of learning.
         limit: learn no more than this many experiences.
+        now: the time of the dream; what is dated later is learned last, and noted apart (see ``checkpoint.Ahead``).
     """
 
     def __init__(
@@ -58,6 +68,7 @@ class TrainingRun:
         rebuild: bool,
         order: Order,
         limit: int | None,
+        now: datetime,
     ) -> None:
         self._file = file
         self._experiences = experiences
@@ -65,6 +76,7 @@ class TrainingRun:
         self._rebuild = rebuild
         self._order: Order = order
         self._limit = limit
+        self._now = Watermark.behind(now)
 
     def run(self, live: StoredTable | None, report: DreamReport) -> None:
         """Learn on top of a table as it was read, and replace it if the gate lets the new one through.
@@ -88,14 +100,13 @@ class TrainingRun:
             # one in use have both learned it.
             shadow = QLearningPolicy.of(self._hyperparameters, replace(start, q_table=_copy(begun_with)))
         trainer = Trainer(self._experiences, self._hyperparameters.reward_profile, policy, shadow)
-        result = trainer.train(after=plan.after, newest_first=self._order == "newest-first", limit=self._limit)
+        result, checkpoint = self._train(plan, trainer, policy)
         if result.episodes:
             policy.end_episode()
         report.gate = None
         report.skipped = self._experiences.skipped
         report.duplicates = self._experiences.duplicates
         report.already_learned, report.late, report.missing = plan.already_learned, plan.late, plan.missing
-        checkpoint = self._checkpoint(plan, result)
         if result.episodes or plan.baseline.daemon == "merged":
             judged = policy if shadow is None or not result.episodes else shadow
             report.gate = replace(
@@ -130,12 +141,8 @@ class TrainingRun:
         plan = _Plan(baseline)
         if (checkpoint := baseline.checkpoint) is not None:
             _require_alike(checkpoint.hyperparameters, self._hyperparameters)
-            present = self._experiences.count_up_to(checkpoint.watermark)
-            plan.after = checkpoint.watermark
-            plan.already_learned = min(present, checkpoint.settled)
-            plan.late = max(0, present - checkpoint.settled)
-            plan.missing = max(0, checkpoint.settled - present)
-            if plan.late and checkpoint.archive_only and checkpoint.order == "chronological" and self._limit is None:
+            plan = self._go_on(baseline, checkpoint)
+            if plan.late and self._is_exact(checkpoint):
                 # Episodes stay: they say how mature the policy is, and that is not undone.
                 return _Plan(
                     Baseline(TableContents(episodes=baseline.contents.episodes, unknown=unknown)),
@@ -157,34 +164,131 @@ class TrainingRun:
             )
         return plan
 
-    def _checkpoint(self, plan: _Plan, result: TrainingResult) -> Checkpoint | None:
-        """How far the new table has come; None while nothing at all was learned."""
-        before = plan.baseline.checkpoint
-        if result.last is None:
-            return before
-        if before is not None:
-            # What came late and is not learned must not count as settled, or it would be forgotten.
-            return replace(
-                before,
-                watermark=result.last,
-                hyperparameters=self._hyperparameters,
-                settled=before.settled + result.episodes,
-                visits=add_visits(before.visits, result.visits),
-                curve=extend(before.curve, result.points),
-            )
-        # Newest first with a limit leaves out the oldest on purpose.
-        newest_first = self._order == "newest-first"
-        last = self._experiences.last() if newest_first else result.last
-        assert last is not None  # noqa: S101 (something was learned)
-        return Checkpoint(
-            watermark=last,
-            settled=self._experiences.total if newest_first else result.episodes,
-            order=self._order,
-            archive_only=plan.baseline.daemon is None,
-            hyperparameters=self._hyperparameters,
-            visits=result.visits,
-            curve=extend((), result.points),
+    def _is_exact(self, checkpoint: Checkpoint) -> bool:
+        """Whether the table is to be what the archive alone gives, learned in order."""
+        return checkpoint.archive_only and checkpoint.order == "chronological" and self._limit is None
+
+    def _go_on(self, baseline: Baseline, checkpoint: Checkpoint) -> _Plan:
+        """Go on from a checkpoint: with what is new, and in its place if some of the table is dated in the future."""
+        count, behind = self._experiences.count, checkpoint.watermark.next
+        exact, ahead = self._is_exact(checkpoint), checkpoint.ahead
+        if exact and ahead is not None and ahead.table is None:
+            ahead = None
+        if not exact and ahead is None:
+            ahead = self._presumed_ahead(checkpoint)
+        if ahead is None:
+            parts = [(count(None, behind), checkpoint.settled)]
+            segments = [_Segment(behind)]
+        else:
+            reached = None if ahead.reached is None else ahead.reached.next
+            before = 0 if reached is None else count(None, reached)
+            parts = [(before, ahead.settled), (count(ahead.first, behind), checkpoint.settled - ahead.settled)]
+            segments = [_Segment(reached, ahead.first), _Segment(behind)]
+            if exact and sum(count(segment.start, segment.end) for segment in segments):
+                segments.insert(1, _Segment(ahead.first, behind, again=True))
+                contents = replace(baseline.contents, q_table=_copy(ahead.table or {}), total_reward=ahead.total_reward)
+                checkpoint = replace(checkpoint, settled=ahead.settled, visits=ahead.visits, curve=ahead.curve)
+                baseline = replace(baseline, contents=contents, checkpoint=checkpoint)
+        return _Plan(
+            baseline,
+            segments,
+            already_learned=sum(min(present, settled) for present, settled in parts),
+            late=sum(max(0, present - settled) for present, settled in parts),
+            missing=sum(max(0, settled - present) for present, settled in parts),
         )
+
+    def _presumed_ahead(self, checkpoint: Checkpoint) -> Ahead | None:
+        """What is dated in the future of a table whose dream did not know that, for its own clock was wrong too.
+
+        The experiences that came since then are the last ones before.
+        """
+        first = self._experiences.first(self._now)
+        if first is None or checkpoint.watermark < first:
+            return None
+        settled = max(0, checkpoint.settled - self._experiences.count(first, checkpoint.watermark.next))
+        before = self._experiences.count(None, first)
+        return Ahead(first, self._experiences.nth(min(settled, before)), settled)
+
+    def _train(
+        self, plan: _Plan, trainer: Trainer, policy: QLearningPolicy
+    ) -> tuple[TrainingResult, Checkpoint | None]:
+        """Train on the segments of a plan.
+
+        Returns:
+            What training on new experiences amounted to, and how far the table has come: None while nothing at all
+            was learned.
+        """
+        new, trained = TrainingResult(), TrainingResult()
+        before = plan.baseline.checkpoint
+        newest_first = self._order == "newest-first"
+        ahead = None
+        for segment in plan.segments:
+            for part in [segment] if newest_first else self._split(segment):
+                if ahead is None and part.start is not None and part.start >= self._now:
+                    ahead = self._ahead(before, trained, policy)
+                limit = None if self._limit is None else self._limit - trained.episodes
+                result = trainer.train(part.start, part.end, newest_first=newest_first, limit=limit, again=part.again)
+                trained.add(result)
+                if not part.again:
+                    new.add(result)
+        if trained.last is None:
+            return new, before
+        visits, curve = trained.visits, extend((), trained.points)
+        if before is None:
+            checkpoint = Checkpoint(
+                # Newest first with a limit leaves out the oldest on purpose.
+                watermark=(self._experiences.last() if newest_first else None) or trained.last,
+                settled=self._experiences.total if newest_first else trained.episodes,
+                order=self._order,
+                archive_only=plan.baseline.daemon is None,
+                hyperparameters=self._hyperparameters,
+                visits=visits,
+                curve=curve,
+            )
+        else:
+            checkpoint = replace(
+                before,
+                watermark=max(before.watermark, trained.last),
+                # What came late and is not learned must not count as settled, or it would be forgotten.
+                settled=before.settled + trained.episodes,
+                hyperparameters=self._hyperparameters,
+                visits=add_visits(before.visits, visits),
+                curve=extend(before.curve, trained.points),
+            )
+        return new, replace(checkpoint, ahead=self._settle_ahead(checkpoint, ahead, trained))
+
+    def _split(self, segment: _Segment) -> list[_Segment]:
+        """Part a segment where the future begins, if some of it is dated in the future."""
+        outside = (segment.start or self._now) > self._now or (segment.end is not None and segment.end <= self._now)
+        if outside or not self._experiences.count(self._now, segment.end):
+            return [segment]
+        return [segment._replace(end=self._now), segment._replace(start=self._now)]
+
+    def _ahead(self, before: Checkpoint | None, trained: TrainingResult, policy: QLearningPolicy) -> Ahead | None:
+        """The table as it is before the first experience that is dated in the future."""
+        first = self._experiences.first(self._now)
+        if first is None:
+            return None
+        return Ahead(
+            first=first,
+            reached=self._experiences.last(self._now),
+            settled=trained.episodes + (before.settled if before else 0),
+            table=_copy(policy.q_table),
+            total_reward=policy.total_reward,
+            visits=add_visits(before.visits if before else {}, trained.visits),
+            curve=extend(before.curve if before else (), trained.points),
+        )
+
+    def _settle_ahead(self, checkpoint: Checkpoint, ahead: Ahead | None, trained: TrainingResult) -> Ahead | None:
+        first = self._experiences.first(self._now)
+        if first is None or checkpoint.watermark < first:
+            return None
+        if self._is_exact(checkpoint):
+            return ahead
+        reached = self._experiences.last(self._now)
+        if trained.last is not None and trained.last < first and self._limit == trained.episodes:
+            reached = trained.last  # the limit left out some before the future
+        return Ahead(first, reached, checkpoint.settled - self._experiences.count(first, checkpoint.watermark.next))
 
     def _find_faults(self, table: QTable, begun_with: QTable) -> dict[str, Any]:
         bound = value_bound(self._hyperparameters.reward_profile, self._hyperparameters.gamma)

@@ -105,12 +105,15 @@ def test_order_and_watermark(archive: Path) -> None:
     assert [e[1] for e in all_of(archive)] == [0, 2, 4, 6]
     assert [e[1] for e in all_of(archive, newest_first=True)] == [6, 4, 2, 0]
     assert [e[1] for e in all_of(archive, newest_first=True, limit=1)] == [6]
-    assert [e[1] for e in all_of(archive, after=Watermark(times[2], 2))] == [6]
-    assert [e[1] for e in all_of(archive, after=Watermark(times[1], 0), limit=2)] == [2, 4]
+    assert [e[1] for e in all_of(archive, start=Watermark(times[2], 3))] == [6]
+    assert [e[1] for e in all_of(archive, start=Watermark(times[1], 0).next, limit=2)] == [2, 4]
     with Experiences.open(archive) as experiences:
         assert experiences.last() == (times[3], 3)
-        assert experiences.count_up_to(Watermark(times[2], 2)) == 3
-        assert experiences.count_up_to(None) == 0
+        assert experiences.count(None, Watermark(times[2], 2).next) == 3
+        assert experiences.count() == 4
+        assert experiences.last(Watermark(times[2], 2)) == (times[1], 1) == experiences.nth(2)
+        assert experiences.first(Watermark(times[1], 2)) == (times[2], 2)
+        assert experiences.nth(0) is experiences.nth(5) is None
 
 
 def test_many_rows_come_in_batches(archive: Path) -> None:
@@ -137,7 +140,7 @@ def test_a_version_that_was_archived_twice_counts_once(archive: Path) -> None:
     )
     with Experiences.open(archive) as experiences:
         assert (experiences.total, experiences.duplicates) == (4, 1)
-        assert experiences.count_up_to(Watermark("2024-11-30T23:59:59", 0)) == 2
+        assert experiences.count(None, Watermark("2024-11-30T23:59:59", 0)) == 2
 
 
 def test_what_can_t_be_learned_is_counted(archive: Path) -> None:
@@ -152,7 +155,7 @@ def test_what_can_t_be_learned_is_counted(archive: Path) -> None:
     write_file(archive, [*rows, experience(7) | {"id": None}], "memories.parquet")
     with Experiences.open(archive) as experiences:
         assert experiences.total == 1
-        assert experiences.skipped == {"no archived_at": 1, "no usable id": 1, "outcome not -1, 0 or 1": 2}
+        assert experiences.skipped == {"archived_at is no time": 1, "no usable id": 1, "outcome not -1, 0 or 1": 2}
 
 
 @pytest.mark.parametrize(
