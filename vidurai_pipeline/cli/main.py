@@ -164,7 +164,7 @@ def flush(dry_run: bool, form: str) -> None:
     type=click.Choice(["chronological", "newest-first"]),
     default="chronological",
     show_default=True,
-    help="The order of learning; newest-first, the order of Vidurai's own dreamer, needs --rebuild.",
+    help="The order of learning. newest-first needs --rebuild; it is how Vidurai's own dreamer learns.",
 )
 @_format_option("table", "json")
 def dream(rebuild: bool, order: Any, form: str) -> None:

@@ -39,6 +39,8 @@ def print_policy(summary: PolicySummary, limit: int) -> None:
             f"note: a newer table, {summary.candidate}, was found worse and is not in use; `vidurai-pipeline dream` "
             "tells why\n"
         )
+    if summary.notice is not None:
+        sys.stderr.write(f"note: {summary.notice}\n")
     if not summary.states:
         sys.stderr.write("nothing learned yet: `vidurai-pipeline dream` learns from the archive\n")
         return

@@ -9,6 +9,9 @@ happened:
 - **merged**: something is missing in the other table, so it began from nothing (Vidurai 2.2.0 always does: it can't
   load its own file). Each value that the daemon learned stays, for it saw what it did, where a dream infers; each value
   that only the dream had is put back. Episodes and rewards are added up, once for each table of the daemon.
+- **overwritten**: all of the other table's values are of states and actions that archived memories teach, and not ours:
+  it is by Vidurai's own dreamer, which learns the newest memories of the archive from nothing. They are learned here
+  already, so the table of the last dream takes its place again.
 - **adopted**: there is no copy, so no dream has been here. The archive is learned on top of the table that is there.
 
 A table that isn't there has learned nothing, whatever the copy says: who deletes it starts anew.
@@ -19,8 +22,10 @@ from typing import Any, Literal, Self
 
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl.dataset import Watermark
+from vidurai_pipeline.rl.inference import archived_values
 from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.q_table_file import (
+    ACTIONS,
     DamagedTableError,
     StoredTable,
     TableContents,
@@ -32,6 +37,8 @@ from vidurai_pipeline.settings import Hyperparameters, RewardProfile
 
 FORMAT = 1
 Order = Literal["chronological", "newest-first"]
+#: How many archived experiences stand behind each value, by state and action.
+Visits = dict[str, dict[str, int]]
 #: The names in the file, where they are not those of the attributes.
 _STORED_NAMES = {"settled": "accounted", "archive_only": "pure", "hyperparameters": "parameters"}
 
@@ -59,7 +66,7 @@ class Ahead:
     settled: int
     table: dict[str, dict[Action, float]] | None = None
     total_reward: float = 0.0
-    visits: dict[str, dict[str, int]] = field(default_factory=dict)
+    visits: Visits = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +122,7 @@ class Checkpoint:
     table_digest: str = ""
     foreign_episodes: int = 0
     foreign_reward: float = 0.0
-    visits: dict[str, dict[str, int]] = field(default_factory=dict)
+    visits: Visits = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
     ahead: Ahead | None = None
 
@@ -189,8 +196,8 @@ class Baseline:
     Attributes:
         contents: the table to go on from.
         checkpoint: how far it has come; None if no dream has been here.
-        daemon: what another program did since the last dream: ``continued``, ``merged``, ``adopted`` (see above),
-            ``edited`` (the table changed, the note is still there), or None for nothing.
+        daemon: what another program did since the last dream: ``continued``, ``merged``, ``overwritten``, ``adopted``
+            (see above), ``edited`` (the table changed, the note is still there), or None for nothing.
         replaced: in a merge, values of the dream in whose place the daemon's own were taken.
     """
 
@@ -212,18 +219,34 @@ def find_baseline(live: StoredTable | None, remembered: StoredTable | None) -> B
     """
     if live is None:
         return Baseline(TableContents())
-    if live.contents.note is not None:
-        checkpoint = Checkpoint.from_json(live.contents.note)
-        if checkpoint.table_digest == live.contents.digest():
-            return Baseline(live.contents, checkpoint)
-        return Baseline(live.contents, replace(checkpoint, archive_only=False), "edited")
+    if live.contents.note is None:
+        return _after_another_program(live, remembered)
+    checkpoint = Checkpoint.from_json(live.contents.note)
+    if checkpoint.table_digest == live.contents.digest():
+        return Baseline(live.contents, checkpoint)
+    return Baseline(live.contents, replace(checkpoint, archive_only=False), "edited")
+
+
+def _after_another_program(live: StoredTable, remembered: StoredTable | None) -> Baseline:
     own = read_checkpoint(remembered)
     if remembered is None or own is None:
         return Baseline(live.contents, None, "adopted")
+    if _is_by_the_dreamer(live.contents) and not _holds(live.contents, remembered.contents):
+        unknown = {**remembered.contents.unknown, **live.contents.unknown}
+        return Baseline(replace(remembered.contents, note=None, unknown=unknown), own, "overwritten")
     mixed = replace(own, archive_only=False)
     if _continues(live.contents, remembered.contents):
         return Baseline(live.contents, mixed, "continued")
     return _merge(live.contents, remembered.contents, mixed)
+
+
+def _is_by_the_dreamer(contents: TableContents) -> bool:
+    values = {(state, action) for state, row in contents.q_table.items() for action in row}
+    return bool(values) and values <= archived_values()
+
+
+def _holds(live: TableContents, own: TableContents) -> bool:
+    return all(row.items() <= live.q_table.get(state, {}).items() for state, row in own.q_table.items())
 
 
 def _continues(live: TableContents, own: TableContents) -> bool:
@@ -249,8 +272,28 @@ def _merge(live: TableContents, own: TableContents, checkpoint: Checkpoint) -> B
         total_reward=own.total_reward + live.total_reward - known_reward,
         unknown={**own.unknown, **live.unknown},
     )
-    seen = replace(checkpoint, foreign_episodes=live.episodes, foreign_reward=live.total_reward)
+    seen = replace(
+        checkpoint,
+        foreign_episodes=live.episodes,
+        foreign_reward=live.total_reward,
+        visits=visits_behind(contents, own, checkpoint.visits),
+    )
     return Baseline(contents, seen, "merged", replaced)
+
+
+def visits_behind(contents: TableContents, own: TableContents, visits: Visits) -> Visits:
+    """The visits behind those values of a table that are still the ones that a dream learned."""
+    return {
+        state: kept
+        for state, row in visits.items()
+        if (
+            kept := {
+                name: count
+                for name, count in row.items()
+                if contents.q_table.get(state, {}).get(Action(name)) == own.q_table.get(state, {}).get(Action(name))
+            }
+        )
+    }
 
 
 def _hyperparameters(noted: dict[str, Any]) -> Hyperparameters:
@@ -263,7 +306,8 @@ def _hyperparameters(noted: dict[str, Any]) -> Hyperparameters:
 
 def _are_visits(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(row, dict) and all(map(_is_count, row.values())) for row in value.values()
+        isinstance(row, dict) and row.keys() <= ACTIONS.keys() and all(map(_is_count, row.values()))
+        for row in value.values()
     )
 
 

@@ -7,6 +7,7 @@ another bucket than 0 and 6 do. A table learned so says which rules the outcomes
 not what would have happened under other actions.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 from vidurai_pipeline.rl.states import Action, MemoryState, Outcome
@@ -103,3 +104,14 @@ def infer_transition(importance: float, tokens: int, outcome: int) -> Transition
     state = infer_state(importance, tokens)
     next_state = infer_next_state(state, outcome)
     return Transition(state.to_hash(), infer_action(importance, outcome), outcome, next_state.to_hash())
+
+
+@cache
+def archived_values() -> frozenset[tuple[str, Action]]:
+    """Every state and action that archived memories can teach a value of."""
+    return frozenset(
+        infer_transition(importance, tokens, outcome)[:2]
+        for importance in IMPORTANCES
+        for tokens in range(0, MAX_TOKENS + 1, 50)
+        for outcome in (1, -1)
+    )

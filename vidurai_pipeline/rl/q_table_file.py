@@ -48,7 +48,8 @@ _REREADS = 5
 _MOST_REREADS = 50
 _STALE_SECONDS = 3600
 _BEGINNING = b'{\n  "q_table": {'
-_ACTIONS = {action.value: action for action in Action}
+#: The actions by their names in the file.
+ACTIONS = {action.value: action for action in Action}
 _KNOWN_KEYS = {"q_table", "episodes", "total_reward", "epsilon", NOTE_KEY}
 
 
@@ -376,10 +377,10 @@ def decode_rows(rows: dict[str, Any]) -> dict[str, dict[Action, float]]:
     for row in rows.values():
         if not isinstance(row, dict):
             raise DamagedTableError("a state's values are not an object")
-        if not row.keys() <= _ACTIONS.keys():
+        if not row.keys() <= ACTIONS.keys():
             raise DamagedTableError("a state has an unknown action")
     return {
-        state: {_ACTIONS[name]: _decode_number(value, "a value") for name, value in row.items()}
+        state: {ACTIONS[name]: _decode_number(value, "a value") for name, value in row.items()}
         for state, row in rows.items()
     }
 
@@ -424,7 +425,7 @@ def _has_the_form(raw: bytes) -> bool:
         return False
     table = document.get("q_table") if isinstance(document, dict) else None
     return isinstance(table, dict) and all(
-        isinstance(row, dict) and row.keys() <= _ACTIONS.keys() for row in table.values()
+        isinstance(row, dict) and row.keys() <= ACTIONS.keys() for row in table.values()
     )
 
 

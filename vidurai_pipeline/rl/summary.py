@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vidurai_pipeline.rl.checkpoint import read_checkpoint
+from vidurai_pipeline.rl.checkpoint import find_baseline, read_checkpoint, visits_behind
 from vidurai_pipeline.rl.evaluation import QTable, find_faults, value_bound
 from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.policy import QLearningPolicy
@@ -17,6 +17,12 @@ from vidurai_pipeline.settings import Hyperparameters
 #: The places of a state's hash, in order.
 DIMENSIONS = ("working memories", "episodic memories", "tokens", "entropy", "importance", "messages")
 TOKENS, IMPORTANCE = 2, 4
+_NOTICES = {
+    "adopted": "another program made this table; no dream has learned on it yet",
+    "continued": "another program has gone on with this table since the last dream",
+    "merged": "another program has begun a new table since the last dream; the next dream puts back what it lacks",
+    "overwritten": "Vidurai's own dreamer has overwritten the table of the last dream; the next dream puts that back",
+}
 _COUNTED = {0: (5, 10), 1: (100, 10), 2: (500, 20), 5: (3, 5)}
 
 
@@ -63,6 +69,7 @@ class PolicySummary:
         inherited: states and values that only another program can have taught.
         faults: why the table is not well-formed.
         candidate: a newer table that may not replace this one; None if there is none.
+        notice: what another program did to the table since the last dream; None for nothing.
     """
 
     path: Path
@@ -77,6 +84,7 @@ class PolicySummary:
     inherited: int
     faults: list[str]
     candidate: Path | None
+    notice: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
@@ -112,6 +120,7 @@ class PolicySummary:
                 for point in self.curve
             ],
             "candidate": None if self.candidate is None else str(self.candidate),
+            "notice": self.notice,
         }
 
 
@@ -130,8 +139,14 @@ def read_summary(path: Path, hyperparameters: Hyperparameters) -> PolicySummary:
     contents = TableContents() if stored is None else stored.contents
     checkpoint = read_checkpoint(stored)
     archive_only = checkpoint is not None and checkpoint.archive_only
-    if checkpoint is None and stored is not None:
-        checkpoint = read_checkpoint(file.remembered())  # the daemon, which drops it, may have written the table since
+    daemon = None
+    if stored is not None and contents.note is None:
+        # Another program, which drops the note, has written the table since.
+        remembered = file.remembered()
+        daemon, checkpoint = find_baseline(stored, remembered).daemon, read_checkpoint(remembered)
+        if checkpoint is not None and remembered is not None and daemon != "continued":
+            visits = visits_behind(contents, remembered.contents, checkpoint.visits)
+            checkpoint = replace(checkpoint, visits=visits)
     if checkpoint is not None:
         hyperparameters = checkpoint.hyperparameters
     bound = value_bound(hyperparameters.reward_profile, hyperparameters.gamma)
@@ -150,6 +165,7 @@ def read_summary(path: Path, hyperparameters: Hyperparameters) -> PolicySummary:
         inherited=inherited,
         faults=faults,
         candidate=file.candidate_path if file.candidate_path.exists() else None,
+        notice=_NOTICES.get(daemon or ""),
     )
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vidurai_pipeline.rl.checkpoint import Visits
 from vidurai_pipeline.rl.dataset import Batch, Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import HeldOut
 from vidurai_pipeline.rl.inference import Transition, infer_outcome
@@ -29,8 +30,6 @@ _POINTS = 50
 _SMALLEST_POINT = 20
 
 Ids = npt.NDArray[np.int32]
-#: How many experiences stand behind each value, by state and action.
-Visits = dict[str, dict[str, int]]
 
 
 class TransitionIndex:

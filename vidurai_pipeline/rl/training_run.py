@@ -92,7 +92,8 @@ class TrainingRun:
         plan = self._plan(live)
         start = plan.baseline.contents
         begun_with = _copy(start.q_table)
-        in_use = {} if live is None else decode(live.raw).q_table
+        rival = self._file.remembered() if plan.baseline.daemon == "overwritten" else live
+        in_use = {} if rival is None else decode(rival.raw).q_table
         policy = QLearningPolicy.of(self._hyperparameters, start)
         shadow = None
         if not plan.rebuild and any(in_use.values()):
@@ -107,10 +108,10 @@ class TrainingRun:
         report.skipped = self._experiences.skipped
         report.duplicates = self._experiences.duplicates
         report.already_learned, report.late, report.missing = plan.already_learned, plan.late, plan.missing
-        if result.episodes or plan.baseline.daemon == "merged":
+        if result.episodes or plan.baseline.daemon in ("merged", "overwritten"):
             judged = policy if shadow is None or not result.episodes else shadow
             report.gate = replace(
-                self._compare(live, in_use, judged.q_table, trainer), **self._find_faults(policy.q_table, begun_with)
+                self._compare(rival, in_use, judged.q_table, trainer), **self._find_faults(policy.q_table, begun_with)
             )
             if not report.gate.passed:
                 report.error = self._refuse(policy, checkpoint, report.gate)
@@ -156,6 +157,16 @@ class TrainingRun:
             plan.notices.append(
                 f"{plan.late} experiences came late and are not learned: `vidurai-pipeline dream --rebuild` learns the "
                 "whole archive again, and forgets what else the table was taught"
+            )
+        if baseline.daemon == "overwritten":
+            plan.notices.append(
+                "Vidurai's own dreamer had overwritten the table. It learns from the same archive, so nothing is lost: "
+                "the table of the last dream took its place again. Turn Vidurai's loop off, as docs/operations.md says"
+            )
+        if baseline.daemon == "adopted":
+            plan.notices.append(
+                "the table was begun by another program and is learned on: what that one had learned from this archive "
+                "counts twice. `vidurai-pipeline dream --rebuild` learns the archive alone"
             )
         if baseline.daemon == "merged":
             plan.notices.append(
@@ -295,11 +306,11 @@ class TrainingRun:
         faults, inherited = find_faults(table, begun_with, bound)
         return {"faults": faults, "inherited": inherited, "enforced": not self._rebuild}
 
-    def _compare(self, live: StoredTable | None, in_use: QTable, new: QTable, trainer: Trainer) -> Verdict:
-        if live is None or not any(in_use.values()):
+    def _compare(self, rival: StoredTable | None, in_use: QTable, new: QTable, trainer: Trainer) -> Verdict:
+        if rival is None or not any(in_use.values()):
             return Verdict(reason="not compared: it is the first table")
-        before = read_checkpoint(live)
-        if live.contents.note is not None and (
+        before = read_checkpoint(rival)
+        if rival.contents.note is not None and (
             before is None or not _alike(before.hyperparameters, self._hyperparameters)
         ):
             return Verdict(reason="not compared: the table in use was trained with other parameters")

@@ -12,9 +12,12 @@ import pytest
 
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl import q_table_file
+from vidurai_pipeline.rl.checkpoint import read_checkpoint
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
+from vidurai_pipeline.rl.summary import read_summary
+from vidurai_pipeline.settings import Hyperparameters
 from vidurai_pipeline_tests.rl.dreams import (
     daemon_writes,
     dream,
@@ -84,11 +87,60 @@ def test_a_daemon_that_began_from_nothing(archive: Path, table: Path) -> None:
     assert dream(archive, table)["daemon"] is None
 
 
+def vidurai_dreams(archive: Path, table: Path, reference: Callable[[str, Any], Any], home: Path) -> None:
+    """Vidurai's own dreamer learns the archive and writes the table over ours."""
+    folder = home / ".vidurai"
+    folder.mkdir(parents=True)
+    (folder / "archive").symlink_to(archive)
+    (folder / "q_table.json").write_bytes(table.read_bytes())
+    reference("from vidurai.core.rl.dreamer import DreamCycle\nresult = DreamCycle().run()", None)
+    table.write_bytes((folder / "q_table.json").read_bytes())
+
+
+def test_vidurai_s_own_dreamer_counts_nothing_twice(
+    archive: Path, table: Path, reference: Callable[[str, Any], Any], tmp_path: Path
+) -> None:
+    write_file(archive, generated(0, 300), "1.parquet")
+    dream(archive, table)
+    ours, reward = learned(table), QLearningPolicy.load(table).total_reward
+    before = read_summary(table, Hyperparameters())
+    vidurai_dreams(archive, table, reference, tmp_path / "reference_home")
+    assert learned(table) != ours
+    shown = read_summary(table, Hyperparameters())
+    assert "Vidurai's own dreamer has overwritten" in (shown.notice or "")
+    kept = {(one.state, one.value): one.experiences for one in shown.states if one.experiences}
+    assert kept.items() <= {(one.state, one.value): one.experiences for one in before.states}.items()
+    write_file(archive, new := generated(300, 350), "2.parquet")
+    stats = dream(archive, table)
+    assert (stats["daemon"], stats["episodes"]) == ("overwritten", sum(bool(row["outcome"]) for row in new))
+    assert "Vidurai's own dreamer had overwritten the table" in stats["notice"]
+    alone = tmp_path / "alone.json"
+    dream(archive, alone)
+    assert learned(table) == learned(alone)
+    assert QLearningPolicy.load(table).total_reward == QLearningPolicy.load(alone).total_reward != reward
+    assert dream(archive, table)["daemon"] is None
+    assert read_summary(table, Hyperparameters()).notice is None
+
+
+def test_a_replaced_value_has_no_experiences_of_ours(archive: Path, table: Path) -> None:
+    write_file(archive, [experience(1), experience(2, -1, salience="noise")], "1.parquet")
+    dream(archive, table)
+    daemon_writes(table, starts_anew)
+    for _ in range(2):
+        shown = {one.state: one.experiences for one in read_summary(table, Hyperparameters()).states}
+        assert shown["2|1|0|5|5|1"] == shown["9|9|9|5|5|1"] == 0
+        dream(archive, table)
+    checkpoint = read_checkpoint(TableFile(table).read())
+    assert checkpoint is not None
+    assert checkpoint.visits == {"2|1|0|5|1|1": {"decay_low_value": 1}}
+
+
 def test_a_table_from_before_the_first_dream(archive: Path, table: Path) -> None:
     table.write_bytes((DATA / "reference_q_table.json").read_bytes())
     write_file(archive, [experience(1)], "1.parquet")
     stats = dream(archive, table)
     assert (stats["daemon"], stats["episodes"], stats["table_episodes"]) == ("adopted", 1, 2)
+    assert "--rebuild` learns the archive alone" in stats["notice"]
     assert TableFile(table).version_path(1).read_bytes() == (DATA / "reference_q_table.json").read_bytes()
     assert dream(archive, table)["episodes"] == 0
 
