@@ -229,10 +229,10 @@ class Archive:
         return contents
 
     def sweep(self) -> int:
-        """Remove what a killed run left half written; the lock must be held. Returns how many files."""
+        """Remove what a killed run left half written; the lock must be held. Returns how many files it was."""
         swept = 0
         with archive_errors(self.root):
-            for path in self.root.rglob(f".*{_HIDDEN_SUFFIX}"):
+            for path in self.root.rglob(f".memories_*.parquet.*{_HIDDEN_SUFFIX}"):
                 path.unlink(missing_ok=True)
                 swept += 1
         self.pending.sweep()

@@ -206,3 +206,15 @@ def test_an_archive_that_cannot_be_listed_takes_new_memories_all_the_same(sample
     assert report.purged == report.archived == 71
     (note,) = report.notes
     assert "gone.parquet" in note
+
+
+def test_hidden_files_of_others_are_left_alone(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    archive = db.parent / "archive"
+    MemoryArchiver(db, archive).flush()
+    others = [archive / name for name in (".download.part", ".notes.parquet.part", "year=2024/.rsync.x.part")]
+    (archive / "year=2024").mkdir(exist_ok=True)
+    for path in others:
+        path.write_text("somebody's")
+    MemoryArchiver(db, archive).flush()
+    assert [path.read_text() for path in others] == ["somebody's"] * 3

@@ -135,7 +135,7 @@ def test_a_failing_purge_leaves_no_half_written_file(sample_store: Store, monkey
     db = sample_store("guardian")
     archive = db.parent / "archive"
     before = hot_rows(db)
-    stray = archive / ".memories.parquet.stray.part"
+    stray = archive / ".memories_20260101_000000.parquet.0123abcd.part"
 
     def fail(*_: object) -> None:
         # What a process that is ended amid a file leaves behind; when it is, is chance.
