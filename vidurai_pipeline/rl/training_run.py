@@ -131,6 +131,11 @@ class TrainingRun:
         report.total_reward = result.reward
         report.rebuilt = plan.rebuild and result.episodes > 0
         report.daemon, report.replaced = plan.baseline.daemon, plan.baseline.replaced
+        if dated_ahead := self._experiences.count(self._now):
+            plan.notices.append(
+                f"{dated_ahead} experiences are dated in the future, as by a wrong clock, and are learned last: "
+                "`vidurai-pipeline doctor` names their files"
+            )
         report.notice = "; ".join(plan.notices) or None
         report.show_table(policy)
 

@@ -93,6 +93,7 @@ def test_a_clock_that_was_wrong_once(tmp_path: Path, dreamt: datetime) -> None:
         assert (stats["rebuilt"], stats["late"]) == (once_anew, 40 if once_anew else 0)
         assert stats["episodes"] == (nights.total if once_anew else 40)
         assert stats["already_learned"] + stats["episodes"] == nights.total
+        assert "50 experiences are dated in the future" in stats["notice"]
         assert count(nights.table) == nights.total
         nights.assert_as_learned_in_one_go()
         again = nights.table.read_bytes()
@@ -100,7 +101,7 @@ def test_a_clock_that_was_wrong_once(tmp_path: Path, dreamt: datetime) -> None:
         assert nights.table.read_bytes() == again
     after = WRONG + timedelta(days=1)
     stats = nights.pass_by(after, after)
-    assert (stats["episodes"], stats["rebuilt"]) == (40, False)
+    assert (stats["episodes"], stats["rebuilt"], stats["notice"]) == (40, False, None)
     nights.assert_as_learned_in_one_go()
     assert "ahead" not in json.loads(nights.table.read_text())["vidurai_pipeline"]
 
