@@ -119,7 +119,7 @@ class Stager:
         try:
             contents = FileContents.read(writer.path)
             if self._verify:
-                found = compare_contents(con, schema, contents)
+                found = compare_contents(con, schema, contents, projects=True)
                 if found.differing or found.missing or len(found.equal) != staged.rows:
                     raise VerificationError(
                         f"{staged.path}: read back before it was published, it does not equal the hot store "
@@ -138,15 +138,23 @@ class Stager:
             self._con = None
 
 
-def compare_contents(con: sqlite3.Connection, schema: StoreSchema, contents: FileContents) -> Comparison:
+def compare_contents(
+    con: sqlite3.Connection, schema: StoreSchema, contents: FileContents, *, projects: bool = False
+) -> Comparison:
     """Compare all of a file, as it was read from the disk, with the hot store.
+
+    Args:
+        con: a connection to the hot store.
+        schema: the hot store's schema.
+        contents: the file.
+        projects: whether it was written just now, so that the projects must be those of today, too.
 
     Raises:
         ArchiveError: it is not Parquet.
     """
     result = Comparison()
     for copies in contents.batches():
-        result += compare(con, schema, copies)
+        result += compare(con, schema, copies, projects=projects)
     return result
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.hot.schema import PYTHON_TYPES, ChildTable, Column, StoreSchema
+from vidurai_pipeline.hot.schema import PROJECT_FIELDS, PYTHON_TYPES, ChildTable, Column, StoreSchema
 from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier
 
 
@@ -47,19 +47,23 @@ class Comparison:
         return text + (f", {len(self.missing):,} are missing" if self.missing else "")
 
 
-def compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch) -> Comparison:
+def compare(
+    con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch, *, projects: bool = False
+) -> Comparison:
     """Compare every column of archived copies with their rows as the connection sees them now.
 
     Args:
         con: a connection to the hot store; inside a transaction, that transaction's view counts.
         schema: the hot store's schema.
         copies: rows as read back from an archive file, with no id twice.
+        projects: whether the names and paths of their projects are compared, too. They are as they were when the
+            memory was archived: a project that was renamed since does not make a copy stale.
 
     Returns:
         Each copy's id in one of three groups.
     """
     try:
-        return _compare(con, schema, copies)
+        return _compare(con, schema, copies, projects=projects and schema.projects)
     except sqlite3.Error as error:
         if not is_row_error(error):
             raise
@@ -67,12 +71,12 @@ def compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch
     if copies.num_rows == 1:
         return Comparison(differing={copies.column("id")[0].as_py(): "a value that can't be computed"})
     half = copies.num_rows // 2
-    result = compare(con, schema, copies.slice(0, half))
-    result += compare(con, schema, copies.slice(half))
+    result = compare(con, schema, copies.slice(0, half), projects=projects)
+    result += compare(con, schema, copies.slice(half), projects=projects)
     return result
 
 
-def _compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch) -> Comparison:
+def _compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch, *, projects: bool) -> Comparison:
     ids: list[int] = copies.column("id").to_pylist()
     with _raw_text(con):
         names, oddity = _select(schema.archived, "m")
@@ -96,6 +100,9 @@ def _compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatc
         result.differing |= {id_: "storage class" for id_, flag in zip(ids, odd, strict=True) if flag}
     for child, hot in child_tables.items():
         _compare_children(child, hot, copies, ids, result.differing)
+    if projects:
+        position = [column.field for column in schema.archived].index("project_id")
+        _compare_projects(con, values[position], copies, ids, result.differing)
     result.equal = [id_ for id_ in ids if id_ not in result.differing] if result.differing else ids
     return result
 
@@ -141,6 +148,31 @@ def _compare_column(
     for id_, left, right in zip(ids, hot, copy, strict=True):
         if left != right or type(left) is not type(right):
             differing.setdefault(id_, column.name)
+
+
+def _compare_projects(
+    con: sqlite3.Connection, project_ids: Sequence, copies: pa.RecordBatch, ids: list[int], differing: dict[int, str]
+) -> None:
+    """Find the memories whose copy tells another name or path of their project; what is no text is not told."""
+    texts = ", ".join(f"CASE typeof({column}) WHEN 'text' THEN {column} END" for column in ("name", "path"))
+    with _raw_text(con):
+        projects = {
+            id_: tuple(text if text is not None and _is_utf_8(text) else None for text in told)
+            for id_, *told in con.execute(f"SELECT id, {texts} FROM projects")
+        }
+    now = [projects.get(id_, (None, None)) for id_ in project_ids]
+    then = list(zip(*(_plain(copies.column(name)) for name in PROJECT_FIELDS.names), strict=True))
+    if now != then:
+        wrong = (id_ for id_, one, other in zip(ids, now, then, strict=True) if one != other)
+        differing |= dict.fromkeys(wrong, "project")
+
+
+def _is_utf_8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _child_rows(con: sqlite3.Connection, child: ChildTable, ids: list[int]) -> list[tuple]:

@@ -20,12 +20,11 @@ import pyarrow as pa
 
 from vidurai_pipeline.hot.salvage import Rejected, Salvage
 from vidurai_pipeline.hot.schema import PYTHON_TYPES, SPECIFIED, ChildTable, Column, StoreSchema
-from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier
+from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, tolerant_text
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 24 * 1024 * 1024
 _LONG_TEXTS = {"verbatim", "gist", "tags", "decay_reason"}
-_ARCHIVED = "status = 'ARCHIVED'"
 
 
 @dataclass
@@ -97,31 +96,15 @@ def read_archived(
         after: start behind this id.
         rows: stop after this many rows, not counting those left out.
     """
-    salvage = Salvage(con, schema)
-    if after is None and (others := salvage.without_integer_id(_ARCHIVED)):
+    reader = _Reader(con, schema, "status = 'ARCHIVED'")
+    if after is None and (others := reader.without_integer_id()):
         yield RowBatch([], None, {}, others)
     left = sys.maxsize if rows is None else rows
-    with contextlib.closing(_rows(con, schema, salvage, _ARCHIVED, after)) as source:
+    with contextlib.closing(reader.rows(after)) as source:
         while left and (taken := _take(source, min(BATCH_ROWS, left))):
-            batch = _well_formed(taken, _tables(con, schema, salvage, taken), salvage)
+            batch = reader.faithful_batch(taken)
             left -= len(batch.ids)
             yield batch
-
-
-def _well_formed(rows: list[tuple], tables: list[_Values], salvage: Salvage) -> RowBatch:
-    """The memories that their columns can hold, and nothing keeps hot."""
-    memories = tables[0]
-    for table in tables:
-        for position, name, column in table.misfits():
-            salvage.reject_misfits(name, column, table.owners, table.values[position])
-    salvage.reject_held(memories.owners)
-    # One reason for each memory is enough.
-    reasons = {fault.id: fault for fault in reversed(salvage.take_rejected())}
-    rejected = [reasons[id_] for id_ in memories.owners if id_ in reasons]
-    if rejected:
-        for table in tables:
-            table.drop(reasons)
-    return RowBatch(memories.owners, rows[-1][0], _arrays(tables), rejected)
 
 
 def read_all(
@@ -139,52 +122,120 @@ def read_all(
         which: a condition, to read only the memories that meet it.
         values: of its parameters.
     """
-    salvage = Salvage(con, schema)
-    if which == "1" and (others := salvage.without_integer_id(which)):
+    reader = _Reader(con, schema, which, values)
+    if which == "1" and (others := reader.without_integer_id()):
         yield RowBatch([], None, {}, others)
-    with contextlib.closing(_rows(con, schema, salvage, which, None, values=values)) as source:
+    with contextlib.closing(reader.rows(None)) as source:
         while taken := _take(source, BATCH_ROWS):
-            tables = _tables(con, schema, salvage, taken)
+            yield reader.shown_batch(taken)
+
+
+class _Reader:
+    """Reads memories within one snapshot.
+
+    Args:
+        con: a connection inside the snapshot.
+        schema: the store's schema.
+        which: the SQL condition for those that are read.
+        values: of its parameters.
+    """
+
+    def __init__(self, con: sqlite3.Connection, schema: StoreSchema, which: str, values: Sequence[object] = ()) -> None:
+        self._con = con
+        self._schema = schema
+        self._which = which
+        self._values = values
+        self._salvage = Salvage(con, schema)
+        self._projects: dict[str, dict[int, str]] = {}
+        if schema.projects:
+            with tolerant_text(con):
+                for name, column in (("project_name", "name"), ("project_path", "path")):
+                    rows = con.execute(f"SELECT id, {column} FROM projects WHERE typeof({column}) = 'text'")
+                    self._projects[name] = {id_: text for id_, text in rows if type(text) is str}
+
+    def without_integer_id(self) -> list[Rejected]:
+        """Memories that :meth:`rows` leaves out."""
+        return self._salvage.without_integer_id(self._which)
+
+    def rows(self, after: int | None) -> Generator[tuple, None, None]:
+        """Rows as tuples in order of id, with their size in bytes behind the columns."""
+        columns = self._schema.archived
+        names = [quote_identifier(column.name) for column in columns]
+        # What the specification bounds to a few words can't fill the memory; texts of unknown kind can. SQLite adds
+        # their sizes up far faster than Python would.
+        sizes = [
+            f"ifnull(length(CAST({name} AS BLOB)), 0)"
+            for name, column in zip(names, columns, strict=True)
+            if column.type != pa.int64() and (column.field in _LONG_TEXTS or column.field not in SPECIFIED)
+        ]
+        select = f"SELECT {', '.join(names)}, {' + '.join(['0', *sizes])}"
+        behind = f"FROM memories WHERE {self._which} AND typeof(id) = 'integer' AND id > ? ORDER BY id"
+        last = -math.inf if after is None else after
+        while True:
+            try:
+                for row in self._con.execute(f"{select} {behind}", (*self._values, last)):
+                    last = row[0]
+                    yield row
+            except sqlite3.Error as error:
+                # SQLite stops at the first row that it can't read: the next ones are read one by one.
+                ids = self._con.execute(f"SELECT id {behind} LIMIT {BATCH_ROWS}", (*self._values, last)).fetchall()
+                if not ids or not is_row_error(error):
+                    raise
+                for (last,) in ids:
+                    yield self._salvage.read_row(last)
+            else:
+                return
+
+    def faithful_batch(self, rows: list[tuple]) -> RowBatch:
+        """The memories that their columns can hold as they are, and that nothing keeps hot."""
+        tables = self._tables(rows)
+        memories = tables[0]
+        for table in tables:
+            for position, name, column in table.misfits():
+                self._salvage.reject_misfits(name, column, table.owners, table.values[position])
+        self._salvage.reject_held(memories.owners)
+        # One reason for each memory is enough.
+        reasons = {fault.id: fault for fault in reversed(self._salvage.take_rejected())}
+        rejected = [reasons[id_] for id_ in memories.owners if id_ in reasons]
+        if rejected:
             for table in tables:
-                for position, name, column in table.misfits():
-                    table.values[position] = salvage.show_misfits(name, column, table.owners, table.values[position])
-            yield RowBatch(tables[0].owners, taken[-1][0], _arrays(tables), salvage.take_rejected())
+                table.drop(reasons)
+        return RowBatch(memories.owners, rows[-1][0], self._arrays(tables), rejected)
 
+    def shown_batch(self, rows: list[tuple]) -> RowBatch:
+        """All of the memories, with what their columns can show of each value."""
+        tables = self._tables(rows)
+        for table in tables:
+            for position, name, column in table.misfits():
+                shown = self._salvage.show_misfits(name, column, table.owners, table.values[position])
+                table.values[position] = shown
+        return RowBatch(tables[0].owners, rows[-1][0], self._arrays(tables), self._salvage.take_rejected())
 
-def _rows(
-    con: sqlite3.Connection,
-    schema: StoreSchema,
-    salvage: Salvage,
-    which: str,
-    after: int | None,
-    *,
-    values: Sequence[object] = (),
-) -> Generator[tuple, None, None]:
-    """Rows as tuples, with their size in bytes behind the columns."""
-    names = [quote_identifier(column.name) for column in schema.archived]
-    # What the specification bounds to a few words can't fill the memory; texts of unknown kind can. SQLite adds their
-    # sizes up far faster than Python would.
-    sizes = [
-        f"ifnull(length(CAST({name} AS BLOB)), 0)"
-        for name, column in zip(names, schema.archived, strict=True)
-        if column.type != pa.int64() and (column.field in _LONG_TEXTS or column.field not in SPECIFIED)
-    ]
-    behind = f"FROM memories WHERE {which} AND typeof(id) = 'integer' AND id > ? ORDER BY id"
-    last = -math.inf if after is None else after
-    while True:
-        try:
-            for row in con.execute(f"SELECT {', '.join(names)}, {' + '.join(['0', *sizes])} {behind}", (*values, last)):
-                last = row[0]
-                yield row
-        except sqlite3.Error as error:
-            # SQLite stops at the first row that it can't read: the next ones are read one by one.
-            ids = con.execute(f"SELECT id {behind} LIMIT {BATCH_ROWS}", (*values, last)).fetchall()
-            if not ids or not is_row_error(error):
-                raise
-            for (last,) in ids:
-                yield salvage.read_row(last)
-        else:
-            return
+    def _tables(self, rows: list[tuple]) -> list[_Values]:
+        """Memories, and the rows of their child tables in the same order."""
+        ids, *columns, _ = zip(*rows, strict=True)
+        tables = [_Values(self._schema.archived, ids, [ids, *columns])]
+        wanted = json_ids(ids)
+        for child in self._schema.child_tables:
+            try:
+                theirs = self._con.execute(child.select, (wanted,)).fetchall()
+            except sqlite3.Error as error:
+                if not is_row_error(error):
+                    raise
+                theirs = self._salvage.read_children(child, ids)
+            theirs.sort(key=itemgetter(0))
+            owners, *values = zip(*theirs, strict=True) if theirs else ((),) * (len(child.columns) + 1)
+            tables.append(_Values(child.columns, owners, values, child))
+        return tables
+
+    def _arrays(self, tables: list[_Values]) -> dict[str, pa.Array]:
+        memories = tables[0]
+        arrays = {name: array for table in tables for name, array in table.arrays(memories.owners).items()}
+        if self._projects:
+            position = [column.field for column in memories.columns].index("project_id")
+            for name, known in self._projects.items():
+                arrays[name] = pa.array([known.get(id_) for id_ in memories.values[position]], pa.string())
+        return arrays
 
 
 def _take(source: Iterator[tuple], most: int) -> list[tuple]:
@@ -197,25 +248,3 @@ def _take(source: Iterator[tuple], most: int) -> list[tuple]:
         if len(rows) == most or size >= BATCH_BYTES:
             break
     return rows
-
-
-def _tables(con: sqlite3.Connection, schema: StoreSchema, salvage: Salvage, rows: list[tuple]) -> list[_Values]:
-    """Memories, and the rows of their child tables in the same order."""
-    ids, *columns, _ = zip(*rows, strict=True)
-    tables = [_Values(schema.archived, ids, [ids, *columns])]
-    wanted = json_ids(ids)
-    for child in schema.child_tables:
-        try:
-            theirs = con.execute(child.select, (wanted,)).fetchall()
-        except sqlite3.Error as error:
-            if not is_row_error(error):
-                raise
-            theirs = salvage.read_children(child, ids)
-        theirs.sort(key=itemgetter(0))
-        owners, *values = zip(*theirs, strict=True) if theirs else ((),) * (len(child.columns) + 1)
-        tables.append(_Values(child.columns, owners, values, child))
-    return tables
-
-
-def _arrays(tables: list[_Values]) -> dict[str, pa.Array]:
-    return {name: array for table in tables for name, array in table.arrays(tables[0].owners).items()}

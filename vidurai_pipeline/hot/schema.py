@@ -49,6 +49,8 @@ MEANINGS: dict[str, str] = {
     "event_type": "what made it: an edit, an error, a chat",
     "tags": "its tags, a JSON array",
     "project_id": "the project's id in the hot store",
+    "project_name": "the project's name when the memory was archived",
+    "project_path": "the project's folder when the memory was archived",
     "archived_at": "when it was archived, in UTC, as ISO text",
     "line_number": "the line that it is about",
     "last_accessed": "when it was last recalled",
@@ -86,6 +88,9 @@ _MOST_COLUMNS = 500
 _UNREADABLE_VECTORS = (
     "has a vector, which can't be read: install sqlite-vec, under a Python whose sqlite3 module can load extensions"
 )
+
+#: What is archived of a memory's project, whose id means nothing once the store is gone.
+PROJECT_FIELDS = pa.schema([("project_name", pa.string()), ("project_path", pa.string())])
 
 PYTHON_TYPES: dict[pa.DataType, type] = {pa.int64(): int, pa.string(): str, pa.float64(): float, pa.binary(): bytes}
 _STORAGE_CLASSES = {"integer": pa.int64(), "text": pa.string(), "real": pa.float64(), "blob": pa.binary()}
@@ -139,6 +144,7 @@ class StoreSchema:
         columns: the columns of ``memories``.
         child_tables: the tables whose rows are archived with their memory.
         restricting: what refers to memories and forbids their deletion.
+        projects: whether the store tells the names and paths of the memories' projects.
         search_index: whether the search index holds rows for memories, found by their ``memory_id``.
         unreadable_vectors: why the vectors in ``vec_memories`` can't be archived, if there are some that can't.
     """
@@ -146,6 +152,7 @@ class StoreSchema:
     columns: tuple[Column, ...]
     child_tables: tuple[ChildTable, ...]
     restricting: tuple[Restriction, ...] = ()
+    projects: bool = False
     search_index: bool = False
     unreadable_vectors: str | None = None
 
@@ -158,11 +165,12 @@ class StoreSchema:
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
-        """The schema of an archive file: 14 columns, further columns, child tables."""
+        """The schema of an archive file: 14 columns, further columns, child tables, the project."""
         present = {column.field: column.arrow_field for column in self.archived}
         fields = [present.pop(name, None) or pa.field(name, kind) for name, kind in SPECIFIED.items()]
         fields.extend(present.values())
         fields.extend(pa.field(child.field, child.type) for child in self.child_tables)
+        fields.extend(PROJECT_FIELDS if self.projects else ())
         return pa.schema(fields)
 
 
@@ -210,6 +218,7 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
         columns=columns,
         child_tables=tuple(children),
         restricting=tuple(restricting),
+        projects="projects" in ordinary and _has_projects(con, columns),
         search_index=_has_search_index(con, tables),
         unreadable_vectors=unreadable,
     )
@@ -250,6 +259,14 @@ def _version(con: sqlite3.Connection) -> str:
     except sqlite3.OperationalError:
         return "unknown"
     return str(row[0]) if row else "unknown"
+
+
+def _has_projects(con: sqlite3.Connection, columns: Iterable[Column]) -> bool:
+    info = con.execute("SELECT lower(name), CASE WHEN pk THEN upper(type) END FROM pragma_table_info('projects')")
+    known = dict(info.fetchall())
+    return "project_id" in {column.field for column in columns} and (
+        known.get("id") == "INTEGER" and {"name", "path"} <= known.keys()
+    )
 
 
 def _has_search_index(con: sqlite3.Connection, tables: dict[str, str]) -> bool:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from vidurai_pipeline.hot.rows import read_all
 from vidurai_pipeline.hot.salvage import Rejected
-from vidurai_pipeline.hot.schema import PYTHON_TYPES, Column, StoreSchema
+from vidurai_pipeline.hot.schema import PROJECT_FIELDS, PYTHON_TYPES, Column, StoreSchema
 from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, snapshot, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
 
@@ -113,7 +113,11 @@ class HotSnapshot:
         """
         schema, fields = self._narrowed(names), self._fields(names)
         columns = schema.archived
-        if schema.child_tables or any(c.type != pa.int64() and c.field not in _SHORT for c in columns):
+        if (
+            schema.child_tables
+            or schema.projects
+            or any(c.type != pa.int64() and c.field not in _SHORT for c in columns)
+        ):
             raise UnusualRowError
         # A column as one JSON text costs a fraction of what its rows cost as Python's tuples.
         selected = ", ".join(f"json_group_array({quote_identifier(column.name)})" for column in columns)
@@ -178,7 +182,10 @@ class HotSnapshot:
             return None
         more = f" (and {self._losses - len(self._lost)} more)" if self._losses > len(self._lost) else ""
         named = "; ".join(map(str, self._lost))
-        return f"the hot store {self._path} holds values that can't be shown as they are, and are NULL: {named}{more}"
+        return (
+            f"the hot store {self._path} holds what can't be shown as it is. Such a value is NULL; a memory whose id "
+            f"is no integer is left out: {named}{more}"
+        )
 
     def _batches(
         self, names: Collection[str], which: str = "1", values: Sequence[object] = ()
@@ -192,9 +199,12 @@ class HotSnapshot:
     def _narrowed(self, names: Collection[str]) -> StoreSchema:
         """The store's schema without the columns that nobody asked for."""
         schema = self._store_schema
+        projects = schema.projects and not set(PROJECT_FIELDS.names).isdisjoint(names)
+        read = {"id", *names, *(["project_id"] if projects else [])}
         return dataclasses.replace(
             schema,
-            columns=tuple(column for column in schema.columns if column.field in {"id", *names}),
+            columns=tuple(column for column in schema.columns if column.field in read),
+            projects=projects,
             child_tables=tuple(child for child in schema.child_tables if child.field in names),
         )
 

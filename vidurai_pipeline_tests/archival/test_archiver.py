@@ -105,7 +105,8 @@ def test_layout_of_files_and_columns(sample_store: Store) -> None:
     schema = pq.read_schema(path)
     assert [(field.name, field.type) for field in schema][:14] == SPECIFIED
     table_columns = [name for (name,) in dump(db, "SELECT name FROM pragma_table_info('memories')")]
-    assert set(table_columns) | {"archived_at", "audience_gists"} == set(schema.names)
+    ours = {"archived_at", "audience_gists", "project_name", "project_path"}
+    assert set(table_columns) | ours == set(schema.names)
     metadata = pq.ParquetFile(path).metadata
     assert metadata.row_group(0).column(1).compression == "SNAPPY"
     (archived_at,) = set(pq.read_table(path, columns=["archived_at"])["archived_at"].to_pylist())

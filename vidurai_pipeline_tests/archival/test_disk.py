@@ -148,10 +148,12 @@ def test_a_checkpoint_that_fails(sample_store: Store, monkeypatch: pytest.Monkey
     before = hot_rows(db)
 
     def fail(purger: Purger) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(Purger, "checkpoint", fail)
-        with pytest.raises(HotStoreError, match="database or disk is full"):
+        with pytest.raises(HotStoreError, match="database or disk is full; free some space"):
             MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
     assert_nothing_half_done(before, db, db.parent / "archive")

@@ -21,7 +21,7 @@ from vidurai_pipeline_tests.support.tiers import Row, cold_rows, hot_rows
 pytestmark = pytest.mark.slow
 
 SCHEMA = """
-CREATE TABLE projects (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT);
+CREATE TABLE projects (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT, name TEXT);
 CREATE TABLE memories (
     id INTEGER PRIMARY KEY AUTOINCREMENT, project_id INTEGER NOT NULL, verbatim TEXT NOT NULL, gist TEXT,
     salience TEXT, access_count INTEGER DEFAULT 0, pinned INTEGER DEFAULT 0, created_at TIMESTAMP, status TEXT,
@@ -32,7 +32,7 @@ CREATE TABLE audience_gists (
     FOREIGN KEY (memory_id) REFERENCES memories(id) ON DELETE CASCADE);
 CREATE INDEX gists_memory ON audience_gists (memory_id);
 CREATE VIRTUAL TABLE memories_fts USING fts5(memory_id, gist, verbatim);
-INSERT INTO projects VALUES (1, 'a'), (2, 'b'), (3, 'c');
+INSERT INTO projects VALUES (1, 'a', 'A'), (2, 'b', 'B'), (3, 'c', 'C');
 PRAGMA journal_mode = WAL;
 """
 

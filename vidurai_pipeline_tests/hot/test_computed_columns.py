@@ -43,7 +43,7 @@ def test_it_may_be_the_first_row_that_cannot_be_read_or_every_one(tmp_path: Path
     result = flush(db)
     assert (result, {r.id for r in result.rejected}) == (20 - len(bad), bad)
     with RepoAnalyst(tmp_path / "archive", hot_store=db) as analyst, pytest.warns(HotStoreWarning):
-        assert analyst.query_archive("SELECT count(*) AS n FROM memories") == [{"n": 20}]
+        assert analyst.query_archive("SELECT count(*) AS n, count(tag) AS tags FROM memories") == [{"n": 20, "tags": 0}]
 
 
 def test_a_column_that_can_no_longer_be_computed_when_it_is_purged(sample_store: Store) -> None:
@@ -102,4 +102,6 @@ def test_a_gist_with_a_column_that_cannot_be_computed(tmp_path: Path) -> None:
         RepoAnalyst(tmp_path / "archive", hot_store=db) as analyst,
         pytest.warns(HotStoreWarning, match="memory 4: audience_gists"),
     ):
-        assert analyst.query_archive("SELECT count(*) AS n FROM memories") == [{"n": 20}]
+        assert analyst.query_archive("SELECT count(*) AS n, count(audience_gists) AS g FROM memories") == [
+            {"n": 20, "g": 20}
+        ]

@@ -11,14 +11,21 @@ Row = tuple[tuple[str, Any], ...]
 
 
 def hot_rows(db: Path, where: str = "TRUE") -> dict[int, Row]:
-    """Each memory of the hot store: its columns, and its audience gists."""
+    """Each memory of the hot store: its columns, its audience gists, and its project's name and path."""
     con = sqlite3.connect(db)
     con.row_factory = sqlite3.Row
     gists: dict[int, list] = {}
     for row in con.execute("SELECT * FROM audience_gists ORDER BY id"):
         gists.setdefault(row["memory_id"], []).append({k: row[k] for k in row.keys() if k != "memory_id"})  # noqa: SIM118
+    projects = {
+        id_: {"project_name": name, "project_path": path}
+        for id_, name, path in con.execute("SELECT id, name, path FROM projects")
+    }
+    unknown = {"project_name": None, "project_path": None}
     rows = {
-        row["id"]: freeze({**dict(row), "audience_gists": gists.get(row["id"], [])})
+        row["id"]: freeze(
+            {**dict(row), "audience_gists": gists.get(row["id"], []), **projects.get(row["project_id"], unknown)}
+        )
         for row in con.execute(f"SELECT * FROM memories WHERE {where}")
     }
     con.close()
