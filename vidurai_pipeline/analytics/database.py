@@ -7,8 +7,9 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -18,10 +19,11 @@ from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.analytics.damage import damage_message, find_damaged
 from vidurai_pipeline.analytics.file_schemas import Footers
 from vidurai_pipeline.analytics.schema_cache import ListingCache
+from vidurai_pipeline.analytics.search import FOUND, Search
 from vidurai_pipeline.analytics.views import (
-    COMPANIONS,
     HOT,
     IN_BOTH,
+    PROJECTS,
     SALIENCE_SCORE,
     SUPERSEDED,
     BothTiers,
@@ -34,6 +36,7 @@ from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.hot.view import HotSnapshot, UnusualRowError
 
 _INCOMING = f"{HOT}_incoming"
+_WORTH_A_QUERY = 16 * 1024 * 1024
 _MAKE_MEMORIES = "CREATE OR REPLACE TEMPORARY VIEW memories AS"
 
 
@@ -128,8 +131,9 @@ class ArchiveDatabase:
             hot: the snapshot of the hot store.
         """
         connection.register(_INCOMING, hot.schema.empty_table())
-        tiers = BothTiers(_described(connection, "history"), _described(connection, _INCOMING))
+        tiers = BothTiers(_described(connection, "history"), _described(connection, _INCOMING), hot.projects())
         connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(_INCOMING, duplicates=False)}")
+        connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW projects AS {PROJECTS}")
         return tiers
 
     def columns_needed(self, connection: duckdb.DuckDBPyConnection, statement: str, parameters: object) -> set[str]:
@@ -147,7 +151,12 @@ class ArchiveDatabase:
         return _scanned(json.loads(plan[0][1]))
 
     def fill_memories(
-        self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot, tiers: BothTiers, needed: Collection[str]
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        hot: HotSnapshot,
+        tiers: BothTiers,
+        needed: Collection[str],
+        ids: Collection[int] | None = None,
     ) -> None:
         """Put the hot memories into the view ``memories``.
 
@@ -158,18 +167,38 @@ class ArchiveDatabase:
             hot: the snapshot of the hot store.
             tiers: the outline.
             needed: the columns to read; a statement that needs another fails with ``NOT_READ``.
+            ids: the memories to read; all by default.
         """
         needed = {name for name in hot.schema.names if name in needed}
         if needed or self.files:  # to show each memory once takes their ids
             needed.add("id")
         schema = pa.schema([field for field in hot.schema if field.name in {"id", *needed}])
         try:
-            _copy_in(connection, schema, hot.short_columns(needed) if needed else ())
+            _copy_in(connection, schema, hot.short_columns(needed) if needed and ids is None else ())
         except UnusualRowError:
             _copy_in(connection, schema, hot.batches(needed))
+        if ids is not None:
+            _copy_in(connection, schema, hot.memories(ids, needed))
         duplicates = bool(self.files) and _find_duplicates(connection, hot)
         source = hot_source(HOT, tiers.hot, schema.names)
         connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(source, duplicates=duplicates)}")
+
+    def search_hot(self, hot: HotSnapshot, search: Search) -> list[dict[str, Any]]:
+        """Find memories of the hot store, the most relevant first, as many as the search wants.
+
+        SQLite picks those that may hold the words, and batch by batch, the best of them are kept.
+        """
+        connection = self.cursor()
+        tiers = self.outline_memories(connection, hot)
+        needed = [name for name in hot.schema.names if name in search.columns_read]
+        source = tiers.hot_side(hot_source(_INCOMING, tiers.hot, needed))
+        sql, parameters = search.sql(f"({source})")
+        best: list[dict[str, Any]] = []
+        for table in _gathered(hot.matching(search.spellings, needed)):
+            connection.register(_INCOMING, table)
+            rows = connection.execute(sql, parameters).fetchall()
+            best = search.best([*best, *(dict(zip(FOUND, row, strict=True)) for row in rows)])
+        return best
 
     def listing(self) -> Listing:
         """The files that the views read."""
@@ -222,9 +251,8 @@ class ArchiveDatabase:
     def _make_views(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> None:
         known, superseded = self._cache.load(listing.files)
         self.footers.known = known | self.footers.known
-        columns = self.footers.merged(connection, listing)
-        self.columns = [*columns, "content", "year", "month", *COMPANIONS]
-        views = Views(listing, columns)
+        views = Views(listing, self.footers.merged(connection, listing))
+        self.columns = views.columns
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
         fill_in = [f"CREATE OR REPLACE {kind} MACRO {macro}" for macro in views.file_macros(first_only=False)]
@@ -242,8 +270,21 @@ class ArchiveDatabase:
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {history}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW memories AS {listed_memories(self.columns)}")
+        connection.execute(f"CREATE OR REPLACE {kind} VIEW projects AS {PROJECTS}")
         for statement in fill_in:
             connection.execute(statement)
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The batches as tables of bounded size, each of which is worth a query."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(part.nbytes for part in waiting) >= _WORTH_A_QUERY:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def _copy_in(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

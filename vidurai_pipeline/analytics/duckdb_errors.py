@@ -30,7 +30,14 @@ _FILE = re.compile(r'(?:reading|read|open) file "([^"]*)"', re.I)
 _MISFIT = re.compile(r'failed to cast column "([^"]*)" from type (.+?) to (.+?):')
 _PLACE = re.compile(r"\n\nLINE \d+: ([^\n]*)\n *\^+\s*$")
 _CANDIDATES = re.compile(r"\n\t?Candidate functions:\n(?:\t[^\n]*\n?)+")
-_TEXT_ARGUMENT = re.compile(r"No function matches .*\((?:.*, )?(?:VARCHAR|STRING_LITERAL)\b")
+_TEXT_MISUSED = re.compile(
+    r"No function matches .*\((?:.*, )?(?:VARCHAR|STRING_LITERAL)\b"
+    r"|Cannot compare values of type (?:VARCHAR and|.* and type VARCHAR) "
+)
+_TYPED = (
+    "times and salience are text; their typed columns are created_ts, expires_ts and archived_ts (TIMESTAMP in UTC) "
+    "and salience_score, which is salience_score(salience): CRITICAL 5 to NOISE 1"
+)
 _UNKNOWN_COLUMN = re.compile(r'does not have a column named "([^"]*)"')
 _VALUE = re.compile(r"['\"(:\[{\d]|with value|\n|(?<=specifier )")
 
@@ -117,8 +124,8 @@ def _static(message: str, columns: Sequence[str]) -> str:
         candidates = get_close_matches(unknown.group(1).lower(), columns, cutoff=0.4) or columns
         text = text.replace(unknown.group(), f"{unknown.group()}\nCandidates: {', '.join(candidates)}", 1)
     text = re.sub(r"\n+Please try installing.*", " (extensions can't be loaded here)", text, flags=re.S)
-    if _TEXT_ARGUMENT.search(text):
-        text += "\n(salience_score(salience) is a memory's salience as a number, CRITICAL 5 to NOISE 1)"
+    if _TEXT_MISUSED.search(text):
+        text += f"\n({_TYPED})"
     return re.sub(r"\n\s*\n+", "\n", text)
 
 

@@ -8,17 +8,26 @@ snapshot, by each query that names ``memories``, and by no other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import duckdb
 import pyarrow as pa
 
 from vidurai_pipeline.analytics.database import ArchiveDatabase
-from vidurai_pipeline.analytics.execution import Parameters, Query, unique_names
-from vidurai_pipeline.analytics.search import Moment, SearchFilters, Tier, readable_texts, search_sql, snippet
+from vidurai_pipeline.analytics.execution import Parameters, Query, unique_names, warn_of
+from vidurai_pipeline.analytics.search import (
+    Moment,
+    Search,
+    SearchFilters,
+    Tier,
+    readable_texts,
+    result_columns,
+    snippet,
+)
 from vidurai_pipeline.cold.listing import list_files
-from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.errors import ConfigError, QueryError
 from vidurai_pipeline.hot.view import HotView
 from vidurai_pipeline.settings import load_settings, store_in
 
@@ -31,7 +40,7 @@ _TRAINING = """
     SELECT id, verbatim, gist, salience, outcome, access_count, created_at, archived_at, file_path, event_type
     FROM history
     WHERE outcome IS NOT NULL AND outcome != 0
-    ORDER BY archived_at DESC, id DESC
+    ORDER BY archived_ts DESC NULLS LAST, archived_at DESC NULLS LAST, id DESC
     LIMIT ?
 """
 _TOTALS = """
@@ -39,18 +48,19 @@ _TOTALS = """
         count(*) AS total_memories,
         count(*) FILTER (outcome = 1) AS positive_outcomes,
         count(*) FILTER (outcome = -1) AS negative_outcomes,
-        avg(salience_score(salience)) AS avg_salience,
-        min(created_at) AS oldest_memory,
-        max(archived_at) AS newest_archive
+        avg(salience_score) AS avg_salience,
+        coalesce(min_by(created_at, created_ts), min(created_at)) AS oldest_memory,
+        coalesce(max_by(archived_at, archived_ts), max(archived_at)) AS newest_archive
     FROM history
 """
 _MONTHS = """
-    SELECT coalesce(printf('%d-%02d', year, month), left(archived_at, 7), 'unknown') AS key, count(*) AS memories
+    SELECT coalesce(printf('%d-%02d', year, month), strftime(archived_ts, '%Y-%m'), 'unknown') AS key,
+        count(*) AS memories
     FROM history GROUP BY ALL ORDER BY key
 """
 _SALIENCES = """
     SELECT coalesce(upper(trim(salience)), 'unknown') AS key, count(*) AS memories
-    FROM history GROUP BY ALL ORDER BY any_value(salience_score(salience)) DESC NULLS LAST, key
+    FROM history GROUP BY ALL ORDER BY any_value(salience_score) DESC NULLS LAST, key
 """
 _OUTCOMES = """
     SELECT CASE outcome WHEN 1 THEN 'positive' WHEN 0 THEN 'neutral' WHEN -1 THEN 'negative' ELSE 'unknown' END AS key,
@@ -151,12 +161,13 @@ class RepoAnalyst:
         Warns:
             HotStoreWarning: there is no hot store, or a value in it can't be shown as it is.
         """
+        return self._answer(self._query(sql, parameters))
 
+    def _answer(self, query: Query) -> list[dict[str, Any]]:
         def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-            rows = connection.execute(text, parameters).fetchall()
+            rows = connection.execute(text, query.parameters).fetchall()
             return [column[0] for column in connection.description or ()], rows
 
-        query = self._query(sql, parameters)
         names, rows = query.run(fetch)
         if query.about_nothing:
             return []
@@ -246,7 +257,7 @@ class RepoAnalyst:
         words: str,
         limit: int = 50,
         *,
-        project: int | None = None,
+        project: int | str | None = None,
         since: Moment | None = None,
         until: Moment | None = None,
         salience: str | Sequence[str] | None = None,
@@ -260,7 +271,7 @@ class RepoAnalyst:
         Args:
             words: what to find, words apart by white space.
             limit: the most memories to give.
-            project: only memories of the project with this id.
+            project: only memories of the project with this id, name or path.
             since: only memories created at this time or later, in UTC: ISO text, a date or a datetime.
             until: only memories created before this time.
             salience: only memories of this level, or one of these.
@@ -279,13 +290,69 @@ class RepoAnalyst:
         Warns:
             HotStoreWarning: as for :meth:`query_archive`; in ``all`` tiers, a store that does not exist is no news.
         """
-        archive_alone = tier == "all" and not self._hot.exists()
-        filters = SearchFilters(project, since, until, salience, outcome, "cold" if archive_alone else tier)
-        sql, parameters = search_sql(words, limit, filters)
-        rows = self.query_archive(sql, parameters)
-        if archive_alone:
-            rows = [row | {"tier": "cold"} for row in rows]
-        return [{"id": row["id"], "snippet": snippet(readable_texts(row), words)} | row for row in rows]
+        if tier not in get_args(Tier):
+            raise QueryError(f"there is no tier {tier!r}: use {', '.join(get_args(Tier))}")
+        if isinstance(project, str):
+            project = project.strip().rstrip("/") or "/"
+        ids = self._hot.project_ids(project) if isinstance(project, str) else []
+        search = Search(words, limit, SearchFilters(project, since, until, salience, outcome), ids)
+        if tier == "cold" or (tier == "all" and not self._hot.exists()):
+            rows = self._search_view("history", search, tier="cold")
+        else:
+            rows = self._search_both(search, tier)
+        names = result_columns(tier)
+        found = [{"snippet": snippet(readable_texts(row), words), **row} for row in rows]
+        return [{name: row[name] for name in names} for row in found]
+
+    def _search_view(self, view: str, search: Search, *, tier: str | None = None) -> list[dict[str, Any]]:
+        sql, parameters = search.sql(view, "tier" if tier is None else f"'{tier}' AS tier")
+        return self.query_archive(sql, parameters)
+
+    def _search_both(self, search: Search, tier: Tier) -> list[dict[str, Any]]:
+        """Search each tier by its own means, at the same time, and keep the best of both."""
+        sql, parameters = search.sql("history")
+        cold = self._query(sql, parameters)
+        with self._hot.snapshot(self._database.scratch_folder()) as hot, ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._database.search_hot, hot, search)
+            try:
+                archived: list[dict[str, Any]] = []
+                if tier == "hot" or self._shared:  # a connection that is shared can't do both at once
+                    cold.read(ahead.result, hot)
+                if tier == "all":
+                    archived = self._answer(cold)
+                waiting = cold.read(ahead.result, hot)
+            finally:
+                hot.interrupt()
+            warn_of(hot)
+            copies = hot.created(row["id"] for row in archived if row["id"] is not None).to_pylist()
+        if {(row["id"], row["created_at"]) for row in archived} & {tuple(copy.values()) for copy in copies}:
+            # Memories that are in both tiers for the moment are sorted out by the view, which takes its time.
+            return self._search_view("memories", search)
+        return search.best([row | {"tier": "hot"} for row in waiting] + [row | {"tier": "cold"} for row in archived])
+
+    def memory(self, id_: int) -> list[dict[str, Any]]:
+        """Give a memory whole, from whichever tier, the newest version first.
+
+        Args:
+            id_: its id. More than one memory may have had it, in other stores or at other times.
+
+        Returns:
+            for each version its columns, its ``tier``, and the ``file`` that it is in.
+
+        Raises:
+            ArchiveError: the archive, or a file in it, can't be read.
+            HotStoreError: the hot store is busy, damaged, or none of memories.
+        """
+        sql = "SELECT * FROM memories WHERE id = ? ORDER BY tier DESC, archived_ts DESC, created_ts DESC"
+        rows = self._answer(self._query(sql, [id_], hot_ids=[id_]))
+        places = self.query_archive(
+            "SELECT created_at, max_by(filename, coalesce(archived_ts, TIMESTAMP '0001-01-01')) AS file "
+            "FROM history_all WHERE id = ? GROUP BY ALL",
+            [id_],
+        )
+        files = {row["created_at"]: row["file"] for row in places}
+        store = str(self._hot.path)
+        return [row | {"file": store if row["tier"] == "hot" else files.get(row["created_at"])} for row in rows]
 
     def get_training_data(self, limit: int = 1000) -> list[dict[str, Any]]:
         """Give the memories with an outcome, newest first, for learning.
@@ -314,5 +381,5 @@ class RepoAnalyst:
             stats[name] = {row["key"]: row["memories"] for row in self.query_archive(sql)}
         return stats
 
-    def _query(self, sql: str, parameters: Parameters) -> Query:
-        return Query(self._database, self._hot, sql, parameters, self._timeout)
+    def _query(self, sql: str, parameters: Parameters, hot_ids: Sequence[int] | None = None) -> Query:
+        return Query(self._database, self._hot, sql, parameters, timeout=self._timeout, hot_ids=hot_ids)

@@ -3,10 +3,10 @@
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import duckdb
 
@@ -15,10 +15,17 @@ from vidurai_pipeline.analytics.damage import damage_message, find_damaged
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.views import NOT_READ
 from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError
-from vidurai_pipeline.hot.view import HotView
+from vidurai_pipeline.hot.view import HotSnapshot, HotView
 
 T = TypeVar("T")
 Parameters = Sequence[object] | Mapping[str, object] | None
+
+
+class Interruptible(Protocol):
+    """What works in another thread, and can be told to stop."""
+
+    def interrupt(self) -> None:
+        """Stop at the next occasion."""
 
 
 class TimeLimit:
@@ -36,11 +43,11 @@ class TimeLimit:
         self._seconds = self._left = seconds
         self._grace = grace
 
-    def run(self, connection: duckdb.DuckDBPyConnection, step: Callable[[], T]) -> T:
+    def run(self, source: Interruptible, step: Callable[[], T]) -> T:
         """Run one step in a thread of its own and wait for it.
 
         Args:
-            connection: what the step works on.
+            source: what the step works on.
             step: the work.
 
         Raises:
@@ -60,10 +67,10 @@ class TimeLimit:
         try:
             done, _ = wait([future], self._left)
         except BaseException:  # Ctrl-C, mostly
-            self._stop(connection, future)
+            self._stop(source, future)
             raise
         if not done:
-            self._stop(connection, future)
+            self._stop(source, future)
             raise QueryError(
                 f"the query took longer than {self._seconds:g} s and was stopped: ask for less, such as one month "
                 "(WHERE year = 2024 AND month = 12), or allow more time"
@@ -72,11 +79,11 @@ class TimeLimit:
             self._left = max(0.0, self._left - (time.monotonic() - started))
         return future.result()
 
-    def _stop(self, connection: duckdb.DuckDBPyConnection, future: "Future[T]") -> None:
+    def _stop(self, source: Interruptible, future: "Future[T]") -> None:
         # An interrupt that comes before the query has really started is lost, so one may not be enough.
         deadline = time.monotonic() + self._grace
         while not future.done() and time.monotonic() < deadline:
-            connection.interrupt()
+            source.interrupt()
             wait([future], 0.02)
 
 
@@ -89,19 +96,29 @@ class Query:
         sql: the statement.
         parameters: its values for ``?`` or ``$name``.
         timeout: seconds that it may take, with all that its answer is read in; None for no limit.
+        hot_ids: the only memories of the hot store that it can be about; None for all.
 
     Attributes:
+        parameters: its values.
         about_nothing: whether there is nothing yet that it could read.
     """
 
     def __init__(
-        self, database: ArchiveDatabase, hot: HotView, sql: str, parameters: Parameters, timeout: float | None
+        self,
+        database: ArchiveDatabase,
+        hot: HotView,
+        sql: str,
+        parameters: Parameters,
+        *,
+        timeout: float | None,
+        hot_ids: Collection[int] | None = None,
     ) -> None:
         self.about_nothing = False
         self._database = database
         self._hot = hot
         self._sql = sql
-        self._parameters = parameters
+        self.parameters = parameters
+        self._hot_ids = hot_ids
         self._limit = TimeLimit(timeout)
         self._statement: sandbox.Statement | None = None
         self._tried_again = self._whole = False
@@ -126,7 +143,7 @@ class Query:
                 if self._statement is None:
                     self._statement = sandbox.check(self._connection, self._sql)
                 self.about_nothing = not self._database.files
-                if sandbox.names_table(self._statement, "memories"):
+                if sandbox.reads_hot_store(self._statement):
                     self._show_memories(self._statement)
                 return self._limit.run(self._connection, partial(fetch, self._connection, self._statement.sql))
             except duckdb.Error as error:
@@ -143,15 +160,19 @@ class Query:
         self._tried_again = self._database.changed()
         return self._tried_again
 
-    def read(self, step: Callable[[], T]) -> T:
+    def read(self, step: Callable[[], T], source: Interruptible | None = None) -> T:
         """Read a further part of the answer.
+
+        Args:
+            step: the work.
+            source: what it works on; default the connection that the statement runs on.
 
         Raises:
             QueryError: as for :meth:`run`.
             ArchiveError: as for :meth:`run`.
         """
         try:
-            return self._limit.run(self._connection, step)
+            return self._limit.run(source or self._connection, step)
         except (OSError, ValueError, duckdb.Error) as error:  # Arrow's own errors are among them
             raise self._explained(error) from None
 
@@ -163,12 +184,10 @@ class Query:
             connection = self._connection = database.cursor()
             tiers = database.outline_memories(connection, hot)
             self._columns = list(tiers.columns)
-            needed = tiers.hot if self._whole else database.columns_needed(connection, statement.body, self._parameters)
-            self._limit.run(connection, lambda: database.fill_memories(connection, hot, tiers, needed))
-            missing = None if self._hot.exists() else f"there is no hot store at {self._hot.path}"
-            self.about_nothing = not database.files and missing is not None
-            for note in filter(None, (missing and f"{missing}: `memories` shows the archive alone", hot.loss())):
-                warnings.warn(note, HotStoreWarning, stacklevel=2)
+            needed = tiers.hot if self._whole else database.columns_needed(connection, statement.body, self.parameters)
+            self._limit.run(connection, lambda: database.fill_memories(connection, hot, tiers, needed, self._hot_ids))
+            self.about_nothing = not database.files and hot.missing
+            warn_of(hot)
 
     def _explained(self, error: Exception) -> PipelineError:
         """Make the error that the user reads."""
@@ -207,13 +226,19 @@ class Query:
         # A view of the session's own is in no other session; of any other, an answer may still be read there.
         connection = self._connection if self._columns else self._database.cursor()
         try:
-            connection.execute(f"EXPLAIN {statement.body}", self._parameters).fetchall()
+            connection.execute(f"EXPLAIN {statement.body}", self.parameters).fetchall()
         except duckdb.Error:
             try:
-                connection.execute(statement.body, self._parameters)
+                connection.execute(statement.body, self.parameters)
             except duckdb.Error as error:
                 return str(error)
         return None
+
+
+def warn_of(hot: HotSnapshot) -> None:
+    """Warn of what can't be shown of a hot store that was read."""
+    for note in hot.notes():
+        warnings.warn(note, HotStoreWarning, stacklevel=2)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ change is the same file.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -13,6 +13,7 @@ import duckdb
 from vidurai_pipeline.analytics.damage import damage_message, find_damaged
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
 from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.hot.schema import RESERVED
 
 REQUIRED = ("id", "verbatim", "archived_at")
 BASE_COLUMNS = {
@@ -33,8 +34,9 @@ BASE_COLUMNS = {
 }
 """The columns that every archive has, whoever wrote it, with the types that the views give them."""
 
-# Where the views put something of their own, a file's column of that name has no place.
-RESERVED = frozenset({"year", "month", "filename", "file_row_number", "file_index"})
+# A file's own column of a name that the views use is shown under another one; but files from before `content` was
+# the views' have theirs, and columns of projects are the archive's own.
+_RENAMED = RESERVED - {*BASE_COLUMNS, "content", "project_name", "project_path"}
 
 _NUMBERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE|DECIMAL\(.*\)")
 _INTEGERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN")
@@ -91,10 +93,22 @@ class Footers:
         for name, type_ in (column for columns in samples for column in columns):
             types.setdefault(name.lower(), set()).add(type_)
         for name, type_ in ((str(row[0]), str(row[1])) for row in rows):
-            if name.lower() not in BASE_COLUMNS and name.lower() not in RESERVED:
+            if name.lower() not in BASE_COLUMNS:
                 merged[name] = united(types.get(name.lower(), {type_}), type_)
         _check_nested(samples, merged, listing)
         return merged
+
+
+def shown_names(names: Collection[str]) -> dict[str, str]:
+    """How the views call each column of the files: as the files do, unless the views use that name themselves."""
+    shown: dict[str, str] = {}
+    taken = {name.lower() for name in names}
+    for name in names:
+        shown[name] = name
+        while shown[name].lower() in _RENAMED or (shown[name] != name and shown[name].lower() in taken):
+            shown[name] = f"memories_{shown[name]}"
+        taken.add(shown[name].lower())
+    return shown
 
 
 def _read_footers(

@@ -15,7 +15,9 @@ import duckdb
 
 from vidurai_pipeline.errors import QueryError
 
-VIEWS = "history, history_all and memories"
+VIEWS = "history, history_all, memories and projects"
+#: The views that show the hot store too.
+OF_BOTH_TIERS = frozenset({"memories", "projects"})
 READS = "SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE and EXPLAIN"
 
 _QUERY_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
@@ -73,10 +75,11 @@ class Statement:
         return any(_function(node) == "error" for node in _nodes(self.tree))
 
 
-def names_table(statement: Statement, table: str) -> bool:
-    """Whether a statement reads a table or view of this name, or may do so."""
+def reads_hot_store(statement: Statement) -> bool:
+    """Whether a statement reads a view that shows the hot store, or may do so."""
     return any(
-        str(node.get("type")) in {"BASE_TABLE", "SHOW_REF"} and _name(node, "table_name").strip('"').lower() == table
+        str(node.get("type")) in {"BASE_TABLE", "SHOW_REF"}
+        and _name(node, "table_name").strip('"').lower() in OF_BOTH_TIERS
         for node in _nodes(statement.tree)
     )
 
@@ -191,9 +194,9 @@ def _check_node(node: dict[str, Any]) -> None:
         raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views {VIEWS}")
     path = (node.get("qualified_name") or {}).get("path") or []
     elsewhere = len(path) > 1 and str(path[0]).lower() not in {"main", "temp"}
-    if kind in {"BASE_TABLE", "SHOW_REF"} and elsewhere and str(path[-1]).lower() == "memories":
+    if kind in {"BASE_TABLE", "SHOW_REF"} and elsewhere and (name := str(path[-1]).lower()) in OF_BOTH_TIERS:
         # In the archive's own database a view of this name only stands for the one that is made when it is asked for.
-        raise QueryError("`memories` goes by this name alone: ask for it without a database before it")
+        raise QueryError(f"`{name}` goes by this name alone: ask for it without a database before it")
     if (name := _function(node)) in _REFUSED:
         raise QueryError(f"the function {name!r} is not allowed here: the archive can only be read")
 

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
 from vidurai_pipeline.errors import QueryError
 
@@ -43,6 +43,7 @@ _COLUMNS = (
     "salience",
     "outcome",
     "project_id",
+    "project_name",
     "file_path",
     "event_type",
     "tags",
@@ -50,6 +51,10 @@ _COLUMNS = (
     "archived_at",
     "score",
 )
+
+
+#: The columns of what the query of a search finds.
+FOUND = (*_COLUMNS, "created_ts")
 
 
 def result_columns(tier: Tier) -> list[str]:
@@ -61,63 +66,108 @@ def result_columns(tier: Tier) -> list[str]:
 class SearchFilters:
     """Which memories a search looks at; see :meth:`RepoAnalyst.search_archive`."""
 
-    project: int | None = None
+    project: int | str | None = None
     since: Moment | None = None
     until: Moment | None = None
     salience: str | Sequence[str] | None = None
     outcome: int | None = None
-    tier: Tier = "cold"
 
 
-def search_sql(words: str, limit: int, filters: SearchFilters) -> tuple[str, dict[str, object]]:
-    """Make the query that finds the words, and its parameters.
+@dataclass(frozen=True)
+class Search:
+    """A search for words.
 
-    The score counts where each word occurs: 4 in the gist, 2 more as a whole word of it, 2 in the path, 2 in the tags.
+    Args:
+        words: what to find, words apart by white space.
+        limit: the most memories to give.
+        filters: which memories it looks at.
+        project_ids: the ids of the projects that are meant, as far as they are known by another way.
 
     Raises:
         QueryError: there is no word, or a filter's value can't be.
     """
-    terms = split_words(words)
-    if limit < 0:
-        raise QueryError(f"the limit can't be negative: {limit}")
-    tier = filters.tier
-    if tier not in get_args(Tier):
-        raise QueryError(f"there is no tier {tier!r}: use {', '.join(get_args(Tier))}")
-    parameters: dict[str, object] = {"most": min(limit, _MOST)}
-    conditions: list[str] = []
-    scores: list[str] = []
-    # The longest word is the rarest, as a rule, and what it rules out need not be searched for the others.
-    for number, term in enumerate(sorted(terms, key=len, reverse=True)):
-        word, whole = f"word_{number}", f"whole_{number}"
-        parameters[word] = pattern(term)
-        parameters[whole] = rf"(?:^|[^\pL\pN_])(?:{parameters[word]})(?:$|[^\pL\pN_])"
-        tags = _TAGS if _AROUND_TAGS.isdisjoint(term) else _READ_TAGS
-        hits = {field: _matches(field, word) for field in ("gist", "file_path", f"({tags})", "verbatim")}
-        conditions.append(f"({' OR '.join(hits.values())})")
-        weights = zip(hits.values(), (4, 2, 2), strict=False)  # where the whole text has the word adds nothing
-        scores += [f"{weight} * coalesce({hit}, false)::INTEGER" for hit, weight in weights]
-        scores.append(f"2 * coalesce({_matches('gist', whole)}, false)::INTEGER")
-    for condition, name, value in (
-        ("project_id = $project", "project", filters.project),
-        ("try_cast(created_at AS TIMESTAMP) >= $since", "since", _moment("since", filters.since)),
-        ("try_cast(created_at AS TIMESTAMP) < $until", "until", _moment("until", filters.until)),
-        ("list_contains($salience, salience_score(salience))", "salience", _saliences(filters.salience)),
-        ("outcome = $outcome", "outcome", filters.outcome),
-        ("tier = $tier", "tier", "hot" if tier == "hot" else None),
-    ):
-        if value is not None:
-            conditions.append(condition)
-            parameters[name] = value
-    own = {"content": "verbatim AS content", "score": f"{' + '.join(scores)} AS score"}
-    columns = [own.get(name, name) for name in result_columns(tier) if name != "snippet"]
-    sql = f"""
-        SELECT {", ".join(columns)}
-        FROM {"history" if tier == "cold" else "memories"}
-        WHERE {" AND ".join(conditions)}
-        ORDER BY score DESC, created_at DESC NULLS LAST, id DESC
-        LIMIT $most
-    """
-    return sql, parameters
+
+    words: str
+    limit: int
+    filters: SearchFilters
+    project_ids: Sequence[int] = ()
+
+    #: The columns of a memory that a search looks at or gives.
+    columns_read = frozenset({*_COLUMNS, "verbatim", "expires_at"})
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise QueryError(f"the limit can't be negative: {self.limit}")
+        self.sql("history")
+
+    @property
+    def spellings(self) -> list[list[str]]:
+        """The words, each as Unicode may spell it."""
+        return [spellings(word) for word in split_words(self.words)]
+
+    def sql(self, source: str, *further: str) -> tuple[str, dict[str, object]]:
+        """Make the query that finds the words, and its parameters; its columns are ``FOUND``.
+
+        The score counts where each word occurs: 4 in the gist, 2 more as a whole word of it, 2 in the path, 2 in the
+        tags.
+
+        Args:
+            source: what to search: a view, or a subquery with its columns.
+            further: columns to give besides.
+        """
+        parameters: dict[str, object] = {"most": min(self.limit, _MOST)}
+        conditions: list[str] = []
+        scores: list[str] = []
+        # The longest word is the rarest, as a rule, and what it rules out need not be searched for the others.
+        for number, term in enumerate(sorted(split_words(self.words), key=len, reverse=True)):
+            word, whole = f"word_{number}", f"whole_{number}"
+            parameters[word] = pattern(term)
+            parameters[whole] = rf"(?:^|[^\pL\pN_])(?:{parameters[word]})(?:$|[^\pL\pN_])"
+            tags = f"({_TAGS if _AROUND_TAGS.isdisjoint(term) else _READ_TAGS})"
+            # One look at all of a memory's texts; no word has a line break.
+            conditions.append(_matches(f"concat_ws(chr(10), gist, file_path, {tags}, verbatim)", word))
+            # Where the whole text has the word adds nothing.
+            weights = {_matches("gist", word): 4, _matches("file_path", word): 2, _matches(tags, word): 2}
+            weights[_matches("gist", whole)] = 2
+            scores += [f"{weight} * coalesce({hit}, false)::INTEGER" for hit, weight in weights.items()]
+        for name, (condition, value) in self._filters().items():
+            if value is not None:
+                conditions.append(condition)
+                parameters[name] = value
+        own = {"content": "verbatim AS content", "score": f"{' + '.join(scores)} AS score"}
+        columns = [own.get(name, name) for name in (*FOUND, *further)]
+        sql = f"""
+            SELECT {", ".join(columns)} FROM {source} WHERE {" AND ".join(conditions)}
+            ORDER BY score DESC, created_ts DESC NULLS LAST, created_at DESC NULLS LAST, id DESC NULLS LAST
+            LIMIT $most
+        """
+        return sql, parameters
+
+    def _filters(self) -> dict[str, tuple[str, object]]:
+        """The filters: parameter, condition and value of each."""
+        filters, project = self.filters, "project_id = $project"
+        wanted = filters.project
+        if isinstance(wanted, str) and wanted.isdecimal():
+            wanted = int(wanted)
+        elif isinstance(wanted, str):
+            known = ", ".join(map(str, self.project_ids)) or "NULL"
+            project = f"(lower($project) IN (lower(project_name), lower(project_path)) OR project_id IN ({known}))"
+        return {
+            "project": (project, wanted),
+            "since": ("created_ts >= $since", _moment("since", filters.since)),
+            "until": ("created_ts < $until", _moment("until", filters.until)),
+            "salience": ("list_contains($salience, salience_score)", _saliences(filters.salience)),
+            "outcome": ("outcome = $outcome", filters.outcome),
+        }
+
+    def best(self, found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The best of what several queries found, in order."""
+
+        def rank(row: dict[str, Any]) -> tuple[Any, ...]:
+            moment, id_ = row["created_ts"] or dt.datetime.min, row["id"]
+            return row["score"], moment, row["created_at"] or "", id_ is not None, id_ or 0
+
+        return sorted(found, key=rank, reverse=True)[: self.limit]
 
 
 def _matches(field: str, parameter: str) -> str:
@@ -142,10 +192,14 @@ def split_words(words: str) -> list[str]:
     return terms
 
 
+def spellings(word: str) -> list[str]:
+    """A word in the two ways in which Unicode may spell it (``é`` as one character or two)."""
+    return [*dict.fromkeys((word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)))]
+
+
 def pattern(word: str) -> str:
-    """Escape a word for RE2, in the two ways in which Unicode may spell it (``é`` as one character or two)."""
-    spellings = dict.fromkeys((word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)))
-    return "|".join(_escape(spelling) for spelling in spellings)
+    """Escape a word for RE2, in all its spellings."""
+    return "|".join(map(_escape, spellings(word)))
 
 
 def _escape(text: str) -> str:

@@ -2,6 +2,7 @@
 
 #: What stands behind the time of a text that names its zone: an offset, ``Z`` or a name.
 _ZONED = r"':\d\d.*[-+A-Za-z]'"
+_FIRST, _LAST = "TIMESTAMP '0001-01-01'", "TIMESTAMP '9999-12-31 23:59:59.999999'"
 
 
 def utc_timestamp(expression: str) -> str:
@@ -14,11 +15,9 @@ def utc_timestamp(expression: str) -> str:
         expression: SQL of type VARCHAR, such as a column's name. It is evaluated more than once.
     """
     zoned = rf"replace(regexp_replace({expression}, '\s+([-+])', '\1'), 'z', 'Z')"
-    moment = f"""
-        CASE WHEN regexp_matches({expression}, {_ZONED}) THEN timezone('UTC', TRY_CAST({zoned} AS TIMESTAMPTZ))
-        ELSE TRY_CAST({expression} AS TIMESTAMP) END
-    """
-    return (
-        f"list_filter([{moment}], lambda t: t BETWEEN TIMESTAMP '0001-01-01' AND TIMESTAMP "
-        "'9999-12-31 23:59:59.999999')[1]"
+    moment = (
+        f"CASE WHEN regexp_matches({expression}, {_ZONED}) THEN timezone('UTC', TRY_CAST({zoned} AS TIMESTAMPTZ)) "
+        f"ELSE TRY_CAST({expression} AS TIMESTAMP) END"
     )
+    # DuckDB works out what stands here twice only once.
+    return f"CASE WHEN {moment} BETWEEN {_FIRST} AND {_LAST} THEN {moment} END"

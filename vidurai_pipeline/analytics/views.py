@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vidurai_pipeline.analytics.file_schemas import is_nested, united
+from vidurai_pipeline.analytics.file_schemas import is_nested, shown_names, united
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.cold.listing import Listing, quote_literal
 from vidurai_pipeline.hot.sql import quote_identifier
@@ -26,6 +26,16 @@ IN_BOTH = "_in_both_tiers"
 
 NOT_READ = "a column of the hot store was not read"
 """What a query fails with that needs more of the hot store than was thought."""
+
+PROJECT = ("project_name", "project_path")
+"""Columns of a memory's project, which files of later versions have; of others, the hot store may know."""
+
+PROJECTS = """
+    SELECT project_id AS id, project_name AS name, project_path AS path, count(*) FILTER (tier = 'hot') AS hot,
+        count(*) FILTER (tier = 'cold') AS cold, min(created_ts) AS oldest, max(created_ts) AS newest
+    FROM memories GROUP BY ALL ORDER BY id
+"""
+"""The view of the projects, with how many memories each has in which tier."""
 
 COMPANIONS = {
     "created_ts": ("TIMESTAMP", utc_timestamp('"created_at"')),
@@ -46,7 +56,6 @@ Files of others may hold the levels as numbers, which the views show as text.
 
 # A place in the archive as one number: the file's position in its list, then the row's in the file.
 _PLACE = "((file_index::BIGINT << 32) + file_row_number)"
-_COMPANIONS_SQL = [f"{expression} AS {name}" for name, (_, expression) in COMPANIONS.items()]
 _OWN_COLUMNS = {"year": "INTEGER", "month": "INTEGER", "filename": "VARCHAR", "place": "BIGINT"}
 
 
@@ -58,7 +67,7 @@ class Views:
 
         Args:
             listing: the archive's files.
-            columns: every column and its type.
+            columns: every column of the files and its type.
         """
         self._listing = listing
         # Files beside the layout have no partition of their own. And above an archive that itself lies in a folder
@@ -66,7 +75,11 @@ class Views:
         hive = "/year=" not in listing.root and "/month=" not in listing.root
         self._partitioned = [file for file in listing.files if hive and file.partitioned]
         self._loose = [file for file in listing.files if not (hive and file.partitioned)]
-        self._columns = dict(columns)
+        shown = shown_names(columns)
+        self._of_files = {shown[name]: name for name in columns}
+        self._columns = {shown[name]: type_ for name, type_ in columns.items()}
+        #: The columns of ``history``.
+        self.columns = [*dict.fromkeys([*self._columns, "content", "year", "month", *PROJECT, *COMPANIONS])]
 
     def file_macros(self, *, first_only: bool) -> list[str]:
         """The macros that the views read their lists of files from, each as ``name() AS list``.
@@ -90,7 +103,7 @@ class Views:
         root, shown = self._listing.root, str(self._listing.base)
         if root != shown:
             filename = f"{quote_literal(shown)} || substr(filename, {len(root) + 1}) AS filename"
-        return self._union([*self._names(), "year", "month", *_COMPANIONS_SQL, filename])
+        return self._union([*self._names(), filename])
 
     def history(self, *, duplicates: bool) -> str:
         """Each memory once.
@@ -98,7 +111,7 @@ class Views:
         Args:
             duplicates: whether the table of superseded copies has rows.
         """
-        return self._union([*self._names(), "year", "month", *_COMPANIONS_SQL], without_superseded=duplicates)
+        return self._union(self._names(), without_superseded=duplicates)
 
     def superseded_places(self) -> str:
         """Find the copies that a newer copy of the same memory supersedes.
@@ -119,13 +132,17 @@ class Views:
         """
 
     def _names(self) -> list[str]:
-        names = [quote_identifier(name) for name in self._columns]
-        if '"content"' not in (name.lower() for name in names):
-            return [*names, "verbatim AS content"]
-        # A later schema's own `content` wins; files from before it have only the memory's text to show.
-        own = next(type_ for name, type_ in self._columns.items() if name.lower() == "content")
-        text = "content" if own == "VARCHAR" else "CAST(content AS VARCHAR)"
-        return [f"coalesce({text}, verbatim) AS content" if name.lower() == '"content"' else name for name in names]
+        names = {name: quote_identifier(name) for name in self._columns}
+        own = next((name for name in names if name.lower() == "content"), None)
+        if own is None:
+            names["content"] = "verbatim AS content"
+        else:
+            # A later schema's own `content` wins; files from before it have only the memory's text to show.
+            text = "content" if self._columns[own] == "VARCHAR" else "CAST(content AS VARCHAR)"
+            names[own] = f"coalesce({text}, verbatim) AS content"
+        names |= {name: name for name in ("year", "month")}
+        names |= {name: f"CAST(NULL AS VARCHAR) AS {name}" for name in PROJECT if name not in names}
+        return [*names.values(), *(f"{expression} AS {name}" for name, (_, expression) in COMPANIONS.items())]
 
     def _union(self, selection: Sequence[str], *, without_superseded: bool = False) -> str:
         branches = []
@@ -147,7 +164,8 @@ class Views:
 
     def _source(self, macro: str, hive: str) -> str:
         schema = ", ".join(
-            f"{quote_literal(name)}: {{name: {quote_literal(name)}, type: {quote_literal(type_)}, default_value: NULL}}"
+            f"{quote_literal(self._of_files[name])}: "
+            f"{{name: {quote_literal(name)}, type: {quote_literal(type_)}, default_value: NULL}}"
             for name, type_ in self._columns.items()
         )
         return f"read_parquet({macro}(), schema = MAP {{{schema}}}, hive_partitioning = {hive})"
@@ -177,10 +195,12 @@ class BothTiers:
     Args:
         cold: the columns of ``history`` and their types.
         hot: the columns of the hot store and theirs.
+        projects: the hot store's projects, as :meth:`HotSnapshot.projects` gives them.
     """
 
     cold: Mapping[str, str]
     hot: Mapping[str, str]
+    projects: Sequence[tuple[int, str | None, str | None]]
 
     @cached_property
     def columns(self) -> dict[str, str]:
@@ -200,7 +220,9 @@ class BothTiers:
         theirs = {name.lower(): (name, type_) for name, type_ in self.hot.items()}
         items = []
         for column, type_ in self.columns.items():
-            if column in _OWN_OF_BOTH:
+            if column in PROJECT:
+                expression = self._of_project(column)
+            elif column in _OWN_OF_BOTH:
                 expression = _OWN_OF_BOTH[column] or f"CAST(NULL AS {type_})"
             elif column.lower() in theirs:
                 name, hot_type = theirs[column.lower()]
@@ -224,6 +246,8 @@ class BothTiers:
             name = quote_identifier(column)
             if column == "tier":
                 items.append("'cold' AS tier")
+            elif column in PROJECT:  # of files from before they had it, the hot store may know
+                items.append(f"coalesce({name}, {self._of_project(column)}) AS {name}")
             elif column.lower() not in cold:
                 items.append(f"CAST(NULL AS {type_}) AS {name}")
             elif column not in _OWN_OF_BOTH and _only_text_suits(type_, theirs.get(column.lower(), type_)):
@@ -235,6 +259,15 @@ class BothTiers:
         """
         return f"SELECT {', '.join(items)} FROM history {both if duplicates else ''}"
 
+    def _of_project(self, column: str) -> str:
+        """A memory's project, from a map of the hot store's: a subquery would be run although nobody asks for it."""
+        if not self.projects:
+            return "CAST(NULL AS VARCHAR)"
+        ids = ", ".join(str(project[0]) for project in self.projects)
+        texts = (path if column == "project_path" else name for _, name, path in self.projects)
+        literals = ", ".join("NULL" if text is None else quote_literal(text) for text in texts)
+        return f'MAP([{ids}]::BIGINT[], [{literals}]::VARCHAR[])["project_id"]'
+
     def sql(self, source: str, *, duplicates: bool) -> str:
         """The view; see :meth:`hot_side` and :meth:`cold_side`."""
         return f"{self.hot_side(source)} UNION ALL {self.cold_side(duplicates=duplicates)}"
@@ -245,6 +278,7 @@ _OWN_OF_BOTH: dict[str, str | None] = {
     "content": '"verbatim"',
     "year": None,
     "month": None,
+    **dict.fromkeys(PROJECT),
     **{name: expression for name, (_, expression) in COMPANIONS.items()},
     "tier": "'hot'",
 }

@@ -50,6 +50,14 @@ class HotView:
         """Whether there is a store yet."""
         return self.path.exists()
 
+    def project_ids(self, name_or_path: str) -> list[int]:
+        """The ids of the projects with a name or path, whatever its case."""
+        if not self.exists():
+            return []
+        with contextlib.closing(self._store.connect()) as con, self._store.errors():
+            rows = _projects(con)
+        return [id_ for id_, *texts in rows if name_or_path.lower() in [text and text.lower() for text in texts]]
+
     @contextlib.contextmanager
     def snapshot(self, scratch: Path) -> Iterator["HotSnapshot"]:
         """Take a snapshot; inside, its memories can be read. It has none if there is no store.
@@ -61,7 +69,7 @@ class HotView:
             HotStoreError: the store is busy, damaged, or not one of memories.
         """
         with contextlib.ExitStack() as stack:
-            if not self.exists():
+            if missing := not self.exists():
                 con = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)))
                 con.execute("CREATE TABLE memories (id INTEGER PRIMARY KEY)")
             else:
@@ -71,7 +79,7 @@ class HotView:
                 if con.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                     con = stack.enter_context(_copied(con, scratch))
                 stack.enter_context(snapshot(con))
-            yield HotSnapshot(con, self._store.schema(con, to_purge=False), self.path)
+            yield HotSnapshot(con, self._store.schema(con, to_purge=False), self.path, missing=missing)
 
 
 class HotSnapshot:
@@ -81,13 +89,15 @@ class HotSnapshot:
         con: a connection inside the snapshot.
         schema: the store's schema.
         path: the store's file.
+        missing: whether there is no such file.
 
     Attributes:
         schema: the columns that a memory would have in the archive, ``archived_at`` being NULL.
     """
 
-    def __init__(self, con: sqlite3.Connection, schema: StoreSchema, path: Path) -> None:
+    def __init__(self, con: sqlite3.Connection, schema: StoreSchema, path: Path, *, missing: bool) -> None:
         self.schema = schema.arrow_schema
+        self.missing = missing
         self._con = con
         self._store_schema = schema
         self._path = path
@@ -97,7 +107,7 @@ class HotSnapshot:
     def batches(self, names: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Read some columns of every memory, whatever its status, in batches of bounded size.
 
-        A value that its column can't show is NULL, or text with the replacement character; see :meth:`loss`.
+        A value that its column can't show is NULL, or text with the replacement character; see :meth:`notes`.
 
         Args:
             names: the columns.
@@ -155,9 +165,9 @@ class HotSnapshot:
             values += patterns * len(searched)
         yield from self._batches(names, " AND ".join(conditions), values)
 
-    def memories(self, ids: Iterable[int]) -> Iterator[pa.RecordBatch]:
-        """Read some memories, with all their columns."""
-        yield from self._batches(self.schema.names, "id IN (SELECT value FROM json_each(?))", [json_ids(ids)])
+    def memories(self, ids: Iterable[int], names: Collection[str]) -> Iterator[pa.RecordBatch]:
+        """Read columns of the memories with these ids."""
+        yield from self._batches(names, "id IN (SELECT value FROM json_each(?))", [json_ids(ids)])
 
     def created(self, ids: Iterable[int]) -> pa.Table:
         """Give ``id`` and ``created_at`` of those of the memories that are in the store."""
@@ -167,25 +177,31 @@ class HotSnapshot:
             if any(column.field == "created_at" for column in self._store_schema.columns):
                 sql = "SELECT id, CAST(created_at AS TEXT) FROM memories WHERE id IN (SELECT value FROM json_each(?))"
                 rows = self._con.execute(sql, (wanted,)).fetchall()
-        texts = [text.decode(errors="replace") if isinstance(text, bytes) else text for _, text in rows]
+        texts = [_as_text(text) for _, text in rows]
         return pa.table(
             {"id": pa.array([id_ for id_, _ in rows], pa.int64()), "created_at": pa.array(texts, pa.string())}
         )
+
+    def projects(self) -> list[tuple[int, str | None, str | None]]:
+        """Give id, name and path of each of the store's projects, if it has a table of them."""
+        return _projects(self._con)
 
     def interrupt(self) -> None:
         """Stop what is being read."""
         self._con.interrupt()
 
-    def loss(self) -> str | None:
-        """What the reader must know of values that could not be shown so far; None if there are none."""
+    def notes(self) -> list[str]:
+        """What a reader must know: that there is no store, or which values could not be shown so far."""
+        if self.missing:
+            return [f"there is no hot store at {self._path}: only the archive is shown"]
         if not self._losses:
-            return None
+            return []
         more = f" (and {self._losses - len(self._lost)} more)" if self._losses > len(self._lost) else ""
         named = "; ".join(map(str, self._lost))
-        return (
+        return [
             f"the hot store {self._path} holds what can't be shown as it is. Such a value is NULL; a memory whose id "
             f"is no integer is left out: {named}{more}"
-        )
+        ]
 
     def _batches(
         self, names: Collection[str], which: str = "1", values: Sequence[object] = ()
@@ -225,6 +241,21 @@ def _short_array(column: Column, text: str) -> pa.Array:
     if not set(map(type, values)) <= {PYTHON_TYPES[column.type], *([] if column.field == "id" else [type(None)])}:
         raise UnusualRowError
     return pa.array(values, column.type)
+
+
+def _projects(con: sqlite3.Connection) -> list[tuple[int, str | None, str | None]]:
+    """Id, name and path of each project, if the store has a table of them."""
+    if not {"id", "name", "path"} <= {row[1] for row in con.execute("PRAGMA table_info(projects)")}:
+        return []
+    with tolerant_text(con):
+        rows = con.execute("SELECT id, name, path FROM projects WHERE typeof(id) = 'integer'").fetchall()
+    return [(id_, _as_text(name), _as_text(path)) for id_, name, path in rows]
+
+
+def _as_text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return None if value is None else str(value)
 
 
 def _split(text: str, separator: str) -> pa.Array:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.analytics.views import COMPANIONS, Views
+from vidurai_pipeline.analytics.views import COMPANIONS, PROJECT, Views
 from vidurai_pipeline.errors import ConfigError, QueryError
 from vidurai_pipeline_tests.support.archives import BASE, OWN, REFERENCE, memory, write_file
 
@@ -58,7 +58,7 @@ def test_the_keyword_query_of_the_specification(tmp_path: Path):
 def test_content_is_the_text_and_every_column_is_there():
     (row,) = RepoAnalyst(REFERENCE).query_archive("SELECT * FROM history WHERE id = 1")
     assert row["content"] == row["verbatim"]
-    assert list(row) == [*BASE.names, "content", "year", "month", *COMPANIONS]
+    assert list(row) == [*BASE.names, "content", "year", "month", *PROJECT, *COMPANIONS]
     assert (row["year"], row["month"]) == (2024, 11)
 
 
@@ -80,6 +80,7 @@ def test_files_of_all_schemas_are_one_table(tmp_path: Path):
         "content",
         "year",
         "month",
+        *PROJECT,
         *COMPANIONS,
     ]
 
@@ -150,7 +151,8 @@ def test_without_duplicates_the_view_is_a_plain_scan(tmp_path: Path):
     plan = analyst.query_archive("EXPLAIN SELECT verbatim FROM history")[0]["explain_value"]
     assert "Join" not in plan
     assert "Window" not in plan
-    assert [row["name"] for row in analyst.query_archive("SHOW TABLES")] == ["history", "history_all", "memories"]
+    names = [row["name"] for row in analyst.query_archive("SHOW TABLES")]
+    assert names == ["history", "history_all", "memories", "projects"]
 
 
 def test_a_long_lived_analyst_sees_what_changes(tmp_path: Path):

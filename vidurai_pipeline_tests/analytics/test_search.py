@@ -183,6 +183,7 @@ def test_a_result_has_what_a_reader_needs():
         "salience",
         "outcome",
         "project_id",
+        "project_name",
         "file_path",
         "event_type",
         "tags",
