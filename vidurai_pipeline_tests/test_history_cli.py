@@ -170,7 +170,7 @@ def test_json_is_json(home: Path):
         ("SELECT\n  nope\nFROM history", ['"nope"', "Candidate", "in line 2, at: nope"]),
         ("SELECT id FROM history\nWERE x", ["syntax error", "in line 2, at: "]),
         ("SELECT lenght(gist) FROM history", ['Did you mean "length"', "in line 1, at: lenght(gist)"]),
-        ("SELECT * FROM nowhere", ["history, history_all and memories", "in line 1, at: nowhere"]),
+        ("SELECT * FROM nowhere", ["history, history_all, memories and projects", "in line 1, at: nowhere"]),
         ("SELECT gist + 1 FROM history", ["in line 1, at: + 1"]),
         ("SELECT gist::INTEGER FROM history", ["Conversion Error", "in line 1, at: ::INTEGER"]),
         ("SELECT * FROM history WHERE", ["syntax error"]),
