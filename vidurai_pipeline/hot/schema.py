@@ -202,8 +202,10 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
         fields.add(field_name.lower())
         children.append(ChildTable(table, key, field_name, _child_columns(con, table, key)))
     unreadable = None
-    if "vec_memories_rowids" in tables:
-        known = re.search(r"\bmemory_id\s+INT(EGER)?\s+PRIMARY\s+KEY\b", tables["vec_memories"], re.IGNORECASE)
+    if {"vec_memories", "vec_memories_rowids"} <= tables.keys():
+        known = re.search(
+            r"""\bmemory_id["'`\]]?\s+INT(EGER)?\s+PRIMARY\s+KEY""", tables["vec_memories"], re.IGNORECASE
+        )
         if to_purge and not known:
             raise SchemaError(
                 "has a table `vec_memories` that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`. "
