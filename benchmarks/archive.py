@@ -34,7 +34,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from vidurai_pipeline.sample_store import make_store
+from vidurai_pipeline.hot.sample_store import make_store
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vidurai_pipeline.errors import ConfigError, HotStoreError
-from vidurai_pipeline.sample_store import STATUSES, StoreSummary, make_store
+from vidurai_pipeline.hot.sample_store import STATUSES, StoreSummary, make_store
 
 NOW = datetime(2025, 3, 14, 15, 9, 26)
 TODAY = NOW.replace(hour=0, minute=0, second=0)

@@ -310,7 +310,7 @@ def doctor(form: str) -> None:
 @_format_option("table", "json")
 def demo(folder: Path, rows: int, seed: int, form: str) -> None:
     """Make a sample hot store in FOLDER, for a machine without Vidurai."""
-    from vidurai_pipeline.sample_store import make_store
+    from vidurai_pipeline.hot.sample_store import make_store
 
     with output.ProgressLine() as progress:
         made = make_store(

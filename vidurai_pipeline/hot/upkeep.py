@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline.hot.sql import busy_timeout, data_version
 from vidurai_pipeline.hot.store import HotStore
-from vidurai_pipeline.settings import Vacuum
 
 #: What one step aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.020
@@ -61,7 +60,7 @@ def keep_small(
     *,
     purged: int,
     search_index: bool,
-    vacuum: Vacuum,
+    vacuum: str,
     share: float,
     log_limit: int,
 ) -> Upkeep:

@@ -12,8 +12,8 @@ import pytest
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreError
+from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline.hot.view import HotSnapshot, HotView
-from vidurai_pipeline.sample_store import make_store
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.stores import changing, small_store
 

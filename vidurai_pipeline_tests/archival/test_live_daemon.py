@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.sample_store import make_store
+from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline_tests.support.reference import reference_python
 
 pytestmark = pytest.mark.processes

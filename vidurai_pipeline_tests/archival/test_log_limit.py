@@ -12,7 +12,7 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.errors import LogHeldError
-from vidurai_pipeline.sample_store import make_store
+from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 LIMIT = 4_000_000

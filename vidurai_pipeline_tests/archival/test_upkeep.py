@@ -16,8 +16,8 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline.hot import upkeep
-from vidurai_pipeline.hot.upkeep import Vacuum
-from vidurai_pipeline.sample_store import make_store
+from vidurai_pipeline.hot.sample_store import make_store
+from vidurai_pipeline.settings import Vacuum
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 Usage = namedtuple("Usage", "total used free")

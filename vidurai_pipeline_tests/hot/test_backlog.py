@@ -10,8 +10,8 @@ import pytest
 from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline.hot import backlog
 from vidurai_pipeline.hot.backlog import count_backlog
+from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline.hot.store import HotStore
-from vidurai_pipeline.sample_store import make_store
 from vidurai_pipeline_tests.support.stores import Store
 
 NOW = 1_800_000_000.0

@@ -13,8 +13,8 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline.hot import inspection
+from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline.hot.store import HotStore
-from vidurai_pipeline.sample_store import make_store
 
 Store = Callable[[str], Path]
 OPENER = """
