@@ -221,19 +221,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Start an early run only when nothing was written to the hot store for this many seconds",
     )
-    alert_email_to: str | None = Field(default=None, description="who is told of failures; several parted by commas")
-    alert_email_from: str | None = Field(default=None, description="the sender; default the first recipient")
-    alert_smtp_host: str = Field(default="localhost", description="the mail server")
-    alert_smtp_port: int | None = Field(default=None, gt=0, lt=65_536, description="its port; default by its security")
-    alert_smtp_security: Literal["none", "starttls", "ssl"] = Field(
-        default="none", description="how the connection to it is secured"
+    alert_urls: SecretStr | None = Field(
+        default=None,
+        description="Where alerts go: one or more addresses in Apprise's form, such as "
+        "`mailtos://user:password@example.org` or `slack://…`, separated by spaces or commas",
     )
-    alert_smtp_user: str | None = Field(default=None, description="default the sender")
-    alert_smtp_password: SecretStr | None = Field(default=None, description="without one, no login")
-    alert_slack_token: SecretStr | None = Field(default=None, description="a Slack bot's token")
-    alert_slack_channel: str | None = Field(default=None, description="where the bot posts")
-    alert_webhook: SecretStr | None = Field(default=None, description="an address that takes the alert as JSON")
-    alert_link: str | None = Field(default=None, description="the address of Dagster's UI, for links to runs")
+    alert_link: str | None = Field(default=None, description="The address of Dagster's UI. Alerts then link to the run")
 
     @model_validator(mode="before")
     @classmethod
@@ -305,12 +298,32 @@ def store_in(folder: Path) -> Path:
     return legacy if os.path.exists(legacy) and not os.path.exists(current) else current  # noqa: PTH110
 
 
+_RETIRED = {
+    f"VIDURAI_ALERT_{name}": address
+    for names, address in (
+        (
+            "EMAIL_TO EMAIL_FROM SMTP_HOST SMTP_PORT SMTP_SECURITY SMTP_USER SMTP_PASSWORD",
+            "mailtos://USER:PASSWORD@HOST?from=SENDER&to=RECIPIENT",
+        ),
+        ("SLACK_TOKEN SLACK_CHANNEL", "slack://TOKEN/#CHANNEL"),
+        ("WEBHOOK", "jsons://HOST/PATH"),
+    )
+    for name in names.split()
+}
+
+
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
     Raises:
         ConfigError: a variable holds a value that can't be used; the message names it.
     """
+    if old := sorted(_RETIRED.keys() & {name for name, value in os.environ.items() if value}):
+        instead = " ".join(dict.fromkeys(_RETIRED[name] for name in old))
+        raise ConfigError(
+            f"{', '.join(old)}: no longer used. Unset {'it' if len(old) == 1 else 'them'}, and set "
+            f"VIDURAI_ALERT_URLS='{instead}' with your own values instead; see https://appriseit.com/services"
+        )
     try:
         return Settings()
     except ValidationError as error:

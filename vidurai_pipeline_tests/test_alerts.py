@@ -1,28 +1,25 @@
-"""Failed runs and checks are told to people, by servers that stand in for theirs."""
+"""Failed runs and checks are told to people, by a server that stands in for their services."""
 
 import json
 import os
-import socket
+import re
 import sqlite3
-import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from email import message_from_bytes, policy
-from email.message import EmailMessage
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import dagster as dg
 import pytest
-import trustme
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult
-from slack_sdk import WebClient
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs.alerts import channels, undelivered
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import load_settings
 
@@ -61,9 +58,14 @@ class Web:
                 pass
 
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        self.address = f"json://127.0.0.1:{self.server.server_port}"
         self._thread = threading.Thread(target=self.server.serve_forever)
         self._thread.start()
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs that messages were about."""
+        return [re.findall(r"See run (\S+) in", body["message"])[0] for _, body in self.posts]
 
     def stop(self) -> None:
         self.server.shutdown()
@@ -72,26 +74,12 @@ class Web:
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """The one service that is told."""
     web = Web()
+    monkeypatch.setenv("VIDURAI_ALERT_URLS", f"{web.address}/token")
     yield web
     web.stop()
-
-
-class Mailbox:
-    def __init__(self) -> None:
-        self.mails: list[EmailMessage] = []
-        self.recipients: list[str] = []
-        self.logins: list[tuple[bytes, bytes]] = []
-
-    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802  (aiosmtpd's name)
-        self.recipients += envelope.rcpt_tos
-        self.mails.append(message_from_bytes(envelope.content, policy=policy.default))  # type: ignore[arg-type]
-        return "250 OK"
-
-    def login(self, _server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
-        self.logins.append((data.login, data.password))
-        return AuthResult(success=data.password == b"hush")
 
 
 class Alerts:
@@ -101,13 +89,14 @@ class Alerts:
         self.instance = instance
         self.cursors: dict[str, str | None] = {}
 
-    def tick(self) -> list[str]:
-        """One tick of each; gives what they say."""
+    def tick(self, after: timedelta = timedelta()) -> list[str]:
+        """One tick of each at a later time; gives what they say."""
         said = []
         for sensor in build_definitions(load_settings()).get_repository_def().sensor_defs:
             if sensor.name.startswith("alert_by_"):
                 context = dg.build_sensor_context(self.instance, cursor=self.cursors.get(sensor.name))
-                ticked = sensor.evaluate_tick(context)
+                with mock.patch("time.time", return_value=time.time() + after.total_seconds()):
+                    ticked = sensor.evaluate_tick(context)
                 self.cursors[sensor.name] = ticked.cursor
                 said.append(ticked.skip_message or "")
         return said
@@ -126,10 +115,6 @@ def run(alerts: Alerts, job: str) -> dg.ExecuteInProcessResult:
     return job_def.execute_in_process(instance=alerts.instance, raise_on_error=False)
 
 
-def knock(port: int) -> Callable[[], None]:
-    return lambda: socket.create_connection(("localhost", port)).close()
-
-
 def break_(home: Path) -> None:
     con = sqlite3.connect(home / "vidurai.db")
     con.execute("CREATE TRIGGER greedy DELETE ON memories BEGIN DELETE FROM projects; END")
@@ -142,49 +127,86 @@ def test_silent_when_nothing_is_set(home: Path) -> None:
     assert not [name for name in names if "alert" in name]
 
 
-def test_a_failed_run_by_webhook(home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", f"{web.address}/hook")
+def test_a_failed_run(home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_LINK", "http://dagster.example/")
     break_(home)
     result = run(alerts, "maintenance")
-    assert alerts.tick()[0].endswith("maintenance failed")
+    assert alerts.tick()[0].endswith("maintenance: failed")
     ((path, body),) = web.posts
-    assert path == "/hook"
-    assert (body["kind"], body["job"], body["run_id"]) == ("run_failed", "maintenance", result.run_id)
-    (line,) = body["lines"]
-    assert line.startswith("archived_rows: the hot store")
-    assert "Drop the trigger" in line
-    assert body["text"].endswith(f"See http://dagster.example/runs/{result.run_id}")
+    assert (path, body["type"]) == ("/token", "failure")
+    assert body["title"].endswith("maintenance: failed")
+    assert "- archived rows: the hot store" in body["message"]
+    assert "Drop the trigger" in body["message"]
+    assert body["message"].endswith(f"See http://dagster.example/runs/{result.run_id}")
     assert SECRET not in json.dumps(body)
 
 
-def test_a_run_that_went_well_is_no_news(home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
-    for job in ("maintenance", "health"):
-        run(alerts, job)
-        assert alerts.tick() == ["nothing new that anyone must hear of"]
+def test_the_first_run_of_all_on_a_sample_is_no_news(home: Path, alerts: Alerts, web: Web) -> None:
+    """What *Materialize all* runs: all assets with all of their checks."""
+    for job in ("__ASSET_JOB", "maintenance", "health"):
+        result = run(alerts, job)
+        assert result.success
+        assert [check.check_name for check in result.get_asset_check_evaluations() if not check.passed] == []
+        assert alerts.tick() == ["nothing new to tell"]
     assert web.posts == []
 
 
-def test_failed_checks_of_a_run_that_went_well(
-    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
+def test_checks_look_at_what_is_there_after_the_run(home: Path, alerts: Alerts) -> None:
+    found = {c.check_name: c.description for c in run(alerts, "__ASSET_JOB").get_asset_check_evaluations()}
+    assert (found["backlog_shrinks"] or "").startswith("0 memories wait; 1,148 when the last run began")
+    assert "1 file, 1,148 rows, all readable" in (found["archive_is_readable"] or "")
+
+
+def test_failed_checks_of_a_run_that_went_well(home: Path, alerts: Alerts, web: Web) -> None:
     run(alerts, "maintenance")
     (path,) = (home / "archive").rglob("*.parquet")
     os.truncate(path, 1_000)
     assert run(alerts, "health").success
     alerts.tick()
     ((_, body),) = web.posts
-    assert body["kind"] == "checks_failed"
-    assert any(line.startswith("archive_is_readable on parquet_archive: 1 of 1 file can't") for line in body["lines"])
-    assert body["subject"].endswith("health found something")
+    assert body["title"].endswith("health check: a check failed")
+    assert body["type"] == "failure"
+    assert "- Failed check: archive is readable: 1 of 1 file can't" in body["message"]
+
+
+def test_a_warning_is_told_as_one(home: Path, alerts: Alerts, web: Web) -> None:
+    run(alerts, "maintenance")
+    (path,) = (home / "archive").rglob("*.parquet")
+    path.with_name("copy.parquet").write_bytes(path.read_bytes())
+    run(alerts, "health")
+    alerts.tick()
+    ((_, body),) = web.posts
+    assert (body["type"], body["title"].rpartition(": ")[2]) == ("warning", "a warning")
+    assert "- Warning: no version twice: " in body["message"]
+
+
+def test_rejected_memories_are_told_from_the_second_night_on(home: Path, alerts: Alerts, web: Web) -> None:
+    with sqlite3.connect(home / "vidurai.db") as con:
+        con.execute("UPDATE memories SET status = 'ARCHIVED', access_count = 'many' WHERE id < 4")
+    con.close()
+    result = run(alerts, "maintenance")
+    assert result.success
+    (check,) = [c for c in result.get_asset_check_evaluations() if not c.passed]
+    assert (check.check_name, check.severity) == ("no_memory_is_rejected", dg.AssetCheckSeverity.WARN)
+    assert SECRET not in (check.description or "")
+    alerts.tick()
+    run(alerts, "maintenance")  # an early run of the same night
+    alerts.tick()
+    assert web.posts == []
+    run(alerts, "maintenance")
+    alerts.tick(timedelta(hours=24))
+    ((_, body),) = web.posts
+    assert body["type"] == "warning"
+    assert "no memory is rejected: 3 memories can't be archived" in body["message"]
+    with sqlite3.connect(home / "vidurai.db") as con:
+        con.execute("UPDATE memories SET access_count = 1 WHERE id < 4")
+    con.close()
+    assert all(c.passed for c in run(alerts, "maintenance").get_asset_check_evaluations())
 
 
 def test_the_blocking_check_is_told_with_the_failed_run(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     publish = MemoryArchiver.publish
 
     def publish_and_damage(archiver: MemoryArchiver) -> Any:
@@ -195,23 +217,22 @@ def test_the_blocking_check_is_told_with_the_failed_run(
     monkeypatch.setattr(MemoryArchiver, "publish", publish_and_damage)
     run(alerts, "maintenance")
     alerts.tick()
-    assert "archive_equals_hot_store on parquet_archive: Nothing is purged" in web.posts[0][1]["text"]
+    (line,) = web.posts[0][1]["message"].splitlines()[1:-1]
+    assert line.startswith("- Failed check: archive equals hot store: Nothing is purged")
 
 
 def test_a_run_that_was_turned_away_says_by_whom(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     (home / "archive").write_text("in the way")
     run(alerts, "maintenance")
     alerts.tick()
-    assert "is not a folder: move it away" in web.posts[0][1]["text"]
+    assert "name an archive's folder" in web.posts[0][1]["message"]
 
 
 def test_an_unforeseen_error_may_quote_a_memory_and_is_not_told(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     for target in ((MemoryArchiver, "backlog"), (MemoryArchiver, "run")):
         with mock.patch.object(*target, side_effect=ValueError(SECRET)):
             run(alerts, "maintenance")
@@ -219,97 +240,106 @@ def test_an_unforeseen_error_may_quote_a_memory_and_is_not_told(
     assert len(web.posts) == 2
     for _, body in web.posts:
         assert SECRET not in json.dumps(body)
-        assert "was not foreseen: see the run's log" in body["text"]
+        assert "was not foreseen: see the run's log" in body["message"]
 
 
-def test_a_webhook_that_does_not_answer_is_an_error_without_its_address(
-    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
+def test_what_failed_while_the_service_was_down_is_told_later_and_once(home: Path, alerts: Alerts, web: Web) -> None:
+    break_(home)
+    web.status = 503
+    failed = [run(alerts, "maintenance").run_id for _ in range(3)]
+    for hours in range(3):
+        assert "has taken no message since" in alerts.tick(timedelta(hours=hours))[0]
+    web.posts.clear()
+    web.status = 200
+    for hours in range(8, 13):
+        alerts.tick(timedelta(hours=hours))
+    assert web.runs == failed
+    assert alerts.tick(timedelta(hours=13)) == ["nothing new to tell"]
+
+
+def test_a_service_that_is_down_is_tried_ever_less_often_and_no_tick_fails(
+    home: Path, alerts: Alerts, web: Web
 ) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", f"{web.address}/token")
     break_(home)
     run(alerts, "maintenance")
     web.status = 503
-    with pytest.raises(dg.Failure) as caught:
-        alerts.tick()
-    assert "answered 503" in str(caught.value)
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", "http://127.0.0.1:1/token")
-    with pytest.raises(dg.Failure) as caught:
-        alerts.tick()
-    assert "did not answer" in str(caught.value)
-    assert "token" not in str(caught.value)
+    for minute in range(24 * 60):
+        (said,) = alerts.tick(timedelta(minutes=minute))
+        assert "has taken no message since" in said
+        assert "token" not in said
+    assert 8 < len(web.posts) < 16
+    assert len(alerts.cursors["alert_by_json"] or "") < 1_000
+    web.status = 200
+    alerts.tick(timedelta(hours=30))
+    web.status = 503
+    run(alerts, "maintenance")
+    tried = len(web.posts)
+    for minute in range(10):
+        alerts.tick(timedelta(hours=31, minutes=minute))
+    assert len(web.posts) == tried + 4, "it begins with short waits again"
 
 
-def test_what_failed_while_the_channel_was_down_is_told_later_and_once(
-    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
+def test_since_when_a_service_is_down_can_be_asked_for(
+    home: Path, instance: dg.DagsterInstance, alerts: Alerts, web: Web
 ) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
-    alerts.tick()
+    settings = load_settings()
+    assert undelivered(instance, settings) == {}
     break_(home)
+    run(alerts, "maintenance")
     web.status = 503
-    failed = []
-    for _ in range(3):
-        failed.append(run(alerts, "maintenance").run_id)
-        with pytest.raises(dg.Failure):
-            alerts.tick()
-    web.posts.clear()
-    web.status = 200
-    assert alerts.tick()[0].startswith("told: ")
-    web.status = 503
-    with pytest.raises(dg.Failure):
-        alerts.tick()
-    web.status = 200
-    for _ in range(4):
-        alerts.tick()
-    assert [body["run_id"] for _, body in web.posts] == [failed[0], failed[1], *failed[1:]]
-    assert alerts.tick() == ["nothing new that anyone must hear of"]
+    alerts.tick()
+    state = SimpleNamespace(
+        name="alert_by_json", instigator_data=SimpleNamespace(cursor=alerts.cursors["alert_by_json"])
+    )
+    other = SimpleNamespace(name="nightly", instigator_data=None)
+    with mock.patch.object(type(instance), "all_instigator_state", return_value=[other, state]):
+        down = undelivered(instance, settings)
+    assert list(down) == ["json"]
+    assert abs((datetime.now(UTC) - down["json"]).total_seconds()) < 600
 
 
 def test_a_run_that_others_report_as_failed_is_told_in_their_words(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the sensor that ends dead runs does, and Dagster's daemon."""
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     alerts.tick()
     job = build_definitions(load_settings()).resolve_job_def("health")
     dead = alerts.instance.create_run_for_job(job)
     alerts.instance.report_run_failed(dead, "Its process ended without a word")
     alerts.tick()
-    assert web.posts[0][1]["lines"] == ["Its process ended without a word"]
+    assert web.posts[0][1]["message"].splitlines()[1] == "- Its process ended without a word"
     break_(home)
     failed = run(alerts, "maintenance").run_id
     alerts.tick()
-    assert web.posts[1][1]["run_id"] == failed
+    assert web.runs[1] == failed
 
 
 def test_a_run_after_one_that_was_deleted_is_told(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite gives the deleted events' ids to the next ones."""
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     break_(home)
     runs = []
     for _ in range(3):
         runs.append(run(alerts, "maintenance").run_id)
         alerts.tick()
         alerts.instance.delete_run(runs[-1])
-    assert [body["run_id"] for _, body in web.posts] == runs
+    assert web.runs == runs
 
 
 def test_a_success_whose_status_is_not_stored_yet_is_no_failure(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
     run(alerts, "maintenance")
     with mock.patch.object(dg.DagsterRun, "is_success", False):
-        assert alerts.tick() == ["nothing new that anyone must hear of"]
+        assert alerts.tick() == ["nothing new to tell"]
 
 
 @pytest.mark.parametrize("cursor", ["xx", "[]", "null", "5", '{"begun": "yesterday"}', '{"PIPELINE_FAILURE": 5}'])
 def test_a_cursor_that_cannot_be_read_begins_anew(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch, cursor: str
 ) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
-    alerts.cursors["alert_by_webhook"] = cursor
+    alerts.cursors["alert_by_json"] = cursor
     alerts.tick()
     break_(home)
     run(alerts, "maintenance")
@@ -321,86 +351,66 @@ def test_what_failed_before_the_channel_was_configured_is_not_told(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_(home)
-    run(alerts, "maintenance")
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", web.address)
+    job = build_definitions(load_settings()).resolve_job_def("maintenance")
+    job.execute_in_process(instance=alerts.instance, raise_on_error=False)
     for _ in range(2):
-        assert alerts.tick() == ["nothing new that anyone must hear of"]
+        assert alerts.tick() == ["nothing new to tell"]
     run(alerts, "maintenance")
     alerts.tick()
     assert len(web.posts) == 1
 
 
-@pytest.mark.parametrize("security", ["none", "starttls", "ssl"])
-def test_email(home: Path, alerts: Alerts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, security: str) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
-    mailbox = Mailbox()
-    secure: dict[str, Any] = {
-        "none": {"auth_require_tls": False},
-        "starttls": {"tls_context": context, "require_starttls": True},
-        "ssl": {"ssl_context": context, "auth_require_tls": False},
-    }[security]
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    server = Controller(mailbox, "localhost", port, authenticator=mailbox.login, auth_required=True, **secure)
-    with mock.patch.object(server, "_trigger_server", side_effect=knock(port)):
-        server.start()
-    try:
-        for name, value in {
-            "EMAIL_TO": "ann@example.org, bob@example.org",
-            "EMAIL_FROM": "pipeline@example.org",
-            "SMTP_PORT": str(port),
-            "SMTP_SECURITY": security,
-            "SMTP_PASSWORD": "hush",
-        }.items():
-            monkeypatch.setenv(f"VIDURAI_ALERT_{name}", value)
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        break_(home)
-        run(alerts, "maintenance")
-        assert alerts.tick()[0].startswith("told: ")
-    finally:
-        server.stop(no_assert=True)
-    (mail,) = mailbox.mails
-    assert mailbox.recipients == ["ann@example.org", "bob@example.org"]
-    assert mailbox.logins == [(b"pipeline@example.org", b"hush")]
-    assert mail["Subject"].endswith("maintenance failed")
-    assert mail["Date"]
-    assert "Drop the trigger" in mail.get_content()
-    assert SECRET not in mail.as_string()
-
-
-def test_slack(home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_SLACK_TOKEN", "xoxb-1")
-    monkeypatch.setenv("VIDURAI_ALERT_SLACK_CHANNEL", "#memory")
+def test_one_service_that_is_down_does_not_silence_another(
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_ALERT_URLS", f"json://127.0.0.1:1/token, {web.address}")
     break_(home)
-    client = WebClient("xoxb-1", base_url=f"{web.address}/")
-    with mock.patch("dagster_slack.SlackResource.get_client", return_value=client):
-        run(alerts, "maintenance")
-        alerts.tick()
-    ((path, body),) = web.posts
-    assert (path, body["channel"]) == ("/chat.postMessage", "#memory")
-    assert "Drop the trigger" in body["text"]
+    run(alerts, "maintenance")
+    down, up = alerts.tick()
+    assert "has taken no message" in down
+    assert up.startswith("told: ")
+    assert len(web.posts) == 1
+    assert sorted(alerts.cursors) == ["alert_by_json", "alert_by_json_2"]
 
 
-def test_slack_by_halves_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_SLACK_CHANNEL", "#memory")
-    with pytest.raises(ConfigError, match="belong together"):
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("mailtos://user:hush-hush@example.org?to=ann@example.org,bob@example.org", ["mailtos"]),
+        ("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/#memory json://example.org/x", ["slack", "json"]),
+        ("jsons://a.example/x\njsons://b.example/x, json://c.example", ["jsons", "jsons_2", "json"]),
+    ],
+)
+def test_addresses_as_apprise_takes_them(monkeypatch: pytest.MonkeyPatch, given: str, names: list[str]) -> None:
+    monkeypatch.setenv("VIDURAI_ALERT_URLS", given)
+    settings = load_settings()
+    assert [channel.name for channel in channels(settings)] == names
+    sensors = build_definitions(settings).get_repository_def().sensor_defs
+    assert {f"alert_by_{name}" for name in names} <= {sensor.name for sensor in sensors}
+    assert "hush-hush" not in repr(settings) + str(settings) + repr(sensors) + repr(channels(settings))
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["ann@example.org", "nosuch://hush-hush@example.org", "hush-hush, json://example.org/x", "mailto://hush-hush"],
+)
+def test_an_address_that_is_none_is_refused_without_being_quoted(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("VIDURAI_ALERT_URLS", given)
+    with pytest.raises(ConfigError, match=r"VIDURAI_ALERT_URLS: .* is not an address") as caught:
         build_definitions(load_settings())
-    monkeypatch.setenv("VIDURAI_ALERT_SLACK_TOKEN", "xoxb-1")
-    with mock.patch.dict("sys.modules", dagster_slack=None), pytest.raises(ConfigError, match="pip install"):
-        build_definitions(load_settings())
+    assert "hush-hush" not in str(caught.value)
 
 
-def test_one_channel_that_is_down_does_not_silence_another(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDURAI_ALERT_WEBHOOK", "http://127.0.0.1:1")
-    monkeypatch.setenv("VIDURAI_ALERT_EMAIL_TO", "ann@example.org")
-    names = {sensor.name for sensor in build_definitions(load_settings()).get_repository_def().sensor_defs}
-    assert {n for n in names if n.startswith("alert")} == {"alert_by_email", "alert_by_webhook"}
-
-
-def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SMTP_PASSWORD", "SLACK_TOKEN", "WEBHOOK"):
-        monkeypatch.setenv(f"VIDURAI_ALERT_{name}", "hush-hush")
-    assert "hush-hush" not in repr(load_settings()) + str(load_settings())
+@pytest.mark.parametrize(
+    ("old", "instead"),
+    [("EMAIL_TO", "mailtos://"), ("SMTP_PASSWORD", "mailtos://"), ("SLACK_TOKEN", "slack://"), ("WEBHOOK", "jsons://")],
+)
+def test_an_old_setting_is_refused_with_what_to_set_instead(
+    monkeypatch: pytest.MonkeyPatch, old: str, instead: str
+) -> None:
+    monkeypatch.setenv(f"VIDURAI_ALERT_{old}", "hush-hush")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(f"VIDURAI_ALERT_{old}: no longer used")
+    assert f"VIDURAI_ALERT_URLS='{instead}" in str(caught.value)
+    assert "hush-hush" not in str(caught.value)

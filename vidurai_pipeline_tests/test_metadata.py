@@ -14,7 +14,7 @@ from vidurai_pipeline_tests.support.dagster_runs import execute, materialized
 PACKAGE = Path(vidurai_pipeline.__file__).parent
 LABELS = {name: value for name, value in vars(metadata).items() if name.isupper() and isinstance(value, str)}
 #: Written by checks, or inside a label's value.
-NOT_BY_ASSETS = {"WHAT_DIFFERS", "REPORT_FILES", "REPORT_REJECTED", "REPORT_NOTES", "REPORT_PROBLEMS"}
+NOT_BY_ASSETS = {"WHAT_DIFFERS", "STANDS_SINCE", "REPORT_FILES", "REPORT_REJECTED", "REPORT_NOTES", "REPORT_PROBLEMS"}
 
 
 def labels_read() -> set[str]:

@@ -15,6 +15,7 @@ import click
 import dagster as dg
 from alembic.util import CommandError
 from filelock import FileLock
+from pydantic import SecretStr
 from sqlalchemy.exc import DatabaseError, OperationalError
 from yaml import YAMLError
 
@@ -227,14 +228,8 @@ def print_report(report: RunReport, settings: Settings) -> None:
     )
     output.print_attention(attention["rejected"], attention["notes"], attention["errors"])
     tool = "vidurai-pipeline" if shutil.which("vidurai-pipeline") else sys.argv[0]
-    known = {f"VIDURAI_{name.upper()}" for name in Settings.model_fields}
-    named = {name: value for name, value in os.environ.items() if name in known and value}
-    # Some of those for alerts are secrets.
-    given = "".join(
-        f"{name}={shlex.quote(value)} "
-        for name, value in sorted(named.items())
-        if not name.startswith("VIDURAI_ALERT_")
-    )
+    shown = {f"VIDURAI_{n.upper()}" for n in Settings.model_fields if not isinstance(getattr(settings, n), SecretStr)}
+    given = "".join(f"{name}={shlex.quote(os.environ[name])} " for name in sorted(shown) if os.environ.get(name))
     if not report.success:
         click.echo(f"\nnothing is lost, and running again is safe; to see what is wrong:\n  {given}{tool} doctor")
         return

@@ -1,38 +1,40 @@
-"""Tell a person when a run or a check has failed: by e-mail, Slack or a webhook, each where it is configured.
+"""Tell people when a run or a check has failed, by the services that ``VIDURAI_ALERT_URLS`` names.
 
-Dagster's own sensors of a run's end go on to the next run when one can't be told: what fails while the network is down,
-as a laptop's is at night, nobody would ever hear of. And its e-mail knows no failed checks, and no mail server without
-a password. So each channel has one sensor here, which tells all and tries until it succeeds; where one channel is down,
-the others go on.
+Dagster's own run-failure sensors go on to the next run when a message can't be sent: nobody would ever hear of what
+fails while the network is down, as a laptop's is at night. So each address has one sensor here, which tells of
+everything and tries until it succeeds, ever less often. While one service is down, the others go on.
 
 A message holds what the pipeline itself says of a failure: figures, ids and paths, never a memory's text. Of an error
 that it did not foresee, only the kind is told.
 """
 
 import contextlib
-import smtplib
+import logging
+import re
 import socket
-import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from email.message import EmailMessage
-from email.utils import formatdate, make_msgid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import dagster as dg
-import requests
 from pydantic import BaseModel, ValidationError
 
+from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.automation import ALL_JOBS
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings
 
-_TIMEOUT_SECONDS = 30
-#: Events are looked for again for so long.
+#: A check that says since when it stands (``metadata.STANDS_SINCE``) is told after this long: from the second night on.
+A_NIGHT_SECONDS = 12 * 3_600.0
+#: The first wait after a message could not be sent; it doubles up to the last.
+FIRST_WAIT_SECONDS = 60.0
+LAST_WAIT_SECONDS = 4 * 3_600.0
+# Events are looked for again for this long.
 _OVERLAP_SECONDS = 3_600.0
 _MOST_EVENTS = 1_000
 _ENDS = (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_SUCCESS)
-_PORTS = {"none": 25, "starttls": 587, "ssl": 465}
+_TITLES = {"__ASSET_JOB": "Materialize all", "dream_job": "dream", "health": "health check"}
 
 
 @dataclass(frozen=True)
@@ -40,87 +42,132 @@ class Alert:
     """One message.
 
     Attributes:
-        kind: ``run_failed`` or ``checks_failed``.
-        job: the job whose run it was.
-        run_id: Dagster's id of the run.
-        lines: what failed and what to do, one line each.
-        link: where Dagster's UI shows the run, if that is known.
+        subject: the message in a few words.
+        text: what failed and what to do, one line each.
+        severity: ``failure``, or ``warning`` if every line is one.
     """
 
-    kind: str
-    job: str
-    run_id: str
-    lines: tuple[str, ...]
-    link: str | None
-
-    @property
-    def subject(self) -> str:
-        """The message in a few words."""
-        what = "failed" if self.kind == "run_failed" else "found something"
-        return f"vidurai-pipeline on {socket.gethostname()}: {self.job} {what}"
-
-    @property
-    def text(self) -> str:
-        """The message."""
-        where = self.link or f"run {self.run_id} in Dagster's UI (`vidurai-pipeline ui`)"
-        return "\n".join([self.subject, *(f"- {line}" for line in self.lines), f"See {where}"])
+    subject: str
+    text: str
+    severity: str
 
 
-Send = Callable[[Alert], None]
+@dataclass(frozen=True)
+class Channel:
+    """A service that takes alerts.
+
+    Attributes:
+        name: by what it goes, without anything secret.
+        address: in Apprise's form; secret.
+    """
+
+    name: str
+    address: str = field(repr=False)
+
+    def send(self, alert: Alert) -> bool:
+        """Send a message; says whether the service took it. Nothing of the address is printed or logged."""
+        import apprise  # noqa: PLC0415  (slow, and of use only where alerts are sent)
+
+        logging.getLogger("apprise").disabled = True
+        service = apprise.Apprise()
+        service.add(self.address)
+        return bool(
+            service.notify(
+                title=alert.subject,
+                body=alert.text,
+                notify_type=apprise.NotifyType(alert.severity),
+                body_format=apprise.NotifyFormat.TEXT,
+            )
+        )
+
+
+def channels(settings: Settings) -> list[Channel]:
+    """The services that are to be told.
+
+    Raises:
+        ConfigError: an address is none that Apprise knows. The message does not quote it.
+    """
+    if settings.alert_urls is None:
+        return []
+    import apprise  # noqa: PLC0415
+    from apprise.utils.parse import parse_urls  # noqa: PLC0415
+
+    logging.getLogger("apprise").disabled = True
+    given = settings.alert_urls.get_secret_value()
+    addresses = parse_urls(given)
+    # What is no address at all is left out of the list.
+    complete = re.sub(r"[\s,;]", "", given) == re.sub(r"[\s,;]", "", "".join(addresses))
+    found: dict[str, Channel] = {}
+    for number, address in enumerate(addresses, 1):
+        service = apprise.Apprise.instantiate(address)
+        if service is None or not complete:
+            which = f"address {number} ({address.partition('://')[0]}://…)" if complete and "://" in address else "text"
+            raise ConfigError(
+                f"VIDURAI_ALERT_URLS: {which} is not an address that Apprise knows, such as "
+                "mailtos://user:password@example.org; see https://appriseit.com/services"
+            )
+        kind = re.sub(r"\W", "_", service.url(privacy=True).partition("://")[0])
+        same = sum(name.rstrip("_0123456789") == kind for name in found)
+        name = f"{kind}_{same + 1}" if same else kind
+        found[name] = Channel(name, address)
+    return list(found.values())
 
 
 def alert_sensors(settings: Settings) -> list[dg.SensorDefinition]:
-    """A sensor for each configured channel.
+    """A sensor for each service that is to be told.
 
     Raises:
-        ConfigError: a channel is configured by halves, or its package is missing.
+        ConfigError: see :func:`channels`.
     """
-    return [_sensor(channel, send, settings) for channel, send in _channels(settings).items()]
+    return [_sensor(channel, settings) for channel in channels(settings)]
 
 
-def _channels(settings: Settings) -> dict[str, Send]:
-    channels: dict[str, Send] = {}
-    if settings.alert_email_to:
-        channels["email"] = lambda alert: _send_email(settings, alert)
-    if settings.alert_slack_token or settings.alert_slack_channel:
-        channels["slack"] = _slack(settings)
-    if settings.alert_webhook:
-        channels["webhook"] = lambda alert: _post(settings, alert)
-    return channels
+def undelivered(instance: dg.DagsterInstance, settings: Settings) -> dict[str, datetime]:
+    """The services that can't be reached now, and since when."""
+    names = {f"alert_by_{channel.name}": channel.name for channel in channels(settings)}
+    found = {}
+    for state in instance.all_instigator_state():
+        cursor = getattr(state.instigator_data, "cursor", None)
+        if state.name in names and cursor and (since := _read_cursor(cursor).down_since):
+            found[names[state.name]] = datetime.fromtimestamp(since, UTC)
+    return found
 
 
-def _sensor(channel: str, send: Send, settings: Settings) -> dg.SensorDefinition:
+def _sensor(channel: Channel, settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
-        name=f"alert_by_{channel}",
-        description="Tells of each run of the pipeline that failed, and of checks that failed in a run that went well "
-        "otherwise. While the message can't be sent, its ticks fail, and it tries again.",
+        name=f"alert_by_{channel.name}",
+        description="Sends a message when a run of the pipeline failed, or a check failed in a run that otherwise "
+        "succeeded. If the message can't be sent, it tries again, at least every 4 hours; its ticks say since when.",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         """Tell of the next run that people must hear of."""
-        told = _read_cursor(context.cursor)
+        told, now = _read_cursor(context.cursor), time.time()
+        if told.down_since and now < told.next_try:
+            return dg.SkipReason(told.trouble)
         where = context.code_location_origin
-        message = None
-        for ended in _ENDS:
-            for record in _ends(context.instance, ended, told):
-                message = _message(context.instance, record.run_id, ended, where and where.location_name, settings)
-                if message:
-                    send(message)
-                told.pass_by(ended, record.run_id, record.timestamp)
-                if message:
-                    break
+        said = "nothing new to tell"
+        for ended, record in _ends(context.instance, told):
+            message = _message(context.instance, record.run_id, ended, where and where.location_name, settings)
+            if message and not channel.send(message):
+                told.wait(now)
+                said = told.trouble
+                break
+            told.pass_by(ended, record.run_id, record.timestamp)
             if message:
                 # The next one has a tick of its own: should it fail, this one isn't sent again.
+                told.recover()
+                said = f"told: {message.subject}"
                 break
         context.update_cursor(told.model_dump_json())
-        return dg.SkipReason(f"told: {message.subject}" if message else "nothing new that anyone must hear of")
+        return dg.SkipReason(said)
 
     return alert
 
 
 class _Told(BaseModel):
-    """How far a channel has come in the event log.
+    """How far a channel has come in the event log, and whether its service can be reached.
 
     Not by the events' ids: once its newest run is deleted, SQLite gives them out again.
 
@@ -128,13 +175,19 @@ class _Told(BaseModel):
         begun: when the channel was configured: nobody wants to hear of all that ever failed before. In seconds since
             the epoch, as the others.
         until: the moment of the last event, by the event's type.
-        passed: the moments of the events that are no more than so much older, by the event's type and the run's id:
+        passed: the moments of the events that are no more than an hour older, by the event's type and the run's id:
             events of several processes may be stored in another order than they happened in.
+        down_since: since when messages can't be sent; None if they can.
+        tries: how often one was tried since.
+        next_try: when it is tried again.
     """
 
     begun: float
     until: dict[str, float] = {}
     passed: dict[str, dict[str, float]] = {}
+    down_since: float | None = None
+    tries: int = 0
+    next_try: float = 0.0
 
     def since(self, ended: dg.DagsterEventType) -> float:
         return max(self.begun, self.until.get(ended.value, 0.0) - _OVERLAP_SECONDS)
@@ -148,6 +201,21 @@ class _Told(BaseModel):
         since = self.since(ended)
         self.passed[ended.value] = {run: then for run, then in passed.items() if then >= since}
 
+    def wait(self, now: float) -> None:
+        self.down_since = self.down_since or now
+        self.next_try = now + min(LAST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**self.tries)
+        self.tries += 1
+
+    def recover(self) -> None:
+        self.down_since, self.tries, self.next_try = None, 0, 0.0
+
+    @property
+    def trouble(self) -> str:
+        since, then = (
+            f"{datetime.fromtimestamp(at or 0.0, UTC):%Y-%m-%d %H:%M} UTC" for at in (self.down_since, self.next_try)
+        )
+        return f"the service has taken no message since {since} ({self.tries} tries); the next try is at {then}"
+
 
 def _read_cursor(cursor: str | None) -> _Told:
     with contextlib.suppress(ValidationError):
@@ -155,14 +223,16 @@ def _read_cursor(cursor: str | None) -> _Told:
     return _Told(begun=time.time())
 
 
-def _ends(instance: dg.DagsterInstance, ended: dg.DagsterEventType, told: _Told) -> Iterator[dg.EventLogRecord]:
-    """The ends of runs that were not looked at yet, the oldest first."""
-    wanted = dg.RunStatusChangeRecordsFilter(
-        ended,  # pyright: ignore[reportArgumentType]
-        after_timestamp=told.since(ended),
-    )
-    records = instance.fetch_run_status_changes(wanted, limit=_MOST_EVENTS, ascending=True).records
-    return (record for record in records if not told.has_passed(ended, record.run_id))
+def _ends(instance: dg.DagsterInstance, told: _Told) -> Iterator[tuple[dg.DagsterEventType, dg.EventLogRecord]]:
+    """The ends of runs that were not looked at yet: the failures first, then the others, each the oldest first."""
+    for ended in _ENDS:
+        wanted = dg.RunStatusChangeRecordsFilter(
+            ended,  # pyright: ignore[reportArgumentType]
+            after_timestamp=told.since(ended),
+        )
+        for record in instance.fetch_run_status_changes(wanted, limit=_MOST_EVENTS, ascending=True).records:
+            if not told.has_passed(ended, record.run_id):
+                yield ended, record
 
 
 def _message(
@@ -176,27 +246,35 @@ def _message(
     if location and origin and origin.repository_origin.code_location_origin.location_name != location:
         return None  # another project's job of the same name
     events = [entry.dagster_event for entry in instance.all_logs(run_id) if entry.dagster_event]
+    failures, warnings = _failed_checks(events)
+    what = "a check failed" if failures else "a warning"
     # Not by the run's status, which is stored after the event.
-    if ended == dg.DagsterEventType.RUN_SUCCESS:
-        lines = _failed_checks(events)
-        return _alert("checks_failed", run, lines, settings) if lines else None
-    lines = [*_failures(events), *_failed_checks(events)] or ["it ended without a word"]
-    return _alert("run_failed", run, lines, settings)
-
-
-def _alert(kind: str, run: dg.DagsterRun, lines: Iterable[str], settings: Settings) -> Alert:
-    link = f"{settings.alert_link.rstrip('/')}/runs/{run.run_id}" if settings.alert_link else None
-    return Alert(kind, run.job_name, run.run_id, tuple(lines), link)
+    if ended == dg.DagsterEventType.RUN_FAILURE:
+        failures = [*_failures(events), *failures] or ["It ended without a word"]
+        what = "failed"
+    if not failures + warnings:
+        return None
+    subject = f"vidurai-pipeline on {socket.gethostname()}: {_TITLES.get(run.job_name, run.job_name)}: {what}"
+    where = (
+        f"{settings.alert_link.rstrip('/')}/runs/{run_id}"
+        if settings.alert_link
+        else f"run {run_id} in Dagster's UI (`vidurai-pipeline ui`)"
+    )
+    lines = [f"- {line}" for line in failures + warnings]
+    return Alert(subject, "\n".join([subject, *lines, f"See {where}"]), "failure" if failures else "warning")
 
 
 def _failures(events: Iterable[dg.DagsterEvent]) -> list[str]:
-    lines = []
+    lines, stopped_by_check = [], False
     for event in events:
         if event.is_step_failure:
             data = event.step_failure_data
+            if data.error and data.error.cls_name == "DagsterAssetCheckFailedError":
+                stopped_by_check = True  # which is told with the checks
+                continue
             said = data.user_failure_data.description if data.user_failure_data else None
-            lines.append(f"{event.step_key}: {said or _kind(data.error)}")
-        elif event.is_job_failure and not lines:
+            lines.append(f"{_words(event.step_key or '')}: {said or _kind(data.error)}")
+        elif event.is_job_failure and not lines and not stopped_by_check:
             # None where somebody else reported it: the sensor that ends dead runs, Dagster's own daemon.
             error = getattr(event.event_specific_data, "error", None)
             while error is not None and error.cause is not None:
@@ -211,70 +289,21 @@ def _kind(error: "dg.SerializableErrorInfo | None") -> str:
     return f"{error.cls_name if error else 'an error'}, which was not foreseen: see the run's log"
 
 
-def _failed_checks(events: Iterable[dg.DagsterEvent]) -> list[str]:
-    checks = [
-        event.asset_check_evaluation_data
-        for event in events
-        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
-    ]
-    return [f"{c.check_name} on {c.asset_key.to_user_string()}: {c.description}" for c in checks if not c.passed]
+def _failed_checks(events: Iterable[dg.DagsterEvent]) -> tuple[list[str], list[str]]:
+    """The checks that failed, and those that only warn."""
+    failures, warnings = [], []
+    for event in events:
+        if event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            continue
+        check = event.asset_check_evaluation_data
+        since = metadata.moment(check.metadata, metadata.STANDS_SINCE)
+        if check.passed or (since is not None and time.time() - since < A_NIGHT_SECONDS):
+            continue
+        warns = check.severity == dg.AssetCheckSeverity.WARN
+        line = f"{'Warning' if warns else 'Failed check'}: {_words(check.check_name)}: {check.description}"
+        (warnings if warns else failures).append(line)
+    return failures, warnings
 
 
-def _send_email(settings: Settings, alert: Alert) -> None:
-    recipients = [address.strip() for address in (settings.alert_email_to or "").split(",")]
-    message = EmailMessage()
-    message["Subject"] = alert.subject
-    message["From"] = settings.alert_email_from or recipients[0]
-    message["To"] = ", ".join(recipients)
-    message["Date"] = formatdate(localtime=True)
-    message["Message-ID"] = make_msgid()
-    message.set_content(alert.text)
-    security = settings.alert_smtp_security
-    host, port = settings.alert_smtp_host, settings.alert_smtp_port or _PORTS[security]
-    context = ssl.create_default_context()
-    with (
-        smtplib.SMTP_SSL(host, port, timeout=_TIMEOUT_SECONDS, context=context)
-        if security == "ssl"
-        else smtplib.SMTP(host, port, timeout=_TIMEOUT_SECONDS)
-    ) as server:
-        if security == "starttls":
-            server.starttls(context=context)
-        if settings.alert_smtp_password:
-            user = settings.alert_smtp_user or message["From"]
-            server.login(user, settings.alert_smtp_password.get_secret_value())
-        server.send_message(message)
-
-
-def _slack(settings: Settings) -> Send:
-    token, channel = settings.alert_slack_token, settings.alert_slack_channel
-    if not (token and channel):
-        raise ConfigError("VIDURAI_ALERT_SLACK_TOKEN and VIDURAI_ALERT_SLACK_CHANNEL belong together: set both")
-    try:
-        from dagster_slack import SlackResource  # noqa: PLC0415  (optional)
-    except ImportError:
-        raise ConfigError("alerts by Slack need dagster-slack: pip install 'vidurai-pipeline[slack]'") from None
-
-    def send(alert: Alert) -> None:
-        SlackResource(token=token.get_secret_value()).get_client().chat_postMessage(channel=channel, text=alert.text)
-
-    return send
-
-
-def _post(settings: Settings, alert: Alert) -> None:
-    assert settings.alert_webhook is not None  # noqa: S101
-    body = {
-        "text": alert.text,
-        "kind": alert.kind,
-        "subject": alert.subject,
-        "job": alert.job,
-        "run_id": alert.run_id,
-        "lines": list(alert.lines),
-        "link": alert.link,
-    }
-    try:
-        response = requests.post(settings.alert_webhook.get_secret_value(), json=body, timeout=_TIMEOUT_SECONDS)
-    except requests.RequestException as error:
-        # Its text would hold the address, which is as good as a password.
-        raise dg.Failure(f"the webhook did not answer: {type(error).__name__}") from None
-    if not response.ok:
-        raise dg.Failure(f"the webhook answered {response.status_code} {response.reason}")
+def _words(name: str) -> str:
+    return name.replace("_", " ")

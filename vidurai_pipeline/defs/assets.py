@@ -7,6 +7,7 @@ run again alone, after a crash too.
 """
 
 import time
+from collections.abc import Sequence
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
@@ -14,13 +15,15 @@ from dagster_duckdb import DuckDBResource
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.resources import Dreams, Tiers, readable_failures
-from vidurai_pipeline.health import archive_readable
+from vidurai_pipeline.health import archive_readable, plural
+from vidurai_pipeline.hot.salvage import Rejected
 
 GROUP = "memory_lifecycle"
 OWNERS = ["team:memory"]
 #: Runs that hold this pool wait for each other in Dagster's queue.
 POOL = "vidurai_archive"
 NEEDS_NOBODY = "no_file_needs_a_person"
+NONE_REJECTED = "no_memory_is_rejected"
 
 
 @dg.asset(kinds={"sqlite"}, group_name=GROUP, owners=OWNERS, pool=POOL)
@@ -49,7 +52,13 @@ def archived_rows(archiver: dg.ResourceParam[MemoryArchiver]) -> dg.MaterializeR
             asset="parquet_archive",
             description="Fails when a file that held the only copy of a memory is damaged or gone. It does not stop "
             "the run: undamaged memories are still archived.",
-        )
+        ),
+        dg.AssetCheckSpec(
+            NONE_REJECTED,
+            asset="parquet_archive",
+            description="Warns when memories stay in SQLite because Parquet can't hold them exactly. An alert is sent "
+            "if they are still there the next night.",
+        ),
     ],
 )
 def parquet_archive(
@@ -84,7 +93,22 @@ def parquet_archive(
         metadata=metadata.of_publish(
             published, settled.rows + published.rows, archiver.archive.root, archived_rows.key, seconds
         ),
-        check_results=[healthy],
+        check_results=[healthy, _rejection(context.instance, published.rejected)],
+    )
+
+
+def _rejection(instance: dg.DagsterInstance, rejected: Sequence[Rejected]) -> dg.AssetCheckResult:
+    if not rejected:
+        return dg.AssetCheckResult(check_name=NONE_REJECTED, passed=True, description="No memory was rejected.")
+    first = rejected[0]
+    since = metadata.rejected_since(instance, dg.AssetKey("parquet_archive"), time.time())
+    return dg.AssetCheckResult(
+        check_name=NONE_REJECTED,
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{plural(len(rejected), 'memory')} can't be archived and stay in SQLite, such as id {first.id}: "
+        f"column {first.column}: {first.reason}. See *rejected memories*, and correct them in SQLite.",
+        metadata={metadata.STANDS_SINCE: dg.MetadataValue.timestamp(since)},
     )
 
 

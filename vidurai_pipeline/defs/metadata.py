@@ -104,6 +104,8 @@ LEARNING_CURVE = Label("learning curve")
 # Checks
 
 WHAT_DIFFERS = Label("what differs")
+#: Since when what a check warns of stands.
+STANDS_SINCE = Label("stands since")
 
 _Q_TABLE_COLUMNS = dg.TableSchema(
     [
@@ -114,6 +116,7 @@ _Q_TABLE_COLUMNS = dg.TableSchema(
 )
 _SHOWN = 50
 _LINKED = 5
+_NIGHTS_LOOKED_AT = 100
 
 
 def figures(instance: dg.DagsterInstance, key: dg.AssetKey, runs: int) -> list[dict[Label, int]]:
@@ -135,6 +138,22 @@ def document(metadata: Mapping[str, dg.MetadataValue], label: Label) -> dict[str
     """A JSON object among an asset's metadata; empty if it isn't there."""
     value = metadata.get(label)
     return value.value if isinstance(value, dg.JsonMetadataValue) and isinstance(value.value, dict) else {}
+
+
+def moment(metadata: Mapping[str, dg.MetadataValue], label: Label) -> float | None:
+    """A moment among metadata, in seconds since the epoch."""
+    value = metadata.get(label)
+    return value.value if isinstance(value, dg.TimestampMetadataValue) else None
+
+
+def rejected_since(instance: dg.DagsterInstance, key: dg.AssetKey, now: float) -> float:
+    """Since when each run has rejected memories, in seconds since the epoch: ``now`` if the last one did not."""
+    for record in instance.fetch_materializations(key, limit=_NIGHTS_LOOKED_AT).records:
+        made = record.asset_materialization
+        if made is None or not numbers(made.metadata).get(REJECTED):
+            break
+        now = record.timestamp
+    return now
 
 
 def of_backlog(backlog: Backlog, store: Path) -> dict[str, Any]:
