@@ -17,9 +17,10 @@ from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vidurai_pipeline.hot.salvage import Rejected, Salvage
-from vidurai_pipeline.hot.schema import PYTHON_TYPES, SPECIFIED, ChildTable, Column, StoreSchema
+from vidurai_pipeline.hot.schema import PROJECT_FIELDS, PYTHON_TYPES, SPECIFIED, ChildTable, Column, StoreSchema
 from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, tolerant_text
 
 BATCH_ROWS = 8_192
@@ -146,12 +147,16 @@ class _Reader:
         self._which = which
         self._values = values
         self._salvage = Salvage(con, schema)
-        self._projects: dict[str, dict[int, str]] = {}
+        self._projects = pa.schema([("id", pa.int64()), *PROJECT_FIELDS]).empty_table()
         if schema.projects:
             with tolerant_text(con):
-                for name, column in (("project_name", "name"), ("project_path", "path")):
-                    rows = con.execute(f"SELECT id, {column} FROM projects WHERE typeof({column}) = 'text'")
-                    self._projects[name] = {id_: text for id_, text in rows if type(text) is str}
+                rows = con.execute("SELECT id, name, path FROM projects").fetchall()
+            told = [(id_, *(text if type(text) is str else None for text in texts)) for id_, *texts in rows]
+            columns = zip(*told, strict=True) if told else ((),) * 3
+            self._projects = pa.table(
+                [pa.array(c, f.type) for c, f in zip(columns, self._projects.schema, strict=True)],
+                self._projects.schema,
+            )
 
     def without_integer_id(self) -> list[Rejected]:
         """Memories that :meth:`rows` leaves out."""
@@ -229,12 +234,11 @@ class _Reader:
         return tables
 
     def _arrays(self, tables: list[_Values]) -> dict[str, pa.Array]:
-        memories = tables[0]
-        arrays = {name: array for table in tables for name, array in table.arrays(memories.owners).items()}
-        if self._projects:
-            position = [column.field for column in memories.columns].index("project_id")
-            for name, known in self._projects.items():
-                arrays[name] = pa.array([known.get(id_) for id_ in memories.values[position]], pa.string())
+        arrays = {name: array for table in tables for name, array in table.arrays(tables[0].owners).items()}
+        if self._schema.projects:
+            known = pc.SetLookupOptions(self._projects["id"])
+            places = pc.call_function("index_in", [arrays["project_id"]], known)
+            arrays |= {name: self._projects[name].take(places).combine_chunks() for name in PROJECT_FIELDS.names}
         return arrays
 
 
