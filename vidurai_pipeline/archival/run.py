@@ -277,7 +277,7 @@ class Run:
             result.notes.append(_held_note(count.held))
         stale = count.kept | set(count.missing) if certain else count.kept & self._same_memories(contents, count.kept)
         if stale:
-            self.archive.rewrite(path, mark, stale)
+            self.archive.rewrite(contents, mark, stale)
         self._sync_store()
         self.archive.pending.remove(mark)
         result.kept += len(stale)

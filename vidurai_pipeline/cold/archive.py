@@ -167,37 +167,43 @@ class Archive:
             raise
         discard(hidden)
 
-    def rewrite(self, path: Path, mark: Pending, drop: set[int]) -> None:
+    def rewrite(self, contents: "FileContents", mark: Pending, drop: set[int]) -> None:
         """Replace a pending file by one without some of its memories; with none left, remove it.
 
-        The mark allows for the new file before the old one is replaced.
+        The new file is read back and compared, and the mark allows for it, before the old one is replaced.
+
+        Args:
+            contents: the file as it was read.
+            mark: its mark.
+            drop: ids of the memories that leave it.
 
         Raises:
             ArchiveError: it could not be done; the old file still stands.
         """
-        with archive_errors(path):
-            source = pq.ParquetFile(path)
-            rows = 0
-            with self.writer(path, source.schema_arrow) as writer:
-                for batch in read_back(path):
-                    kept = _without(batch, drop)
-                    writer.write(kept)
-                    rows += kept.num_rows
-                writer.annotate(_own_metadata(source))
-            if rows:
-                try:
-                    _compare_rewritten(path, writer.path, drop)
-                    self.pending.write(
-                        replace(mark, sha256=(*mark.sha256, FileContents.read(writer.path).sha256), rows=rows)
-                    )
-                    writer.path.replace(path)
-                except BaseException:
-                    discard(writer.path)
-                    raise
-            else:
+        path = contents.path
+        with archive_errors(path), contents.parquet() as source:
+            kept = [batch.filter(_not_in(batch, drop)) for batch in contents.batches()]
+            rows = sum(batch.num_rows for batch in kept)
+            if not rows:
                 self.pending.write(replace(mark, rows=0))
                 path.unlink()
+                sync_folder(path.parent)
+                return
+            with self.writer(path, source.schema_arrow) as writer:
+                for batch in kept:
+                    writer.write(batch)
+                writer.annotate(_own_metadata(source))
+            try:
+                rewritten = FileContents.read(writer.path)
+                if pa.Table.from_batches(rewritten.batches()) != pa.Table.from_batches(kept):
+                    raise ArchiveError(
+                        f"{path}: its copy without stale memories did not read back equal; nothing was changed"
+                    )
+                self.pending.write(replace(mark, sha256=(*mark.sha256, rewritten.sha256), rows=rows))
+                writer.path.replace(path)
+            except BaseException:
                 discard(writer.path)
+                raise
             sync_folder(path.parent)
 
     def is_void(self, mark: Pending) -> bool:
@@ -411,20 +417,5 @@ def _name_exclusively(hidden: Path, path: Path) -> None:
         hidden.rename(path)
 
 
-def _without(batch: pa.RecordBatch, drop: set[int]) -> pa.RecordBatch:
-    return batch.filter(pa.array([id_ not in drop for id_ in batch.column("id").to_pylist()], pa.bool_()))
-
-
-def _compare_rewritten(path: Path, hidden: Path, drop: set[int]) -> None:
-    """Read a rewritten file back beside its original: all but the dropped memories must be there, unchanged."""
-    parts = read_back(hidden)
-    read = pq.read_schema(hidden).empty_table()
-    for batch in read_back(path):
-        kept = pa.Table.from_batches([_without(batch, drop)])
-        while read.num_rows < kept.num_rows and (part := next(parts, None)) is not None:
-            read = pa.concat_tables([read, pa.Table.from_batches([part])])
-        if not read.slice(0, kept.num_rows).equals(kept):
-            raise ArchiveError(f"{path}: its copy without stale memories did not read back equal; nothing was changed")
-        read = read.slice(kept.num_rows)
-    if read.num_rows or next(parts, None) is not None:
-        raise ArchiveError(f"{path}: its copy without stale memories holds more than it should; nothing was changed")
+def _not_in(batch: pa.RecordBatch, ids: set[int]) -> pa.Array:
+    return pa.array([id_ not in ids for id_ in batch.column("id").to_pylist()], pa.bool_())
