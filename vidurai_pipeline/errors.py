@@ -1,12 +1,48 @@
 """Every error that a user is meant to read.
 
-Each carries one line that says what was wrong, where, and what to do. The command line prints it as it
-stands, Dagster shows it as the step's failure. None of them ever holds a memory's text: ids and counts only.
+    PipelineError
+    ├── ConfigError             a setting or an argument is wrong
+    ├── QueryError              the SQL, the search or its parameters are wrong
+    ├── HotStoreError           the SQLite store can't be used
+    │   ├── BusyError           ... because of a lock; it may be free later
+    │   └── SchemaError         ... because of its tables
+    ├── ArchiveError            the Parquet archive can't be used
+    │   └── VerificationError   ... because a file is not what was written
+    ├── LockedError             another run is at work
+    └── QTableError             the Q-table can't be used
+
+Each is one line that says what was wrong and where, and has a hint that says what to do. The command line prints both,
+Dagster shows them as the step's failure. None ever holds a memory's text: ids and counts only.
 """
+
+from collections.abc import Sequence
+
+#: How many ids, files or rows a message names.
+NAMED = 5
+
+
+def some_of(things: Sequence[object]) -> str:
+    """The first few of many, as a message names them: ``1, 2, 3, 4, 5 and 95 more``."""
+    rest = len(things) - NAMED
+    return ", ".join(map(str, things[:NAMED])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 class PipelineError(Exception):
-    """Base of all errors below: something failed, nothing was lost."""
+    """Base of all errors below.
+
+    Args:
+        message: what was wrong, and where.
+        hint: what to do.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Both in one line."""
+        message = super().__str__()
+        return f"{message}: {self.hint}" if self.hint else message
 
 
 class ConfigError(PipelineError):

@@ -18,14 +18,21 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.cold.archive import Archive, count_rows, read_back
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.pending import Pending
-from vidurai_pipeline.errors import ArchiveError, PipelineError
+from vidurai_pipeline.errors import NAMED, ArchiveError, PipelineError, some_of
 from vidurai_pipeline.hot import backlog
-from vidurai_pipeline.hot.sql import json_ids
+from vidurai_pipeline.hot.inspection import (
+    archived_but_protected,
+    holders,
+    newer_store,
+    orphans,
+    reclaimable_bytes,
+)
+from vidurai_pipeline.hot.rows import read_archived
+from vidurai_pipeline.hot.sql import json_ids, snapshot
 from vidurai_pipeline.hot.store import HotStore
 
 #: What is left free on a disk beside what the next run needs.
 SPARE_BYTES = 100_000_000
-_NAMED = 5
 _UNREADABLE = (OSError, pa.ArrowException, KeyError)
 
 
@@ -109,7 +116,7 @@ def archive_readable(
                 broken.append(path)
     size = ArchiveSize(len(files), rows)
     if broken:
-        names = ", ".join(map(str, broken[:_NAMED]))
+        names = some_of(broken)
         detail = (
             f"{len(broken)} of {plural(len(files), 'file')} can't be read: {names}. Restore them from a backup, or "
             "move them out of the archive"
@@ -152,7 +159,7 @@ def one_tier(store: HotStore, archive: Archive) -> Finding:
             "one tier",
             "warning",
             f"{plural(len(both), 'memory')} both in the hot store and in the archive (ids "
-            f"{', '.join(map(str, both[:_NAMED]))}{', …' if len(both) > _NAMED else ''}): an older tool's purge "
+            f"{some_of(both)}): an older tool's purge "
             "failed, or the store was restored from a backup. The next run archives those that are ARCHIVED again; "
             "`history` shows each memory once",
         )
@@ -229,14 +236,12 @@ def dates_plausible(archive: Archive, now: datetime | None = None) -> Finding:
         return Finding("dates", "warning", "could not be checked: a file can't be read, which the other checks name")
     if not found:
         return Finding("dates", "ok", "no memory is dated in the future")
-    names = ", ".join(row["filename"] for row in found[:_NAMED])
-    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
     return Finding(
         "dates",
         "warning",
-        f"{plural(sum(row['n'] for row in found), 'memory')} in {plural(len(found), 'file')} are dated in the future: "
-        f"{names}{more}. A clock was wrong when they were archived. Nothing is lost, and learning takes them last; "
-        "check this machine's clock",
+        f"{plural(sum(row['n'] for row in found), 'memory')} in {plural(len(found), 'file')} are dated in the future "
+        f"({some_of([row['filename'] for row in found])}): a clock was wrong when they were archived. Nothing is lost, "
+        "and learning takes them last; check this machine's clock",
     )
 
 
@@ -283,6 +288,92 @@ def backlog_shrinks(store: HotStore, waited: Sequence[int], left: Sequence[int])
             "rejected ones and the reasons under parquet_archive, and correct them in SQLite",
         )
     return Finding("backlog", "ok", f"{waiting:,} memories wait{before}")
+
+
+def other_store(store: HotStore) -> Finding | None:
+    """Whether Vidurai's folder holds a second store, and which of the two Vidurai writes to; None without one."""
+    chosen = store.path
+    other = chosen.with_name("vidurai.db" if chosen.name == "memory.db" else "memory.db")
+    if chosen.name not in {"vidurai.db", "memory.db"} or not other.is_file():
+        return None
+    if newer_store(chosen):
+        return Finding(
+            "two stores",
+            "warning",
+            f"{chosen} is used, because where both are there vidurai.db is; but {other} was written to later: if "
+            f"Vidurai uses that one now, set VIDURAI_DB={other}",
+        )
+    return Finding("two stores", "ok", f"{chosen} is used: it was written to later than {other}, which is left alone")
+
+
+def store_room(store: HotStore, con: sqlite3.Connection, log_limit: int) -> list[Finding]:
+    """How much space the store would give back, and whether a program that reads makes its log grow.
+
+    Args:
+        store: the hot store.
+        con: a connection to it.
+        log_limit: bytes of its write-ahead log that are too many.
+    """
+    size = store.size(con)
+    share = f"{reclaimable_bytes(store, con) / 1e6:,.0f} of {size.bytes / 1e6:,.0f} MB"
+    findings = [Finding("hot store space", "ok", f"a full vacuum (VIDURAI_VACUUM=full) would give back {share}")]
+    if size.log_bytes > log_limit:
+        # Which process reads can't always be seen; then all that have it open are named.
+        having = holders(store.path)
+        reading = [holder for holder in having if holder.reading] or having
+        who = ", ".join(f"{holder.command} (process {holder.pid})" for holder in reading[:NAMED])
+        who = f"these programs have it open: {who}" if who else "no program of this user has it open"
+        detail = f"the hot store's write-ahead log is {size.log_bytes / 1e6:,.0f} MB: a long read holds it; {who}"
+        findings.append(Finding("hot store log", "warning", detail))
+    return findings
+
+
+def odd_memories(store: HotStore, con: sqlite3.Connection, archive: Archive) -> list[Finding]:
+    """Memories that should not have been archived, and rows whose memory is nowhere."""
+    findings = []
+    if protected := archived_but_protected(store, con):
+        findings.append(
+            Finding(
+                "protected memories",
+                "warning",
+                f"{plural(len(protected), 'memory')} wait to be archived although pinned or CRITICAL "
+                f"(ids {some_of(protected)}): to keep them, set their status to ACTIVE",
+            )
+        )
+    for lost in orphans(store, con):
+        if missing := sorted(set(lost.memory_ids) - _archived(archive, lost.memory_ids)):
+            findings.append(
+                Finding(
+                    "orphans",
+                    "warning",
+                    f"{lost.table} has rows of {plural(len(missing), 'memory')} that neither tier holds "
+                    f"(ids {some_of(missing)}): Vidurai deleted them, or a file of the archive is missing",
+                )
+            )
+    return findings
+
+
+def _archived(archive: Archive, ids: Sequence[int]) -> set[int]:
+    with RepoAnalyst(archive.root) as analyst:
+        rows = analyst.query_archive("SELECT DISTINCT id FROM history WHERE id IN (SELECT unnest(?))", [list(ids)])
+    return {row["id"] for row in rows}
+
+
+def rejected_memories(store: HotStore, con: sqlite3.Connection) -> Finding:
+    """Whether memories that wait can be archived at all."""
+    schema = store.schema(con)
+    with store.errors(), snapshot(con):
+        faults = [fault for batch in read_archived(con, schema) for fault in batch.rejected]
+    if not faults:
+        return Finding("rejected memories", "ok", "every memory that waits can be archived")
+    shown = "; ".join(f"memory {fault.id}: {fault.column}: {fault.reason}" for fault in faults[:NAMED])
+    more = f"; and {len(faults) - NAMED:,} more" if len(faults) > NAMED else ""
+    return Finding(
+        "rejected memories",
+        "warning",
+        f"{plural(len(faults), 'memory')} can't be archived and stay in the hot store: {shown}{more}. Correct them in "
+        "SQLite",
+    )
 
 
 def _marks(archive: Archive) -> list[Pending]:

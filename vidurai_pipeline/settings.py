@@ -199,7 +199,9 @@ class Settings(BaseSettings):
     )
     health_schedule: str = Field(default="0 4 * * *", description="When all tiers are checked, as a cron line")
     stale_hours: float = Field(
-        default=52.0, gt=0, description="The archive and the Q-table count as stale after this many hours without a run"
+        default=52.0,
+        ge=0.02,
+        description="The archive and the Q-table count as stale after this many hours without a run",
     )
     history_days: int = Field(default=365, gt=0, description="How many days Dagster keeps its records of finished runs")
     early_run: bool = Field(default=True, description="Whether a large backlog starts a run before the nightly one")

@@ -192,6 +192,27 @@ def test_search(home: Path) -> None:
 
 
 @pytest.mark.fast
+def test_show_finds_a_memory_in_either_tier_whole(home: Path) -> None:
+    before = {
+        tier: dict(hot_rows(home / "vidurai.db", f"status {sign} 'ARCHIVED'"))
+        for tier, sign in (("cold", "="), ("hot", "<>"))
+    }
+    (file,) = json.loads(cli("flush", "--format", "json").stdout)["files"]
+    for tier, rows in before.items():
+        id_, row = next(iter(rows.items()))
+        (found,) = loads(cli("show", str(id_), "--format", "json"))
+        assert (found["tier"], found["file"]) == (tier, file if tier == "cold" else str(home / "vidurai.db"))
+        assert {name: found[name] for name, _ in row if name != "audience_gists"} == {
+            name: value for name, value in row if name != "audience_gists"
+        }
+        plain = cli("show", str(id_)).stdout
+        assert f"tier: {tier}" in plain
+        assert f"id: {id_}\n" in plain
+    missing = cli("show", "999999")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert missing.stderr == "error: no memory has the id 999999: look for it with `vidurai-pipeline search WORDS`\n"
+
+
 def test_stats(home: Path) -> None:
     empty = loads(cli("stats", "--format", "json"))
     assert (empty["hot_store"]["waiting"], empty["archive"]["total_memories"]) == (1_148, 0)

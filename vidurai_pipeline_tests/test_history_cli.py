@@ -269,9 +269,9 @@ def test_thousands_of_columns_of_one_name_take_no_time() -> None:
     assert unique_names(["a_1", "a", "a"]) == ["a_1", "a", "a_2"]
 
 
-def on_a_terminal(*arguments: str, height: int = 24, **environment: str) -> str:
+def on_a_terminal(*arguments: str, height: int = 24, width: int = 100, **environment: str) -> str:
     leader, follower = pty.openpty()
-    size = {"LINES": str(height), "COLUMNS": "100", "TERM": "xterm"}
+    size = {"LINES": str(height), "COLUMNS": str(width), "TERM": "xterm"}
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         stdin=follower,
@@ -307,6 +307,18 @@ def test_only_what_is_longer_than_the_screen_is_paged(home: Path, tmp_path: Path
     assert re.search(r"\b99\b", long)
     assert "100 rows" in long
     assert "PAGED" not in on_a_terminal("query", "FROM range(100)", "--format", "csv", PAGER=str(pager))
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_rows_that_are_too_wide_are_shown_one_below_the_other(home: Path, width: int):
+    write_file(home / "archive", [memory(n, verbatim=f"said {n} " + "word " * 60) for n in range(1, 4)])
+    shown = on_a_terminal("query", "SELECT * FROM history", width=width, PAGER="cat")
+    assert all(len(line) <= width for line in shown.splitlines())
+    for n in range(1, 4):
+        assert re.search(rf"^row {n} ", shown, re.MULTILINE)
+        assert re.search(rf"^file_path +src/file_{n}.py", shown, re.MULTILINE)
+    assert shown.count("word") == 180
+    assert "3 rows" in shown
 
 
 def test_the_table_fits_the_terminal(home: Path):

@@ -3,20 +3,25 @@
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import require_usable
 from vidurai_pipeline.cold.pending import store_identity
-from vidurai_pipeline.errors import ConfigError, PipelineError
+from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, some_of
 from vidurai_pipeline.health import (
     Finding,
     archive_readable,
     dates_plausible,
     disk_room,
     no_duplicates,
+    odd_memories,
     one_tier,
+    other_store,
+    rejected_memories,
     store_integrity,
+    store_room,
 )
 from vidurai_pipeline.hot.backlog import read_backlog
 from vidurai_pipeline.hot.store import HotStore
@@ -24,15 +29,13 @@ from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
 from vidurai_pipeline.settings import Settings
 
-_NAMED = 5
-
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything; one check's failure does not keep the others from running."""
     yield _definitions(settings)
     archive = Archive(settings.archive_path)
     store = HotStore(settings.db_path, settings.busy_timeout)
-    yield from _hot_store(store)
+    yield from _hot_store(store, archive, settings.wal_limit)
     yield from _archive_files(archive)
     yield from _leftovers(store, archive)
     yield one_tier(store, archive)
@@ -40,6 +43,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield dates_plausible(archive)
     yield _q_table(settings.q_table_path)
     yield disk_room(store, archive)
+    yield from _last_run(settings)
 
 
 def _definitions(settings: Settings) -> Finding:
@@ -53,15 +57,22 @@ def _definitions(settings: Settings) -> Finding:
     return Finding("settings", "ok", f"runs at {settings.schedule!r}, checks at {settings.health_schedule!r}")
 
 
-def _hot_store(store: HotStore) -> Iterator[Finding]:
+def _hot_store(store: HotStore, archive: Archive, log_limit: int) -> Iterator[Finding]:
     try:
         with closing(store.connect()) as con:
             backlog = read_backlog(store, con)
             yield Finding("hot store", "ok", f"{store.path}: {backlog.total:,} memories, {backlog.waiting:,} ARCHIVED")
+            if found := other_store(store):
+                yield found
+            yield store_integrity(store)
+            yield rejected_memories(store, con)
+            yield from store_room(store, con, log_limit)
+            yield from odd_memories(store, con, archive)
+    except ArchiveError:
+        pass  # which the next checks explain
     except PipelineError as error:
         yield Finding("hot store", "failed", str(error))
         return
-    yield store_integrity(store)
     if not os.access(store.path, os.W_OK):
         yield Finding("hot store permissions", "failed", f"{store.path} is not writable: nothing can be purged")
 
@@ -96,7 +107,7 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
     strangers = [mark for mark in marks if not mark.concerns(own)]
     waiting = [mark for mark in marks if mark not in strangers]
     if waiting:
-        names = ", ".join(mark.file for mark in waiting[:_NAMED])
+        names = some_of([mark.file for mark in waiting])
         yield Finding(
             "interrupted runs",
             "warning",
@@ -106,7 +117,7 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
     else:
         yield Finding("interrupted runs", "ok", "none")
     if strangers:
-        stores = ", ".join(sorted({mark.store[0] for mark in strangers})[:_NAMED])
+        stores = some_of(sorted({mark.store[0] for mark in strangers}))
         yield Finding(
             "other stores",
             "warning",
@@ -118,17 +129,37 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
         yield Finding(
             "files set aside",
             "warning",
-            f"{', '.join(map(str, set_aside[:_NAMED]))}: damaged before anything was purged on their account; delete "
-            "them once you know why",
+            f"{some_of(set_aside)}: damaged before anything was purged on their account; delete them once you know why",
         )
     if retired:
         yield Finding(
             "lost files",
             "failed",
-            f"{', '.join(path.name.removesuffix('.damaged') for path in retired[:_NAMED])}: damaged or gone after some "
+            f"{some_of([path.name.removesuffix('.damaged') for path in retired])}: damaged or gone after some "
             "of their memories had been purged: restore them from a backup, then delete the notes in "
             f"{archive.root / '.pending'}",
         )
+
+
+def _last_run(settings: Settings) -> Iterator[Finding]:
+    """Whether the nightly run still runs; cron or a login script can tell by the exit code."""
+    from vidurai_pipeline.cli import run  # noqa: PLC0415  (Dagster is slow to import)
+
+    try:
+        moment = run.last_good_run(settings)
+    except ConfigError as error:
+        yield Finding("last run", "failed", str(error))
+        return
+    if moment is None:
+        yield Finding("last run", "ok", "the nightly job has not run yet")
+        return
+    hours = (datetime.now(UTC) - moment).total_seconds() / 3600
+    detail = f"the last good run of the nightly job ended {moment.astimezone():%Y-%m-%d %H:%M %Z}"
+    if hours > settings.stale_hours:
+        advice = "see whether Dagster's daemon runs, and its history under Runs; then run the job"
+        yield Finding("last run", "failed", f"{detail}, {hours:,.0f} hours ago: {advice}")
+    else:
+        yield Finding("last run", "ok", detail)
 
 
 def _q_table(path: Path) -> Finding:

@@ -286,6 +286,27 @@ def search(words: tuple[str, ...], limit: int, timeout: float | None, form: str,
 
 
 @main.command()
+@click.argument("memory_id", metavar="ID", type=int)
+@_timeout_option
+@_format_option("table", "json")
+def show(memory_id: int, timeout: float | None, form: str) -> None:
+    """Show one memory, whole, and where it is.
+
+    It is looked up in both tiers. Of a memory with several versions, each is shown, the newest first.
+    """
+    with _analyst(timeout) as analyst:
+        found = analyst.memory(memory_id)
+    if not found:
+        raise QueryError(f"no memory has the id {memory_id}", "look for it with `vidurai-pipeline search WORDS`")
+    if form == "json":
+        output.print_json(found)
+    for row in found if form == "table" else ():
+        where = {name: row.pop(name) for name in ("tier", "file")}
+        del row["content"]  # the text once more
+        output.print_facts(f"Memory {memory_id}", where | {name: output.cell(value) for name, value in row.items()})
+
+
+@main.command()
 @_format_option("table", "json")
 def doctor(form: str) -> None:
     """Check settings, stores and files, and whether the tiers agree."""

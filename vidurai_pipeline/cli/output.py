@@ -15,15 +15,19 @@ from decimal import Decimal
 from typing import Any, Self
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from vidurai_pipeline.errors import NAMED
+
 _LAST_STANDARD = 2
-_SHOWN = 20
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ROWS_PER_TABLE = 1_000
+# Of a column whose values are longer, this much must fit; the rest goes on below.
+_READABLE = 16
 _PLACE = re.compile(r"\s*\nLINE (?P<line>\d+): (?P<excerpt>[^\n]*)\n(?P<indent> *)\^+")
 
 
@@ -94,7 +98,7 @@ def print_rows(names: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -
     if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
-        writer.writerows([_cell(value) for value in row] for row in rows)
+        writer.writerows([cell(value) for value in row] for row in rows)
     elif form == "json":
         _print_json_rows(names, rows)
     elif sys.stdout.isatty():
@@ -109,28 +113,55 @@ def print_rows(names: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -
     else:
         sys.stdout.write("\t".join(names) + "\n")
         for row in rows:
-            sys.stdout.write("\t".join(_flat(_cell(value)) for value in row) + "\n")
+            sys.stdout.write("\t".join(_flat(cell(value)) for value in row) + "\n")
 
 
 def _tables(console: Console, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """The rows as tables of so many each, which come as the rows do; behind the last one their number."""
+    """The rows as tables, or one below the other where they are too wide; a part at a time, their number at the end."""
     rows = iter(rows)
     count = 0
+    wide = None
     while True:
-        part = list(itertools.islice(rows, _ROWS_PER_TABLE))
-        count += len(part)
-        table = Table(*(Column(_plain_text(name)) for name in names), header_style="bold", row_styles=["", "dim"])
-        for row in part:
-            table.add_row(*(_plain_text(_cell(value, null="·")) for value in row))
-        last = len(part) < _ROWS_PER_TABLE
+        part = [[cell(value, null="·") for value in row] for row in itertools.islice(rows, _ROWS_PER_TABLE)]
+        wide = _too_wide(console, names, part) if wide is None else wide
         with console.capture() as captured:
-            if part or count == 0:
+            if wide:
+                _print_records(console, names, part, count)
+            elif part or count == 0:
+                table = Table(
+                    *(Column(_plain_text(name)) for name in names), header_style="bold", row_styles=["", "dim"]
+                )
+                for row in part:
+                    table.add_row(*map(_plain_text, row))
                 console.print(table)
+            count += len(part)
+            last = len(part) < _ROWS_PER_TABLE
             if last:
                 console.print(f"[dim]{count:,} {'row' if count == 1 else 'rows'}", highlight=False)
         yield captured.get()
         if last:
             return
+
+
+def _too_wide(console: Console, names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table of the rows would have to squeeze its columns until nothing in them can be read."""
+    columns = zip(names, *rows, strict=True)
+    needed = (min(_READABLE, max(cell_len(text) for text in column)) + 3 for column in columns)
+    return bool(rows) and sum(needed) + 1 > console.width
+
+
+def _print_records(console: Console, names: Sequence[str], rows: Sequence[Sequence[str]], before: int) -> None:
+    """Each row as a block of names and values, as psql's expanded mode shows it."""
+    # The same text twice helps nobody.
+    shown = [n for n, name in enumerate(names) if not (name == "content" and "verbatim" in names)]
+    for number, row in enumerate(rows, before + 1):
+        table = Table(show_header=False, box=None, pad_edge=False, expand=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for n in shown:
+            table.add_row(_plain_text(names[n]), _plain_text(row[n]))
+        console.rule(f"[dim]row {number:,}", align="left", style="dim")
+        console.print(table)
 
 
 def _print_json_rows(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -183,7 +214,7 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
 
 def print_attention(rejected: Sequence[Mapping[str, Any]], notes: Sequence[str], errors: Sequence[str]) -> None:
     """Say on stderr which memories stay hot and why, what was put right, and what went wrong."""
-    lines = [f"rejected: memory {row['id']}: {row['column']}: {row['reason']}" for row in rejected[:_SHOWN]]
+    lines = [f"rejected: memory {row['id']}: {row['column']}: {row['reason']}" for row in rejected[:NAMED]]
     if (more := len(rejected) - len(lines)) > 0:
         lines.append(f"rejected: and {more:,} more; `--format json` lists them all")
     lines += [f"note: {line}" for line in notes]
@@ -233,7 +264,8 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _cell(value: Any, null: str = "") -> str:
+def cell(value: Any, null: str = "") -> str:
+    """A value of a query as text."""
     if value is None:
         return null
     if isinstance(value, list | tuple | dict):

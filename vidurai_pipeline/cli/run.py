@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.resources import BUSY_RETRIES_TAG
 from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.health import other_store
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import Settings
 
@@ -122,6 +124,20 @@ def dagster_home(settings: Settings) -> Path:
     return folder
 
 
+def last_good_run(settings: Settings) -> datetime | None:
+    """When the nightly job last ended well, by Dagster's history; None if there is no such run.
+
+    Raises:
+        ConfigError: Dagster's home can't be used.
+    """
+    if not (settings.dagster_home / "dagster.yaml").exists():
+        return None
+    good = dg.RunsFilter(job_name="maintenance", statuses=[dg.DagsterRunStatus.SUCCESS])
+    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+        records = instance.get_run_records(good, limit=1)
+    return datetime.fromtimestamp(records[0].end_time, UTC) if records and records[0].end_time else None
+
+
 def workspace_file(home: Path) -> Path:
     """Dagster's workspace in its home: this package, under the name by which ``run`` files its runs."""
     workspace = home / "workspace.yaml"
@@ -177,6 +193,8 @@ def run_maintenance(settings: Settings) -> RunReport:
             if isinstance(differences, dg.MarkdownMetadataValue):
                 report.errors += differences.value.splitlines()
     report.success = result.success and not report.errors
+    if (found := other_store(HotStore(settings.db_path))) and found.status != "ok":
+        report.notes.append(found.detail)
     if not result.success and not report.errors:
         report.errors += [_cause(event) for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
     return report
@@ -231,7 +249,7 @@ def print_report(report: RunReport, settings: Settings) -> None:
     shown = {f"VIDURAI_{n.upper()}" for n in Settings.model_fields if not isinstance(getattr(settings, n), SecretStr)}
     given = "".join(f"{name}={shlex.quote(os.environ[name])} " for name in sorted(shown) if os.environ.get(name))
     if not report.success:
-        click.echo(f"\nnothing is lost, and running again is safe; to see what is wrong:\n  {given}{tool} doctor")
+        click.echo(f"\nto see what is wrong, and what to do:\n  {given}{tool} doctor")
         return
     click.echo(
         "\nnext:\n"

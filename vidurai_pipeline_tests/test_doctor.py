@@ -1,0 +1,111 @@
+"""What `doctor` finds beyond a sound store and a readable archive."""
+
+import json
+import os
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from vidurai_pipeline.cli import run
+from vidurai_pipeline.cli.run import last_good_run
+from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline_tests.support.archives import memory, write_file
+from vidurai_pipeline_tests.support.cli import cli
+from vidurai_pipeline_tests.support.stores import change, flush, insert
+
+
+def findings(**environment: str) -> dict[str, dict[str, Any]]:
+    found = json.loads(cli("doctor", "--format", "json", **environment).stdout)
+    return {finding["check"]: finding for finding in found}
+
+
+def test_memories_that_can_not_be_archived_are_named_with_the_reason(home: Path) -> None:
+    assert findings()["rejected memories"]["status"] == "ok"
+    ids = [insert(home / "vidurai.db", access_count="many") for _ in range(7)]
+    found = findings()["rejected memories"]
+    assert found["status"] == "warning"
+    assert (
+        f"7 memories can't be archived and stay in the hot store: memory {ids[0]}: access_count: text"
+        in found["detail"]
+    )
+    assert "and 2 more" in found["detail"]
+
+
+def test_the_space_that_a_vacuum_would_give_back(home: Path) -> None:
+    db = home / "vidurai.db"
+    change(db, "CREATE TABLE ballast (x)", "INSERT INTO ballast VALUES (zeroblob(50000000))", "DROP TABLE ballast")
+    assert "would give back 5" in findings()["hot store space"]["detail"]
+
+
+def test_a_log_that_a_reader_holds(home: Path) -> None:
+    db = home / "vidurai.db"
+    assert "hot store log" not in findings()
+    with closing(sqlite3.connect(db)) as reader:
+        reader.execute("PRAGMA journal_mode = wal")
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM memories").fetchone()
+        change(db, "CREATE TABLE ballast (x)", "INSERT INTO ballast VALUES (zeroblob(3000000))")
+        found = findings(VIDURAI_WAL_LIMIT="1MB")["hot store log"]
+    assert found["status"] == "warning"
+    assert "write-ahead log is 3 MB" in found["detail"]
+
+
+@pytest.mark.parametrize("values", [{"pinned": 1}, {"salience": "CRITICAL"}])
+def test_memories_that_vidurai_protects_are_not_archived_unseen(home: Path, values: dict[str, Any]) -> None:
+    change(home / "vidurai.db", "UPDATE memories SET pinned = 0, salience = 'LOW' WHERE status = 'ARCHIVED'")
+    assert "protected memories" not in findings()
+    id_ = insert(home / "vidurai.db", **values)
+    assert f"(ids {id_})" in findings()["protected memories"]["detail"]
+
+
+def test_rows_whose_memory_is_nowhere(home: Path) -> None:
+    db = home / "vidurai.db"
+    change(db, "CREATE TABLE notes (memory_id INTEGER)")
+    archived = insert(db)
+    change(db, ("INSERT INTO notes VALUES (?)", (archived,)))
+    flush(db)
+    assert "notes" not in findings().get("orphans", {"detail": ""})["detail"]
+    change(db, "INSERT INTO notes VALUES (987654)")
+    assert "notes has rows of 1 memory that neither tier holds (ids 987654)" in findings()["orphans"]["detail"]
+
+
+def test_files_of_a_wrong_clock(home: Path) -> None:
+    flush(home / "vidurai.db")
+    assert findings()["dates"]["status"] == "ok"
+    write_file(home / "archive", [memory(1, archived_at="2130-01-01T02:00:00")], "memories_21300101_020000.parquet")
+    found = findings()["dates"]
+    assert found["status"] == "warning"
+    assert "1 memory in 1 file are dated in the future (" in found["detail"]
+
+
+def test_two_stores_in_one_folder(home: Path) -> None:
+    assert "two stores" not in findings()
+    (home / "memory.db").write_bytes((home / "vidurai.db").read_bytes())
+    os.utime(home / "memory.db", (1, 1))
+    assert findings()["two stores"]["status"] == "ok"
+    os.utime(home / "memory.db", (4e9, 4e9))
+    found = findings()["two stores"]
+    assert found["status"] == "warning"
+    assert f"set VIDURAI_DB={home / 'memory.db'}" in found["detail"]
+    assert f"set VIDURAI_DB={home / 'memory.db'}" in cli("run").stderr
+
+
+def test_a_nightly_run_that_is_too_long_ago(home: Path) -> None:
+    assert findings()["last run"] == {
+        "check": "last run",
+        "status": "ok",
+        "detail": "the nightly job has not run yet",
+    }
+    assert cli("run").returncode == 0
+    assert findings()["last run"]["status"] == "ok"
+    ended = last_good_run(load_settings())
+    assert ended
+    with mock.patch.object(run, "last_good_run", return_value=ended - timedelta(hours=53)):
+        done = cli("doctor")
+        assert (done.returncode, "53 hours ago: see whether Dagster's daemon runs" in done.stdout) == (1, True)
+        assert cli("doctor", VIDURAI_STALE_HOURS="60").returncode == 0
