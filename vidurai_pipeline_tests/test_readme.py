@@ -11,6 +11,7 @@ import click
 import pytest
 
 from vidurai_pipeline.cli.main import main
+from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline.settings import Settings
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.stores import flush
@@ -66,6 +67,28 @@ def test_each_summary_is_whole() -> None:
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\S", summaries, re.MULTILINE), name
     assert "..." not in summaries
+
+
+@pytest.mark.slow
+def test_the_blocks_work_when_they_are_pasted_in_order(tmp_path: Path) -> None:
+    pasted = "\n".join(block for block in blocks("sh") if not block.startswith("make "))
+    lines = [line for line in pasted.splitlines() if not line.startswith("vidurai-pipeline ui")]  # which stays open
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "workspace.yaml").write_text((ROOT / "workspace.yaml").read_text())
+    make_store(tmp_path / "sample/vidurai.db", 300)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("VIDURAI_", "DAGSTER_"))}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / ".vidurai").exists()
+    assert (tmp_path / "sample/q_table.json").exists()
 
 
 def test_dagsters_commands_exist() -> None:

@@ -22,14 +22,12 @@ from vidurai_pipeline.archival.staging_process import Staging
 from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, may_hold_ids, read_back
 from vidurai_pipeline.cold.files import archive_errors, sync_file
 from vidurai_pipeline.cold.pending import Pending, store_identity
-from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError
+from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError, some_of
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
 from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.hot.upkeep import Upkeep, keep_small
 from vidurai_pipeline.settings import Settings
-
-_NAMED = 10
 
 
 class Run:
@@ -434,9 +432,8 @@ class Run:
 
 
 def _held_note(ids: list[int]) -> str:
-    named = ", ".join(map(str, ids[:_NAMED])) + (f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else "")
     what = "1 memory" if len(ids) == 1 else f"{len(ids):,} memories"
     return (
         f"{what} can't be deleted from the hot store, whose own triggers or foreign keys forbid it, and what was "
-        f"archived of them was taken back: {named}"
+        f"archived of them was taken back: {some_of(ids)}"
     )
