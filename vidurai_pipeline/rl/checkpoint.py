@@ -17,28 +17,24 @@ happened:
 A table that isn't there has learned nothing, whatever the copy says: who deletes it starts anew.
 """
 
+import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
+
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
 
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl.dataset import Watermark
 from vidurai_pipeline.rl.inference import archived_values
 from vidurai_pipeline.rl.learning_curve import Point
-from vidurai_pipeline.rl.q_table_file import (
-    ACTIONS,
-    DamagedTableError,
-    StoredTable,
-    TableContents,
-    decode_rows,
-    encode_rows,
-)
+from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableContents
 from vidurai_pipeline.rl.states import Action
-from vidurai_pipeline.settings import Hyperparameters, RewardProfile
+from vidurai_pipeline.settings import Hyperparameters
 
 FORMAT = 1
 Order = Literal["chronological", "newest-first"]
 #: How many archived experiences stand behind each value, by state and action.
-Visits = dict[str, dict[str, int]]
+Visits = dict[str, dict[Action, NonNegativeInt]]
 #: The names in the file, where they are not those of the attributes.
 _STORED_NAMES = {"settled": "accounted", "archive_only": "pure", "hyperparameters": "parameters"}
 
@@ -63,37 +59,11 @@ class Ahead:
 
     first: Watermark
     reached: Watermark | None
-    settled: int
+    settled: NonNegativeInt
     table: dict[str, dict[Action, float]] | None = None
     total_reward: float = 0.0
     visits: Visits = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the note."""
-        table = None if self.table is None else encode_rows(self.table)
-        reached = None if self.reached is None else self.reached._asdict()
-        return {**asdict(self), "first": self.first._asdict(), "reached": reached, "table": table}
-
-    @classmethod
-    def from_json(cls, noted: dict[str, Any]) -> Self:
-        """Read it.
-
-        Raises:
-            DamagedTableError, TypeError, ValueError, KeyError: it is none.
-        """
-        ahead = cls(
-            **{
-                **noted,
-                "first": Watermark.from_json(noted["first"]),
-                "reached": None if noted["reached"] is None else Watermark.from_json(noted["reached"]),
-                "table": None if noted["table"] is None else decode_rows(noted["table"]),
-                "curve": tuple(Point.from_json(point) for point in noted["curve"]),
-            }
-        )
-        if not (_is_count(ahead.settled) and isinstance(ahead.total_reward, float) and _are_visits(ahead.visits)):
-            raise ValueError("not what a dream notes")
-        return ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +84,16 @@ class Checkpoint:
         ahead: what was learned that is dated in the future; None for nothing.
     """
 
+    # What the note must look like to be one: no key that is not known, and no text where a number is due.
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     watermark: Watermark
-    settled: int
+    settled: NonNegativeInt
     order: Order
     archive_only: bool
     hyperparameters: Hyperparameters
     table_digest: str = ""
-    foreign_episodes: int = 0
+    foreign_episodes: NonNegativeInt = 0
     foreign_reward: float = 0.0
     visits: Visits = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
@@ -133,12 +106,12 @@ class Checkpoint:
     def to_json(self) -> dict[str, Any]:
         """The note as it stands in the file."""
         note = {_STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        del note["ahead"]  # earlier versions don't know it, and seldom is there any
-        ahead = {} if self.ahead is None else {"ahead": self.ahead.to_json()}
-        return {"format": FORMAT, **note, "watermark": self.watermark._asdict(), **ahead}
+        if self.ahead is None:
+            del note["ahead"]  # earlier versions don't know it
+        return {"format": FORMAT, **note}
 
-    @classmethod
-    def from_json(cls, note: Any) -> Self:
+    @staticmethod
+    def from_json(note: Any) -> "Checkpoint":
         """Read the note.
 
         Raises:
@@ -152,31 +125,14 @@ class Checkpoint:
                     "the Q-table was written by another version of vidurai-pipeline: use that one, or learn the "
                     "archive again with `vidurai-pipeline dream --rebuild`"
                 )
-            names = {stored: name for name, stored in _STORED_NAMES.items()}
-            checkpoint = cls(
-                **{
-                    **{names.get(name, name): value for name, value in noted.items()},
-                    "watermark": Watermark.from_json(noted["watermark"]),
-                    "hyperparameters": _hyperparameters(noted["parameters"]),
-                    "curve": tuple(Point.from_json(point) for point in noted.get("curve", ())),
-                    "ahead": Ahead.from_json(noted["ahead"]) if "ahead" in noted else None,
-                }
-            )
-        except (TypeError, ValueError, KeyError):
+            attributes = {stored: name for name, stored in _STORED_NAMES.items()}
+            named = {attributes.get(name, name): value for name, value in noted.items()}
+            return _NOTE.validate_json(json.dumps(named))
+        except (TypeError, ValueError, KeyError, RecursionError):
             raise DamagedTableError("its note on what it has learned can't be read") from None
-        if not checkpoint._is_sound():
-            raise DamagedTableError("its note on what it has learned can't be read")
-        return checkpoint
 
-    def _is_sound(self) -> bool:
-        return (
-            _is_count(self.settled)
-            and _is_count(self.foreign_episodes)
-            and isinstance(self.foreign_reward, int | float)
-            and isinstance(self.archive_only, bool)
-            and self.order in ("chronological", "newest-first")
-            and _are_visits(self.visits)
-        )
+
+_NOTE = TypeAdapter(Checkpoint)
 
 
 def read_checkpoint(stored: StoredTable | None) -> Checkpoint | None:
@@ -288,28 +244,9 @@ def visits_behind(contents: TableContents, own: TableContents, visits: Visits) -
         for state, row in visits.items()
         if (
             kept := {
-                name: count
-                for name, count in row.items()
-                if contents.q_table.get(state, {}).get(Action(name)) == own.q_table.get(state, {}).get(Action(name))
+                action: count
+                for action, count in row.items()
+                if contents.q_table.get(state, {}).get(action) == own.q_table.get(state, {}).get(action)
             }
         )
     }
-
-
-def _hyperparameters(noted: dict[str, Any]) -> Hyperparameters:
-    numbers = dict(noted)
-    profile = RewardProfile(numbers.pop("reward_profile"))
-    if not all(isinstance(value, int | float) for value in numbers.values()):
-        raise TypeError
-    return Hyperparameters(profile, **numbers)
-
-
-def _are_visits(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(row, dict) and row.keys() <= ACTIONS.keys() and all(map(_is_count, row.values()))
-        for row in value.values()
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -16,14 +16,16 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import AfterValidator
 
 from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.rl.archive_query import TABLE, decode_experience, read_archive, unreadable
@@ -38,7 +40,13 @@ HELD_OUT_SHARE = 0.2
 _HELD_OUT = f"((id & 2147483647) * 2654435769) & 4294967295 < {int(HELD_OUT_SHARE * 2**32)}"
 
 
-class Watermark(NamedTuple):
+def _in_utc(archived_at: str) -> str:
+    moment = datetime.fromisoformat(archived_at)
+    return (moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Watermark:
     """A place in the order of learning.
 
     Attributes:
@@ -46,26 +54,13 @@ class Watermark(NamedTuple):
         id: of a memory.
     """
 
-    archived_at: str
+    archived_at: Annotated[str, AfterValidator(_in_utc)]
     id: int
 
     @classmethod
     def behind(cls, moment: datetime) -> Self:
-        """The place behind all that was archived up to a moment."""
-        return cls(moment.astimezone(UTC).replace(tzinfo=None).isoformat(), 2**63 - 1)
-
-    @classmethod
-    def from_json(cls, noted: Any) -> Self:
-        """Read one from the note in a table.
-
-        Raises:
-            TypeError, ValueError: it is none.
-        """
-        archived_at, id_ = noted["archived_at"], noted["id"]
-        if not isinstance(id_, int) or isinstance(id_, bool):
-            raise TypeError
-        moment = datetime.fromisoformat(archived_at)
-        return cls((moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat(), id_)
+        """The place behind all that was archived up to a moment, which has a zone."""
+        return cls(_in_utc(moment.isoformat()), 2**63 - 1)
 
     @property
     def next(self) -> "Watermark":
@@ -234,5 +229,5 @@ def _within(start: Watermark | None, end: Watermark | None) -> tuple[str, list[s
     for place, relation in ((start, ">="), (end, "<")):
         if place is not None:
             terms.append(f"(archived_at, id) {relation} (CAST(? AS TIMESTAMP), ?)")
-            places += place
+            places += (place.archived_at, place.id)
     return " AND ".join(terms), places

@@ -7,7 +7,8 @@ the temporal-difference error before each experience is learned.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 MAX_POINTS = 200
 
@@ -26,11 +27,11 @@ class Point:
     """
 
     archived_at: str
-    experiences: int
+    experiences: PositiveInt
     reward: float
-    squared_error: float
-    states: int
-    episode: int
+    squared_error: NonNegativeFloat
+    states: NonNegativeInt
+    episode: NonNegativeInt
 
     @property
     def mean_reward(self) -> float:
@@ -41,26 +42,6 @@ class Point:
     def rms_td_error(self) -> float:
         """Root mean squared temporal-difference error, in points."""
         return math.sqrt(self.squared_error / self.experiences)
-
-    @classmethod
-    def from_json(cls, fields: Any) -> Self:
-        """Read one that ``dataclasses.asdict`` made.
-
-        Raises:
-            TypeError, ValueError: it is none.
-        """
-        point = cls(**fields)
-        counts = (point.experiences, point.states, point.episode)
-        sums = (point.reward, point.squared_error)
-        if not (
-            isinstance(point.archived_at, str)
-            and all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
-            and all(isinstance(value, int | float) and math.isfinite(value) for value in sums)
-            and point.experiences
-            and point.squared_error >= 0
-        ):
-            raise ValueError("not a point of a learning curve")
-        return point
 
 
 def extend(curve: Sequence[Point], points: Sequence[Point]) -> tuple[Point, ...]:

@@ -89,7 +89,7 @@ class TableContents:
 
     def digest(self) -> str:
         """SHA-256 of what was learned (values in their order, episodes, total reward), in hexadecimal."""
-        learned = [encode_rows(self.q_table), self.episodes, self.total_reward]
+        learned = [self.q_table, self.episodes, self.total_reward]
         return hashlib.sha256(json.dumps(learned, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -108,7 +108,7 @@ def encode(contents: TableContents) -> bytes:
         QTableError: a value is not a finite number.
     """
     document: dict[str, Any] = {
-        "q_table": encode_rows(contents.q_table),
+        "q_table": contents.q_table,
         "episodes": contents.episodes,
         "total_reward": contents.total_reward,
         "epsilon": contents.epsilon,
@@ -138,7 +138,7 @@ def decode(raw: bytes) -> TableContents:
     if not isinstance(episodes, int) or isinstance(episodes, bool) or not 0 <= episodes <= _MOST_EPISODES:
         raise DamagedTableError("`episodes` is not a count")
     return TableContents(
-        q_table=decode_rows(document["q_table"]),
+        q_table=_decode_rows(document["q_table"]),
         episodes=episodes,
         total_reward=_decode_number(document.get("total_reward", 0.0), "`total_reward`"),
         epsilon=_decode_number(document.get("epsilon", 0.0), "`epsilon`"),
@@ -363,17 +363,7 @@ class TableFile:
                     path.unlink(missing_ok=True)
 
 
-def encode_rows(q_table: dict[str, dict[Action, float]]) -> dict[str, dict[str, float]]:
-    """A table with the actions' names in the file."""
-    return {state: {action.value: value for action, value in row.items()} for state, row in q_table.items()}
-
-
-def decode_rows(rows: dict[str, Any]) -> dict[str, dict[Action, float]]:
-    """Read a table of a file.
-
-    Raises:
-        DamagedTableError: it is none.
-    """
+def _decode_rows(rows: dict[str, Any]) -> dict[str, dict[Action, float]]:
     for row in rows.values():
         if not isinstance(row, dict):
             raise DamagedTableError("a state's values are not an object")

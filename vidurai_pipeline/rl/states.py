@@ -6,13 +6,13 @@ every formula keeps Vidurai's order of operations, down to the last bit of a flo
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 from vidurai_pipeline.settings import RewardProfile
 
 
-class Action(Enum):
+class Action(StrEnum):
     """What the memory layer can do; the value is the action's name in ``q_table.json``."""
 
     COMPRESS_NOW = "compress_now"

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vidurai_pipeline.rl.checkpoint import find_baseline, read_checkpoint, visits_behind
+from vidurai_pipeline.rl.checkpoint import Visits, find_baseline, read_checkpoint, visits_behind
 from vidurai_pipeline.rl.evaluation import QTable, find_faults, value_bound
 from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.policy import QLearningPolicy
@@ -44,7 +44,7 @@ class LearnedState:
     best_action: Action
     value: float
     experiences: int
-    values: dict[str, float]
+    values: dict[Action, float]
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -97,17 +97,7 @@ class PolicySummary:
             "total_reward": self.total_reward,
             "epsilon": self.epsilon,
             "common": self.common,
-            "states": [
-                {
-                    "state": one.state,
-                    "words": one.words,
-                    "best_action": one.best_action.value,
-                    "value": one.value,
-                    "experiences": one.experiences,
-                    "values": one.values,
-                }
-                for one in self.states
-            ],
+            "states": [asdict(one) for one in self.states],
             "curve": [
                 {
                     "archived_at": point.archived_at,
@@ -169,7 +159,7 @@ def read_summary(path: Path, hyperparameters: Hyperparameters) -> PolicySummary:
     )
 
 
-def learned_states(table: QTable, visits: dict[str, dict[str, int]]) -> tuple[list[LearnedState], str]:
+def learned_states(table: QTable, visits: Visits) -> tuple[list[LearnedState], str]:
     """The states in which something was tried, most experiences first, and in words what they have in common."""
     rows = {state: row for state, row in table.items() if row and is_state_hash(state)}
     buckets = {state: [int(part) for part in state.split("|")] for state in rows}
@@ -185,8 +175,8 @@ def learned_states(table: QTable, visits: dict[str, dict[str, int]]) -> tuple[li
                 words=_in_words(buckets[state], shown),
                 best_action=best,
                 value=row[best],
-                experiences=visits.get(state, {}).get(best.value, 0),
-                values={action.value: value for action, value in row.items()},
+                experiences=visits.get(state, {}).get(best, 0),
+                values=dict(row),
             )
         )
     states.sort(key=lambda one: (-one.experiences, one.buckets))

@@ -256,7 +256,7 @@ class Trainer:
         for one in np.flatnonzero(counts).tolist():
             transition = self._index.transitions[one]
             row = result.visits.setdefault(transition.state, {})
-            row[transition.action.value] = row.get(transition.action.value, 0) + int(counts[one])
+            row[transition.action] = row.get(transition.action, 0) + int(counts[one])
         return result
 
     def _note(self, result: TrainingResult, batch: Batch, ids: Ids, squares: float) -> None:

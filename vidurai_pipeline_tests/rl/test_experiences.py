@@ -108,11 +108,11 @@ def test_order_and_watermark(archive: Path) -> None:
     assert [e[1] for e in all_of(archive, start=Watermark(times[2], 3))] == [6]
     assert [e[1] for e in all_of(archive, start=Watermark(times[1], 0).next, limit=2)] == [2, 4]
     with Experiences.open(archive) as experiences:
-        assert experiences.last() == (times[3], 3)
+        assert experiences.last() == Watermark(times[3], 3)
         assert experiences.count(None, Watermark(times[2], 2).next) == 3
         assert experiences.count() == 4
-        assert experiences.last(Watermark(times[2], 2)) == (times[1], 1) == experiences.nth(2)
-        assert experiences.first(Watermark(times[1], 2)) == (times[2], 2)
+        assert experiences.last(Watermark(times[2], 2)) == Watermark(times[1], 1) == experiences.nth(2)
+        assert experiences.first(Watermark(times[1], 2)) == Watermark(times[2], 2)
         assert experiences.nth(0) is experiences.nth(5) is None
 
 

@@ -48,7 +48,7 @@ def test_only_what_differs_is_told_of_each_state() -> None:
         "1|1|0|5|6|0": {},
         "odd": {NOW: 1.0},
     }
-    states, common = learned_states(table, {"2|1|4|5|5|1": {"compress_now": 9, "compress_aggressive": 2}})
+    states, common = learned_states(table, {"2|1|4|5|5|1": {NOW: 9, AGGRESSIVE: 2}})
     assert [(one.words, one.best_action, one.value, one.experiences) for one in states] == [
         ("tokens 2,000-2,499, importance 0.5-0.6", AGGRESSIVE, 2.0, 2),
         ("tokens 0-499, importance 0.5-0.6", NOW, 1.0, 0),
@@ -121,7 +121,7 @@ def test_the_map_weighs_by_experiences_and_fits() -> None:
         "3|1|0|5|5|1": {AGGRESSIVE: 30.0},
         "2|1|20|5|8|1": {NOW: -5.0},
     }
-    states, _ = learned_states(table, {"2|1|0|5|5|1": {"compress_now": 3}, "3|1|0|5|5|1": {"compress_aggressive": 1}})
+    states, _ = learned_states(table, {"2|1|0|5|5|1": {NOW: 3}, "3|1|0|5|5|1": {AGGRESSIVE: 1}})
     whole = heat_map(states)
     assert (len(whole.tokens), whole.importances) == (21, [8, 5])
     assert (whole.values[1][0], whole.actions[1][0]) == (15.0, NOW)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.health import dates_plausible
-from vidurai_pipeline.rl.checkpoint import Checkpoint
+from vidurai_pipeline.rl.checkpoint import Checkpoint, Visits
 from vidurai_pipeline.rl.dataset import Experiences
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline_tests.rl.dreams import daemon_writes, dream, goes_on, learned
@@ -71,7 +71,7 @@ def dream_at(archive: Path, table: Path, now: datetime, **how: Any) -> dict[str,
     return stats
 
 
-def visits(table: Path) -> dict[str, dict[str, int]]:
+def visits(table: Path) -> Visits:
     return Checkpoint.from_json(json.loads(table.read_text())["vidurai_pipeline"]).visits
 
 
