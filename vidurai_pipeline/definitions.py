@@ -11,7 +11,6 @@ from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.defs.alerts import alert_sensors
 from vidurai_pipeline.defs.assets import archived_rows, parquet_archive, purged_rows, q_table
 from vidurai_pipeline.defs.automation import (
-    dead_run_sensor,
     dream_after_failure,
     dream_job,
     health_job,
@@ -26,6 +25,7 @@ from vidurai_pipeline.defs.checks import (
 from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.resources import build_resources
 from vidurai_pipeline.defs.run_retention import prune_history
+from vidurai_pipeline.defs.runs import dead_run_sensor
 from vidurai_pipeline.defs.schedules import build_schedules
 from vidurai_pipeline.settings import Settings, load_settings
 

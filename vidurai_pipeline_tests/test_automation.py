@@ -11,8 +11,9 @@ import pytest
 
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.automation import dream_after_failure
+from vidurai_pipeline.defs.runs import GRACE_SECONDS, LONGEST_SECONDS, stuck_runs
 from vidurai_pipeline.settings import Settings, load_settings
-from vidurai_pipeline_tests.support.dagster_runs import ASSETS, execute, holding, materialized
+from vidurai_pipeline_tests.support.dagster_runs import ASSETS, execute, holding, leave_run, materialized, status_of
 
 
 def test_a_failure_before_the_dream_starts_a_dream(settings: Settings, instance: dg.DagsterInstance) -> None:
@@ -58,12 +59,26 @@ def test_a_failed_dream_job_starts_no_other(settings: Settings, instance: dg.Dag
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_runs_whose_process_died_are_ended(settings: Settings, instance: dg.DagsterInstance, alive: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "end"),
+    [
+        (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.FAILURE),
+        (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.FAILURE),
+        (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE),
+        (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED),
+    ],
+    ids=lambda status: status.value,
+)
+def test_runs_whose_process_died_are_ended(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    *,
+    alive: bool,
+    status: dg.DagsterRunStatus,
+    end: dg.DagsterRunStatus,
+) -> None:
     definitions = build_definitions(settings)
-    run = instance.create_run_for_job(definitions.resolve_job_def("maintenance"))
-    instance.report_dagster_event(
-        dg.DagsterEvent(event_type_value="PIPELINE_START", job_name="maintenance"), run_id=run.run_id
-    )
+    run_id = leave_run(instance, definitions.resolve_job_def("maintenance"), status)
     settings.archive_path.mkdir()
 
     def evaluate() -> str:
@@ -72,12 +87,27 @@ def test_runs_whose_process_died_are_ended(settings: Settings, instance: dg.Dags
             return repository.get_sensor_def("end_dead_runs").evaluate_tick(context).skip_message or ""
 
     assert "only just begun" in evaluate()
-    with mock.patch("time.time", return_value=time.time() + 120), holding(settings.archive_path, really=alive):
+    later = time.time() + GRACE_SECONDS[status] + 1
+    with mock.patch("time.time", return_value=later), holding(settings.archive_path, really=alive):
         message = evaluate()
     assert ("another run is at work" in message) == alive
-    status = instance.get_run_by_id(run.run_id)
-    assert status
-    assert status.status == (dg.DagsterRunStatus.STARTED if alive else dg.DagsterRunStatus.FAILURE)
+    assert status_of(instance, run_id) == (status if alive else end)
+
+
+@pytest.mark.parametrize("status", LONGEST_SECONDS, ids=lambda status: status.value)
+def test_a_run_that_stays_queued_or_unfinished_is_named(
+    settings: Settings, instance: dg.DagsterInstance, status: dg.DagsterRunStatus
+) -> None:
+    run_id = leave_run(instance, build_definitions(settings).resolve_job_def("maintenance"), status)
+    longest = LONGEST_SECONDS[status]
+    assert stuck_runs(instance, time.time() + longest - 60).status == "ok"
+    found = stuck_runs(instance, time.time() + longest + 60)
+    assert found.status == "warning"
+    assert f"maintenance {run_id[:8]} ({status.value}, " in found.detail
+    later = time.time() + longest + 60
+    with mock.patch("vidurai_pipeline.defs.checks.stuck_runs", lambda instance, _now: stuck_runs(instance, later)):
+        checks = execute(settings, instance, "health").get_asset_check_evaluations()
+    assert [check.check_name for check in checks if not check.passed] == ["no_run_is_stuck"]
 
 
 def test_schedule_is_on_and_starts_the_job(settings: Settings) -> None:

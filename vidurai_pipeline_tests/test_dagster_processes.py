@@ -15,7 +15,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.settings import Settings, load_settings
+from vidurai_pipeline_tests.support.dagster_runs import leave_run, status_of
 from vidurai_pipeline_tests.support.processes import NOTHING_ON_ITS_OWN, dagster, running, successful_runs
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
@@ -82,6 +84,31 @@ def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_pat
     assert_one_tier(before, settings.db_path, settings.archive_path)
 
 
+def test_the_next_night_runs_whatever_state_the_last_was_killed_in(settings: Settings, tmp_path: Path) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    environment = {**os.environ, **NOTHING_ON_ITS_OWN, "DAGSTER_HOME": str(home)}
+    before = hot_rows(settings.db_path)
+    states = ["NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        job = build_definitions(settings).resolve_job_def("maintenance")
+        left = [leave_run(instance, job, dg.DagsterRunStatus[state]) for state in states]
+        with sqlite3.connect(home / "history/runs.db") as con:
+            con.execute("UPDATE runs SET update_timestamp = datetime('now', '-1 hour'), start_time = start_time - 3600")
+        con.close()
+        with running(DAEMON, environment, tmp_path / "daemon.log", ROOT):
+            dagster("job launch -j maintenance", environment, ROOT / "workspace.yaml", ROOT)
+            deadline = time.monotonic() + 200
+            while time.monotonic() < deadline and not all(run.is_finished for run in instance.get_runs()):
+                time.sleep(0.5)
+        ended = [status_of(instance, run_id).value for run_id in left]
+        assert ended == ["FAILURE", "FAILURE", "FAILURE", "CANCELED"]
+        (night,) = [run for run in instance.get_runs() if run.run_id not in left]
+        assert night.is_success
+    assert_one_tier(before, settings.db_path, settings.archive_path)
+
+
 def test_schedule_sensor_queue_and_command_line_at_once(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +167,10 @@ def assert_steps_never_at_once(instance: dg.DagsterInstance, runs: list[str]) ->
 
 
 def test_two_first_users_of_a_new_dagster_home(settings: Settings) -> None:
-    script = "from vidurai_pipeline import config, launch; print(launch.dagster_home(config.Settings()))"
+    script = (
+        "from vidurai_pipeline.cli import run; from vidurai_pipeline.settings import load_settings; "
+        "print(run.dagster_home(load_settings()))"
+    )
     users = [
         subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)

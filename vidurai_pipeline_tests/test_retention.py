@@ -13,7 +13,7 @@ from dagster._core.scheduler.instigation import TickStatus
 from vidurai_pipeline.cli.run import dagster_home
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.run_retention import prune_runs
-from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline.settings import Settings, load_settings
 
 
 def folder_bytes(folder: Path) -> int:
@@ -51,8 +51,8 @@ def test_the_weekly_schedule_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert schedule.execution_timezone == "Asia/Kolkata"
 
 
-def test_dagster_takes_the_days_for_ticks() -> None:
-    with dg.DagsterInstance.from_config(str(dagster_home(load_settings()))) as instance:
+def test_dagster_takes_the_days_for_ticks(settings: Settings) -> None:
+    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
         kept = instance.get_tick_retention_settings(InstigatorType.SENSOR)
         assert kept[TickStatus.SKIPPED] == 2
         # None of them for ever.

@@ -21,7 +21,7 @@ import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.defs.automation import ALL_JOBS
+from vidurai_pipeline.defs.runs import ALL_JOBS
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings
 

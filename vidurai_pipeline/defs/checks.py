@@ -1,5 +1,6 @@
 """Asset checks: the one that stands before the purge, the Q-table's gate, and those of the tiers' health."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import POOL, archived_rows, parquet_archive, purged_rows, q_table
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
+from vidurai_pipeline.defs.runs import stuck_runs
 
 _RUNS_LOOKED_AT = 3
 
@@ -147,6 +149,12 @@ def memories_are_in_one_tier(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckRes
     return _result(health.one_tier(tiers.store, tiers.cold))
 
 
+@dg.asset_check(asset=parquet_archive, additional_deps=[purged_rows])
+def no_run_is_stuck(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """Whether no run has been queued or unfinished for too long. Later runs would wait for it."""
+    return _result(stuck_runs(context.instance, time.time()))
+
+
 HEALTH_CHECKS = [
     hot_store_is_sound,
     backlog_shrinks,
@@ -154,6 +162,7 @@ HEALTH_CHECKS = [
     no_version_twice,
     disk_has_room,
     memories_are_in_one_tier,
+    no_run_is_stuck,
 ]
 
 

@@ -12,7 +12,8 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import parquet_archive, purged_rows
-from vidurai_pipeline.defs.automation import FINISHED, LIFECYCLE_JOBS, UNFINISHED, maintenance
+from vidurai_pipeline.defs.automation import maintenance
+from vidurai_pipeline.defs.runs import FINISHED, LIFECYCLE_JOBS, UNFINISHED
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.hot import backlog
 from vidurai_pipeline.hot.store import HotStore

@@ -12,7 +12,7 @@ from dagster_duckdb import DuckDBResource
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.errors import BusyError, PipelineError
+from vidurai_pipeline.errors import BusyError, HotStoreError, PipelineError
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.summary import PolicySummary, read_summary
@@ -107,7 +107,8 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
     def archiver(_context: dg.InitResourceContext) -> Iterator[MemoryArchiver]:
         archiver = MemoryArchiver(settings=settings, progress=progress)
         with contextlib.ExitStack() as stack:
-            with readable_failures():
+            # Why the hot store can't be opened, the first step tells: a run without any step would start no dream.
+            with contextlib.suppress(HotStoreError):
                 stack.enter_context(archiver.run("Dagster"))
             yield archiver
 

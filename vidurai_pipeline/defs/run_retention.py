@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from vidurai_pipeline.defs.automation import FINISHED
+from vidurai_pipeline.defs.runs import FINISHED
 
 
 class PruneConfig(dg.Config):

@@ -58,6 +58,9 @@ def test_the_instance_is_set_as_on_one_machine() -> None:
     assert retention.pop("enabled") is True
     kept = {name: {"purge_after_days": value["purgeAfterDays"]} for name, value in retention.items()}
     assert kept == TEMPLATE["retention"]
+    monitoring = VALUES["dagsterDaemon"]["runMonitoring"]
+    snake = {re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name): value for name, value in monitoring.items()}
+    assert snake == TEMPLATE["run_monitoring"]
     assert VALUES["telemetry"] == TEMPLATE["telemetry"]
     launcher = VALUES["runLauncher"]["config"]["customRunLauncher"]
     assert issubclass(getattr(importlib.import_module(launcher["module"]), launcher["class"]), RunLauncher)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.settings import Settings
@@ -52,3 +53,28 @@ def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]
         for event in result.get_asset_materialization_events()
         if event.asset_key
     }
+
+
+def leave_run(instance: dg.DagsterInstance, job: dg.JobDefinition, status: dg.DagsterRunStatus) -> str:
+    """A run as it is left when its process is killed in a state; gives its id."""
+    if status == dg.DagsterRunStatus.QUEUED:
+        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("vidurai_pipeline"), "__repository__")
+        queued = origin.get_job_origin(job.name)
+        return instance.create_run_for_job(job, status=status, remote_job_origin=queued).run_id
+    run = instance.create_run_for_job(job)
+    events = {
+        dg.DagsterRunStatus.NOT_STARTED: [],
+        dg.DagsterRunStatus.STARTING: ["PIPELINE_STARTING"],
+        dg.DagsterRunStatus.STARTED: ["PIPELINE_STARTING", "PIPELINE_START"],
+        dg.DagsterRunStatus.CANCELING: ["PIPELINE_STARTING", "PIPELINE_START", "PIPELINE_CANCELING"],
+    }[status]
+    for event in events:
+        instance.report_dagster_event(dg.DagsterEvent(event_type_value=event, job_name=job.name), run_id=run.run_id)
+    assert status_of(instance, run.run_id) == status
+    return run.run_id
+
+
+def status_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    run = instance.get_run_by_id(run_id)
+    assert run
+    return run.status

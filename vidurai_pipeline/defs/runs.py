@@ -1,0 +1,102 @@
+"""Runs as Dagster's history has them: which are finished, which are stuck, and the end of those whose process died."""
+
+import time
+
+import dagster as dg
+
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.health import Finding, plural
+from vidurai_pipeline.settings import Settings
+
+#: The job, and the one that Dagster makes for "Materialize all".
+LIFECYCLE_JOBS = ("maintenance", "__ASSET_JOB")
+#: Those whose runs hold the archive's lock.
+LOCKING_JOBS = (*LIFECYCLE_JOBS, "dream_job")
+ALL_JOBS = (*LOCKING_JOBS, "health")
+FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+#: For this long, a run without the archive's lock may be alive: it loads its code, or is about to take the lock.
+GRACE_SECONDS = {
+    dg.DagsterRunStatus.NOT_STARTED: 300.0,
+    dg.DagsterRunStatus.STARTING: 300.0,
+    dg.DagsterRunStatus.STARTED: 60.0,
+    dg.DagsterRunStatus.CANCELING: 300.0,
+}
+#: A run that has had its status for longer is stuck. A run may take 20 hours: see ``dagster.yaml``.
+LONGEST_SECONDS = {
+    dg.DagsterRunStatus.QUEUED: 2 * 3_600.0,
+    dg.DagsterRunStatus.NOT_STARTED: 900.0,
+    dg.DagsterRunStatus.STARTING: 900.0,
+    dg.DagsterRunStatus.STARTED: 20 * 3_600.0,
+    dg.DagsterRunStatus.CANCELING: 900.0,
+}
+UNFINISHED = list(LONGEST_SECONDS)
+
+
+def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
+    """A sensor that ends runs whose process was killed; Dagster would keep later runs queued behind them for ever."""
+
+    @dg.sensor(
+        name="end_dead_runs",
+        description="Ends runs that count as unfinished although nobody holds the archive's lock: their process was "
+        "killed. Until they are ended, later runs stay in the queue.",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def end_dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        """End runs that count as unfinished although nobody holds the archive's lock: their process was killed."""
+        unfinished = dg.RunsFilter(statuses=list(GRACE_SECONDS))
+        suspects = [
+            record.dagster_run
+            for record in context.instance.get_run_records(unfinished)
+            if record.dagster_run.job_name in LOCKING_JOBS
+            and time.time() - unchanged_since(record) > GRACE_SECONDS[record.dagster_run.status]
+        ]
+        if not suspects:
+            return dg.SkipReason("no run is unfinished, or it has only just begun")
+        try:
+            with Archive(settings.archive_path).lock("looking for dead runs"):
+                for run in suspects:
+                    reason = "Its process ended without a word: killed, or a power cut"
+                    if run.status == dg.DagsterRunStatus.CANCELING:
+                        context.instance.report_run_canceled(run, reason)
+                    else:
+                        context.instance.report_run_failed(run, reason)
+        except PipelineError as error:
+            return dg.SkipReason(str(error))
+        return dg.SkipReason(f"ended {plural(len(suspects), 'dead run')}: {', '.join(run.run_id for run in suspects)}")
+
+    return end_dead_runs
+
+
+def unchanged_since(record: dg.RunRecord) -> float:
+    """Since when a run has had its status, in seconds since the epoch."""
+    if record.dagster_run.status == dg.DagsterRunStatus.STARTED and record.start_time:
+        return record.start_time
+    return record.update_timestamp.timestamp()
+
+
+def stuck_runs(instance: dg.DagsterInstance, now: float) -> Finding:
+    """Whether a run of the pipeline has been queued or unfinished for too long.
+
+    Args:
+        instance: where Dagster keeps its history.
+        now: the time, in seconds since the epoch.
+    """
+    stuck = [
+        (record.dagster_run, (now - unchanged_since(record)) / 3_600)
+        for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED))
+        if record.dagster_run.job_name in ALL_JOBS
+        and now - unchanged_since(record) > LONGEST_SECONDS[record.dagster_run.status]
+    ]
+    if not stuck:
+        return Finding("unfinished runs", "ok", "no run has been queued or unfinished for too long")
+    names = ", ".join(
+        f"{run.job_name} {run.run_id[:8]} ({run.status.value}, {hours:.1f} h)" for run, hours in stuck[:5]
+    )
+    return Finding(
+        "unfinished runs",
+        "warning",
+        f"{plural(len(stuck), 'run')} queued or unfinished for too long: {names}. Later runs may wait for them. See "
+        "whether Dagster's daemon runs; if it does, terminate them in the UI under Runs",
+    )
