@@ -36,6 +36,10 @@ SPARE_BYTES = 100_000_000
 _UNREADABLE = (OSError, pa.ArrowException, KeyError)
 
 
+# What may differ between two copies of one version: when and where it was archived, and what its project was called.
+_NO_CONTENT = ("archived_at", "archived_ts", "filename", "year", "month", "project_name", "project_path")
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one check found, and what to do about it where all is not well."""
@@ -199,7 +203,7 @@ def no_duplicates(archive: Archive) -> Finding:
                 return Finding("duplicates", "ok", "the archive holds no version of a memory twice")
             found = analyst.query_archive(
                 "SELECT count(*) AS n, count(DISTINCT id) AS ids FROM (SELECT any_value(id) AS id FROM (SELECT "
-                f"* EXCLUDE (archived_at, filename, year, month) FROM history_all WHERE id IN ({repeated})) "
+                f"COLUMNS(lambda name: name NOT IN {_NO_CONTENT}) FROM history_all WHERE id IN ({repeated})) "
                 "AS copy GROUP BY copy HAVING count(*) > 1)"
             )[0]
     except ArchiveError:

@@ -4,7 +4,7 @@ import json
 import os
 import sqlite3
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -109,3 +109,13 @@ def test_a_nightly_run_that_is_too_long_ago(home: Path) -> None:
         done = cli("doctor")
         assert (done.returncode, "53 hours ago: see whether Dagster's daemon runs" in done.stdout) == (1, True)
         assert cli("doctor", VIDURAI_STALE_HOURS="60").returncode == 0
+
+
+def test_alerts_that_do_not_arrive(home: Path) -> None:
+    assert cli("run").returncode == 0
+    assert "alerts" not in findings(VIDURAI_ALERT_URLS="json://127.0.0.1:9")
+    since = {"json": datetime(2026, 1, 2, 3, 4, tzinfo=UTC)}
+    with mock.patch.object(run, "undelivered", return_value=since):
+        found = findings(VIDURAI_ALERT_URLS="json://127.0.0.1:9")["alerts"]
+    assert found["status"] == "failed"
+    assert found["detail"].startswith("no alert could be sent by json since 2026-01-0")

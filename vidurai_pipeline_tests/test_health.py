@@ -19,6 +19,7 @@ from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline_tests.support.archives import memory, write_file
 
 DATA = Path(__file__).parent / "data"
 Usage = namedtuple("Usage", "total used free")
@@ -155,6 +156,15 @@ def test_versions(home: Path, instance: dg.DagsterInstance) -> None:
     said = failing(instance)["no_version_twice"]
     assert "1,148 versions of 1,148 memories more than once" in said
     assert "nothing needs to be done" in said
+
+
+def test_copies_that_were_archived_at_two_moments_are_duplicates(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    write_file(archive, [memory(1)], "1.parquet")
+    write_file(archive, [memory(1, archived_at="2024-12-16T02:00:00.000001")], "2.parquet")
+    assert health.no_duplicates(Archive(archive)).status == "warning"
+    write_file(archive, [memory(1, gist="another version", archived_at="2024-12-17T02:00:00")], "2.parquet")
+    assert health.no_duplicates(Archive(archive)).status == "ok"
 
 
 def test_duplicates_that_vidurai_itself_wrote(tmp_path: Path) -> None:

@@ -147,9 +147,17 @@ def _last_run(settings: Settings) -> Iterator[Finding]:
 
     try:
         moment = run.last_good_run(settings)
+        down = run.undelivered_alerts(settings)
     except ConfigError as error:
         yield Finding("last run", "failed", str(error))
         return
+    for service, since in down.items():
+        yield Finding(
+            "alerts",
+            "failed",
+            f"no alert could be sent by {service} since {since.astimezone():%Y-%m-%d %H:%M %Z}: see the ticks of its "
+            "sensor under Automation, and check VIDURAI_ALERT_URLS",
+        )
     if moment is None:
         yield Finding("last run", "ok", "the nightly job has not run yet")
         return

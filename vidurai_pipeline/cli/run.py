@@ -23,6 +23,7 @@ from yaml import YAMLError
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.alerts import undelivered
 from vidurai_pipeline.defs.resources import BUSY_RETRIES_TAG
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.health import other_store
@@ -136,6 +137,18 @@ def last_good_run(settings: Settings) -> datetime | None:
     with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
         records = instance.get_run_records(good, limit=1)
     return datetime.fromtimestamp(records[0].end_time, UTC) if records and records[0].end_time else None
+
+
+def undelivered_alerts(settings: Settings) -> dict[str, datetime]:
+    """The services that alerts can't be sent to now, and since when.
+
+    Raises:
+        ConfigError: Dagster's home can't be used, or an address of VIDURAI_ALERT_URLS is none.
+    """
+    if settings.alert_urls is None or not (settings.dagster_home / "dagster.yaml").exists():
+        return {}
+    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+        return undelivered(instance, settings)
 
 
 def workspace_file(home: Path) -> Path:
