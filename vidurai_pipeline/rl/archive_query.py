@@ -89,6 +89,10 @@ _EACH_VERSION = {
 }
 
 
+#: How many codes there are: each is less than this.
+EXPERIENCE_CODES = (MAX_TOKENS + 1) * len(IMPORTANCES) * 2
+
+
 class CodedExperience(NamedTuple):
     """What an experience is made of: importance 0 to 1, tokens, outcome 1 or -1."""
 

@@ -28,8 +28,7 @@ import pyarrow as pa
 from pydantic import AfterValidator
 
 from vidurai_pipeline.analytics.connection import connect
-from vidurai_pipeline.rl.archive_query import TABLE, decode_experience, read_archive, unreadable
-from vidurai_pipeline.rl.inference import Transition, infer_transition
+from vidurai_pipeline.rl.archive_query import TABLE, read_archive, unreadable
 
 _BATCH_ROWS = 65_536
 
@@ -187,10 +186,6 @@ class Experiences:
                 f"SELECT code, count(*) FROM {TABLE} WHERE reason IS NULL AND {_HELD_OUT} GROUP BY code ORDER BY code"
             ).fetchall()
         )
-
-    def transition(self, code: int) -> Transition:
-        """What the experiences of a code teach."""
-        return infer_transition(*decode_experience(code))
 
     def stream(
         self,

@@ -78,8 +78,8 @@ class QLearningPolicy:
         return policy
 
     def adopt(self, contents: TableContents) -> None:
-        """Take over table and counters of a file's contents."""
-        self.q_table = contents.q_table
+        """Take over a copy of the table and the counters of a file's contents."""
+        self.q_table = {state: dict(row) for state, row in contents.q_table.items()}
         self.episodes = contents.episodes
         self.total_reward = contents.total_reward
         self._unknown = contents.unknown

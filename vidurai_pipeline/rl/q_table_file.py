@@ -48,8 +48,6 @@ _REREADS = 5
 _MOST_REREADS = 50
 _STALE_SECONDS = 3600
 _BEGINNING = b'{\n  "q_table": {'
-#: The actions by their names in the file.
-ACTIONS = {action.value: action for action in Action}
 _KNOWN_KEYS = {"q_table", "episodes", "total_reward", "epsilon", NOTE_KEY}
 
 
@@ -132,13 +130,15 @@ def decode(raw: bytes) -> TableContents:
         document = json.loads(raw, parse_constant=_reject_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise DamagedTableError("it is not JSON" if raw else "it is empty") from None
-    if not isinstance(document, dict) or not isinstance(document.get("q_table"), dict):
-        raise DamagedTableError("it holds no object `q_table`")
+    rows = _rows(document)
     episodes = document.get("episodes", 0)
     if not isinstance(episodes, int) or isinstance(episodes, bool) or not 0 <= episodes <= _MOST_EPISODES:
         raise DamagedTableError("`episodes` is not a count")
     return TableContents(
-        q_table=_decode_rows(document["q_table"]),
+        q_table={
+            state: {Action(name): _decode_number(value, "a value") for name, value in row.items()}
+            for state, row in rows.items()
+        },
         episodes=episodes,
         total_reward=_decode_number(document.get("total_reward", 0.0), "`total_reward`"),
         epsilon=_decode_number(document.get("epsilon", 0.0), "`epsilon`"),
@@ -245,7 +245,7 @@ class TableFile:
 
     def remembered(self) -> StoredTable | None:
         """The last table that a dream wrote; None if there is none, or it can't be used."""
-        return _stored(self.remembered_path)
+        return self._stored(self.remembered_path)
 
     def write_candidate(self, contents: TableContents) -> None:
         """Keep a table that may not replace the one in use; it takes the place of an earlier candidate.
@@ -287,7 +287,7 @@ class TableFile:
         """The error for a file that can't be used as a Q-table, with what to do about it."""
         if not self._is_ours(raw):
             return self._foreign(self.path, reason)
-        older = next((path for path in self._copies() if _stored(path) is not None), None)
+        older = next((path for path in self._copies() if self._stored(path) is not None), None)
         advice = "" if older is None else f"put {older.name} from beside it in its place, or "
         advice += "learn the archive again with `vidurai-pipeline dream --rebuild`"
         return DamagedTableError(f"{self.path} is damaged ({reason}): {advice}")
@@ -315,9 +315,10 @@ class TableFile:
 
     def _is_ours(self, raw: bytes) -> bool:
         """Whether bytes have a Q-table's form, or are the beginning of a table that lies whole under another name."""
-        if _has_the_form(raw):
+        with contextlib.suppress(ValueError, RecursionError, DamagedTableError):
+            _rows(json.loads(raw))
             return True
-        whole = (_stored(path) for path in (self.path, *self._copies()))
+        whole = (self._stored(path) for path in (self.path, *self._copies()))
         return any(table is not None and table.raw.startswith(raw) for table in whole)
 
     def _copies(self) -> list[Path]:
@@ -329,13 +330,26 @@ class TableFile:
 
     def _bytes(self, path: Path) -> bytes | None:
         try:
-            return _read_bytes(path)
-        except DamagedTableError as error:
-            raise self._foreign(path, str(error)) from None
+            # A pipe would be waited for, and a device may have no end.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise OSError(None, "not a regular file")
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                    raise self._foreign(path, f"it is larger than {MAX_BYTES // 1024**2} MiB")
+                return file.read()
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise QTableError(
                 f"VIDURAI_Q_TABLE: {path} can't be read: {error.strerror}. It must be a Q-table's file"
             ) from error
+
+    def _stored(self, path: Path) -> StoredTable | None:
+        try:
+            raw = self._bytes(path)
+            return None if raw is None else StoredTable(decode(raw), raw)
+        except QTableError:
+            return None
 
     def _replace(self, path: Path, raw: bytes) -> None:
         self._require_ours(path)
@@ -345,7 +359,7 @@ class TableFile:
     def _keep_version(self, raw: bytes) -> None:
         # A copy, not a hard link: the daemon writes in place and would change the version with the table.
         first = self.version_path(1)
-        if _read_bytes(first) == raw:
+        if self._bytes(first) == raw:
             return
         with written_beside(first, raw) as beside:
             for number in range(VERSIONS - 1, 0, -1):
@@ -363,16 +377,17 @@ class TableFile:
                     path.unlink(missing_ok=True)
 
 
-def _decode_rows(rows: dict[str, Any]) -> dict[str, dict[Action, float]]:
+def _rows(document: Any) -> dict[str, dict[str, Any]]:
+    """The rows of a file's table, if it has the form of one; nothing else about it is checked."""
+    rows = document.get("q_table") if isinstance(document, dict) else None
+    if not isinstance(rows, dict):
+        raise DamagedTableError("it holds no object `q_table`")
     for row in rows.values():
         if not isinstance(row, dict):
             raise DamagedTableError("a state's values are not an object")
-        if not row.keys() <= ACTIONS.keys():
+        if not row.keys() <= set(Action):
             raise DamagedTableError("a state has an unknown action")
-    return {
-        state: {ACTIONS[name]: _decode_number(value, "a value") for name, value in row.items()}
-        for state, row in rows.items()
-    }
+    return rows
 
 
 def _decode_number(value: Any, what: str) -> float:
@@ -392,39 +407,6 @@ def _finite(text: str) -> float:
     if math.isfinite(number := float(text)):
         return number
     raise DamagedTableError("it holds a number that is too large")
-
-
-def _read_bytes(path: Path) -> bytes | None:
-    try:
-        # A pipe would be waited for, and a device may have no end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(None, "not a regular file", str(path))
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise DamagedTableError(f"it is larger than {MAX_BYTES // 1024**2} MiB")
-            return file.read()
-    except FileNotFoundError:
-        return None
-
-
-def _has_the_form(raw: bytes) -> bool:
-    """Whether it is JSON with a table of known actions, whatever else is wrong with it."""
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        return False
-    table = document.get("q_table") if isinstance(document, dict) else None
-    return isinstance(table, dict) and all(
-        isinstance(row, dict) and row.keys() <= ACTIONS.keys() for row in table.values()
-    )
-
-
-def _stored(path: Path) -> StoredTable | None:
-    try:
-        raw = _read_bytes(path)
-        return None if raw is None else StoredTable(decode(raw), raw)
-    except (OSError, DamagedTableError):
-        return None
 
 
 @contextlib.contextmanager

@@ -10,17 +10,16 @@ all codes that teach the same; a state-action id stands for all transitions that
 """
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from vidurai_pipeline.rl.archive_query import EXPERIENCE_CODES, decode_experience
 from vidurai_pipeline.rl.checkpoint import Visits
 from vidurai_pipeline.rl.dataset import Batch, Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import HeldOut
-from vidurai_pipeline.rl.inference import Transition, infer_outcome
+from vidurai_pipeline.rl.inference import Transition, infer_outcome, infer_transition
 from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.states import Action
@@ -29,59 +28,46 @@ from vidurai_pipeline.settings import RewardProfile
 _POINTS = 50
 _SMALLEST_POINT = 20
 
-Ids = npt.NDArray[np.int32]
+# There are some hundreds of transitions, and numpy sorts integers of 16 bits in linear time.
+Ids = npt.NDArray[np.uint16]
 
 
 class TransitionIndex:
     """Gives transitions ids as they come.
 
     Args:
-        transition_of: the transition of an experience code.
         profile: sets the rewards.
 
     Attributes:
         transitions: each distinct transition; its place is its id.
         rewards: the reward of each, in points.
+        state_action_ids: the state-action id of each.
     """
 
-    def __init__(self, transition_of: Callable[[int], Transition], profile: RewardProfile) -> None:
-        self._transition_of = transition_of
+    def __init__(self, profile: RewardProfile) -> None:
         self._profile = profile
-        self._ids: dict[Transition, int] = {}
-        self._id_of_code: Ids = np.empty(0, np.int32)
+        self._id_of_code = np.full(EXPERIENCE_CODES, -1, np.int32)
+        self._id_of_transition: dict[Transition, int] = {}
+        self._id_of_state_action: dict[tuple[str, Action], int] = {}
         self.transitions: list[Transition] = []
         self.rewards: list[float] = []
+        self.state_action_ids: list[int] = []
 
-    def look_up(self, experience_codes: Ids) -> Ids:
+    def look_up(self, experience_codes: npt.NDArray[np.int32]) -> Ids:
         """The transition id of each experience."""
-        highest = int(experience_codes.max(initial=-1))
-        if highest >= len(self._id_of_code):
-            grown = np.full(max(highest + 1, 2 * len(self._id_of_code)), -1, np.int32)
-            grown[: len(self._id_of_code)] = self._id_of_code
-            self._id_of_code = grown
-        ids = self._id_of_code[experience_codes]
-        if (ids < 0).any():
-            for code in np.unique(experience_codes[ids < 0]).tolist():
-                self._id_of_code[code] = self._add(self._transition_of(code))
-            ids = self._id_of_code[experience_codes]
-        return ids
+        for code in np.unique(experience_codes[self._id_of_code[experience_codes] < 0]).tolist():
+            self._id_of_code[code] = self._add(infer_transition(*decode_experience(code)))
+        return self._id_of_code[experience_codes].astype(np.uint16)
 
     def _add(self, transition: Transition) -> int:
-        transition_id = self._ids.setdefault(transition, len(self.transitions))
+        transition_id = self._id_of_transition.setdefault(transition, len(self.transitions))
         if transition_id == len(self.transitions):
             self.transitions.append(transition)
             outcome = infer_outcome(transition.action, transition.outcome)
             self.rewards.append(outcome.calculate_reward(self._profile))
+            state_actions = self._id_of_state_action
+            self.state_action_ids.append(state_actions.setdefault(transition[:2], len(state_actions)))
         return transition_id
-
-
-class _Step(NamedTuple):
-    """A transition, looked up in a table: its two rows there, the action and the reward."""
-
-    values: dict[Action, float]
-    action: Action
-    reward: float
-    future: dict[Action, float]
 
 
 class BatchLearner:
@@ -90,9 +76,6 @@ class BatchLearner:
     def __init__(self, policy: QLearningPolicy, index: TransitionIndex) -> None:
         self.policy = policy
         self._index = index
-        self._steps: dict[int, _Step] = {}
-        self._state_action_ids: dict[tuple[str, Action], int] = {}
-        self._state_action_of_transition: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
 
     def learn(self, transition_ids: Ids) -> float:
         """Learn experiences in their order; the same as ``policy.learn`` for each of them.
@@ -104,54 +87,33 @@ class BatchLearner:
         if not transition_ids.size:
             return 0.0
         alpha, gamma = self.policy.alpha, self.policy.gamma
-        targets = np.zeros(len(self._index.transitions))
-        for transition_id in self._look_up_rows(transition_ids):
-            step = self._steps[transition_id]
-            targets[transition_id] = step.reward + gamma * (max(step.future.values()) if step.future else 0.0)
-        rewards = np.array(self._index.rewards)[transition_ids]
-        # One after the other, as the plain agent adds them: accumulate, unlike sum, keeps to that order.
-        self.policy.total_reward = float(np.add.accumulate(np.concatenate(([self.policy.total_reward], rewards)))[-1])
-        state_actions = self._state_actions(transition_ids)
+        transitions, rewards = self._index.transitions, np.array(self._index.rewards)
+        targets = np.zeros(len(transitions))
+        present, first = np.unique(transition_ids, return_index=True)
+        # Rows are made in the order in which the plain agent would make them.
+        for one in present[np.argsort(first)].tolist():
+            self.policy.row(transitions[one].state)
+            future = self.policy.row(transitions[one].next_state)
+            targets[one] = rewards[one] + gamma * max(future.values(), default=0.0)
+        self.policy.total_reward = _add_in_order(self.policy.total_reward, rewards[transition_ids])
+        state_actions = np.array(self._index.state_action_ids, np.uint16)[transition_ids]
         order = np.argsort(state_actions, kind="stable")
         bounds = np.flatnonzero(np.diff(state_actions[order], prepend=-1, append=-1)).tolist()
         ordered = targets[transition_ids[order]].tolist()
         squares = 0.0
         # Rows get their actions in the order in which they were first taken.
-        for first, start, end in sorted((int(order[start]), start, end) for start, end in itertools.pairwise(bounds)):
-            step = self._steps[int(transition_ids[first])]
-            value = step.values.get(step.action, 0.0)
+        for first_place, start, end in sorted(
+            (int(order[start]), start, end) for start, end in itertools.pairwise(bounds)
+        ):
+            transition = transitions[transition_ids[first_place]]
+            values = self.policy.row(transition.state)
+            value = values.get(transition.action, 0.0)
             for target in ordered[start:end]:
                 error = target - value
                 squares += error * error
                 value += alpha * error
-            step.values[step.action] = value
+            values[transition.action] = value
         return squares
-
-    def _look_up_rows(self, transition_ids: Ids) -> list[int]:
-        """Find the rows of new transitions, in the order in which the plain agent would make them; gives all ids."""
-        present = np.flatnonzero(np.bincount(transition_ids)).tolist()
-        if any(transition_id not in self._steps for transition_id in present):
-            found, first = np.unique(transition_ids, return_index=True)
-            for transition_id in found[np.argsort(first)].tolist():
-                if transition_id not in self._steps:
-                    transition = self._index.transitions[transition_id]
-                    values = self.policy.row(transition.state)
-                    future = self.policy.row(transition.next_state)
-                    reward = self._index.rewards[transition_id]
-                    self._steps[transition_id] = _Step(values, transition.action, reward, future)
-        return present
-
-    def _state_actions(self, transition_ids: Ids) -> npt.NDArray[np.integer]:
-        """The state-action id of each experience."""
-        transitions, ids = self._index.transitions, self._state_action_ids
-        if (known := len(self._state_action_of_transition)) < len(transitions):
-            new = [ids.setdefault((one.state, one.action), len(ids)) for one in transitions[known:]]
-            self._state_action_of_transition = np.concatenate(
-                [self._state_action_of_transition, np.array(new, np.uint32)]
-            )
-        found = self._state_action_of_transition[transition_ids]
-        # numpy sorts integers of 16 bits in linear time.
-        return found.astype(np.uint16) if len(ids) <= np.iinfo(np.uint16).max else found
 
 
 @dataclass(slots=True)
@@ -207,7 +169,7 @@ class Trainer:
         shadow: QLearningPolicy | None = None,
     ) -> None:
         self._experiences = experiences
-        self._index = TransitionIndex(experiences.transition, profile)
+        self._index = TransitionIndex(profile)
         self._policy = BatchLearner(policy, self._index)
         self._shadow = None if shadow is None else BatchLearner(shadow, self._index)
 
@@ -265,8 +227,7 @@ class Trainer:
         positive = int((outcomes > 0).sum())
         result.positive += positive
         result.negative += len(ids) - positive
-        # In their order, like the policy's own sum.
-        result.reward = float(np.add.accumulate(np.concatenate(([result.reward], rewards)))[-1])
+        result.reward = _add_in_order(result.reward, rewards)
         result.last = batch.last
         result.points.append(
             Point(
@@ -278,6 +239,11 @@ class Trainer:
                 episode=self._policy.policy.episodes + 1,
             )
         )
+
+
+def _add_in_order(total: float, rewards: npt.NDArray[np.float64]) -> float:
+    """A sum with more rewards, one after the other as the plain agent adds them: ``sum`` would keep to no order."""
+    return float(np.add.accumulate(np.concatenate(([total], rewards)))[-1])
 
 
 def add_visits(first: Visits, second: Visits) -> Visits:
