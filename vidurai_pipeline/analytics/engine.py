@@ -1,10 +1,11 @@
 """RepoAnalyst: SQL and search over everything ever archived.
 
-It gives three views. ``history`` is the archive, each memory once, in its newest version; ``history_all`` is every
-stored copy with its file. Both have the columns of every file, ``content`` (the memory's text), and ``year`` and
-``month``, which pick the files to read. ``memories`` is ``history`` and what is still in the hot store, each memory
-once, with its ``tier``; of hot rows, ``archived_at``, ``year`` and ``month`` are NULL. The hot store is read, in one
-snapshot, by each query that names ``memories``, and by no other.
+It gives four views. ``history`` is the archive, each memory once, in its newest version; ``history_all`` is every
+stored copy with its file. Both have the columns of every file, ``content`` (the memory's text), ``year`` and ``month``,
+which pick the files to read, and typed companions of times and salience (:data:`views.COMPANIONS`). ``memories`` is
+``history`` and what is still in the hot store, each memory once, with its ``tier``; of hot rows, ``archived_at``,
+``year`` and ``month`` are NULL. ``projects`` counts them by project. The hot store is read, in one snapshot, by each
+query that names one of these two, and by no other; of it, the columns are read that the query needs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -143,7 +144,7 @@ class RepoAnalyst:
     # -- questions ----------------------------------------------------------------------------------------------
 
     def query_archive(self, sql: str, parameters: Parameters = None) -> list[dict[str, Any]]:
-        """Run one statement over the views ``history``, ``history_all`` and ``memories``.
+        """Run one statement over the views ``history``, ``history_all``, ``memories`` and ``projects``.
 
         The answer to any valid statement about an empty archive is ``[]``, as Vidurai specifies, unless it names
         ``memories`` and there is a hot store; a statement that is wrong is wrong there too. Of columns with the same

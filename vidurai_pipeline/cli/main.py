@@ -239,10 +239,21 @@ def stats(form: str) -> None:
 def query(sql: str, timeout: float | None, form: str) -> None:
     """Run SQL over the memories.
 
-    It reads three views: `history`, what is archived; `memories`, that and what is still in the hot store, with its
-    `tier`; and `history_all`, every stored copy. Numbers and dates are what DuckDB makes them; AVG(salience) counts
-    CRITICAL as 5 down to NOISE as 1.
-    """
+    It reads these views: `history`, what is archived; `memories`, that and what is still in the hot store, with its
+    `tier`; `history_all`, every stored copy; and `projects`.
+
+    Times and salience are text. To compare them or to count with them, use created_ts, expires_ts and archived_ts
+    (TIMESTAMP in UTC) and salience_score (CRITICAL 5 to NOISE 1):
+
+    \b
+      SELECT date_trunc('month', created_ts) AS month, count(*)
+      FROM memories GROUP BY 1 ORDER BY 1
+    \b
+      SELECT id, gist FROM memories
+      WHERE created_ts > now() - INTERVAL 30 DAY AND salience_score >= 4
+    \b
+      SELECT name, hot, cold, newest FROM projects ORDER BY newest DESC
+    """  # noqa: D301  (click's mark for lines that stay as they are)
     with _analyst(timeout) as analyst:
         output.print_rows(*analyst.query_rows(sql), form)
 
@@ -250,7 +261,7 @@ def query(sql: str, timeout: float | None, form: str) -> None:
 @main.command()
 @click.argument("words", nargs=-1, required=True)
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most memories to show.")
-@click.option("--project", type=int, help="Only memories of the project with this id.")
+@click.option("--project", help="Only memories of the project with this id, name or path.")
 @click.option("--since", help="Only memories created at or after this ISO date.")
 @click.option("--until", help="Only memories created before this ISO date.")
 @click.option("--salience", help="Only memories of this salience, such as HIGH.")
