@@ -15,8 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.sample_store import make_store
+
+from vidurai_pipeline.archival.archiver import MemoryArchiver
 
 QUESTIONS = {
     "start": "analyst.query_archive('SELECT 1')",
