@@ -19,7 +19,7 @@ from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.analytics.damage import damage_message, find_damaged
 from vidurai_pipeline.analytics.file_schemas import Footers
 from vidurai_pipeline.analytics.schema_cache import ListingCache
-from vidurai_pipeline.analytics.search import FOUND, Search
+from vidurai_pipeline.analytics.search import FOUND, RANKED, Search
 from vidurai_pipeline.analytics.views import (
     HOT,
     IN_BOTH,
@@ -186,19 +186,23 @@ class ArchiveDatabase:
     def search_hot(self, hot: HotSnapshot, search: Search) -> list[dict[str, Any]]:
         """Find memories of the hot store, the most relevant first, as many as the search wants.
 
-        SQLite picks those that may hold the words, and batch by batch, the best of them are kept.
+        SQLite picks those that may hold the words, the best of them are found by as few columns as it takes, and only
+        these are read whole.
         """
         connection = self.cursor()
         tiers = self.outline_memories(connection, hot)
-        needed = [name for name in hot.schema.names if name in search.columns_read]
-        source = tiers.hot_side(hot_source(_INCOMING, tiers.hot, needed))
-        sql, parameters = search.sql(f"({source})")
-        best: list[dict[str, Any]] = []
-        for table in _gathered(hot.matching(search.spellings, needed)):
+
+        def found(table: pa.Table, columns: Sequence[str]) -> list[dict[str, Any]]:
             connection.register(_INCOMING, table)
-            rows = connection.execute(sql, parameters).fetchall()
-            best = search.best([*best, *(dict(zip(FOUND, row, strict=True)) for row in rows)])
-        return best
+            source = tiers.hot_side(hot_source(_INCOMING, tiers.hot, table.column_names))
+            sql, parameters = search.sql(f"({source})", columns)
+            return [dict(zip(columns, row, strict=True)) for row in connection.execute(sql, parameters).fetchall()]
+
+        best: list[dict[str, Any]] = []
+        for table in _gathered(hot.matching(search.spellings, search.columns_ranked_by)):
+            best = search.best([*best, *found(table, RANKED)])
+        rows = hot.memories([row["id"] for row in best], search.columns_given)
+        return search.best(row for table in _gathered(rows) for row in found(table, FOUND))
 
     def listing(self) -> Listing:
         """The files that the views read."""

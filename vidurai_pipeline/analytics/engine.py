@@ -19,6 +19,7 @@ import pyarrow as pa
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.execution import Parameters, Query, unique_names, warn_of
 from vidurai_pipeline.analytics.search import (
+    FOUND,
     Moment,
     Search,
     SearchFilters,
@@ -306,7 +307,7 @@ class RepoAnalyst:
         return [{name: row[name] for name in names} for row in found]
 
     def _search_view(self, view: str, search: Search, *, tier: str | None = None) -> list[dict[str, Any]]:
-        sql, parameters = search.sql(view, "tier" if tier is None else f"'{tier}' AS tier")
+        sql, parameters = search.sql(view, [*FOUND, "tier" if tier is None else f"'{tier}' AS tier"])
         return self.query_archive(sql, parameters)
 
     def _search_both(self, search: Search, tier: Tier) -> list[dict[str, Any]]:

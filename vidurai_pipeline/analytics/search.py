@@ -53,8 +53,9 @@ _COLUMNS = (
 )
 
 
-#: The columns of what the query of a search finds.
+#: The columns of what the query of a search finds, and those that decide about its place among the others.
 FOUND = (*_COLUMNS, "created_ts")
+RANKED = ("id", "created_at", "created_ts", "score")
 
 
 def result_columns(tier: Tier) -> list[str]:
@@ -92,8 +93,8 @@ class Search:
     filters: SearchFilters
     project_ids: Sequence[int] = ()
 
-    #: The columns of a memory that a search looks at or gives.
-    columns_read = frozenset({*_COLUMNS, "verbatim", "expires_at"})
+    #: The columns of a memory that a search gives, or makes what it gives of.
+    columns_given = frozenset({*_COLUMNS, "verbatim"})
 
     def __post_init__(self) -> None:
         if self.limit < 0:
@@ -101,19 +102,27 @@ class Search:
         self.sql("history")
 
     @property
+    def columns_ranked_by(self) -> set[str]:
+        """The columns of a memory by which a search picks and ranks."""
+        filters = self.filters
+        wanted = {"project_id": filters.project, "salience": filters.salience, "outcome": filters.outcome}
+        asked_for = {name for name, value in wanted.items() if value is not None}
+        return {"id", "created_at", "verbatim", "gist", "file_path", "tags", *asked_for}
+
+    @property
     def spellings(self) -> list[list[str]]:
         """The words, each as Unicode may spell it."""
         return [spellings(word) for word in split_words(self.words)]
 
-    def sql(self, source: str, *further: str) -> tuple[str, dict[str, object]]:
-        """Make the query that finds the words, and its parameters; its columns are ``FOUND``.
+    def sql(self, source: str, columns: Sequence[str] = FOUND) -> tuple[str, dict[str, object]]:
+        """Make the query that finds the words, and its parameters.
 
         The score counts where each word occurs: 4 in the gist, 2 more as a whole word of it, 2 in the path, 2 in the
         tags.
 
         Args:
             source: what to search: a view, or a subquery with its columns.
-            further: columns to give besides.
+            columns: what to give.
         """
         parameters: dict[str, object] = {"most": min(self.limit, _MOST)}
         conditions: list[str] = []
@@ -135,9 +144,9 @@ class Search:
                 conditions.append(condition)
                 parameters[name] = value
         own = {"content": "verbatim AS content", "score": f"{' + '.join(scores)} AS score"}
-        columns = [own.get(name, name) for name in (*FOUND, *further)]
+        selected = ", ".join(own.get(name, name) for name in columns)
         sql = f"""
-            SELECT {", ".join(columns)} FROM {source} WHERE {" AND ".join(conditions)}
+            SELECT {selected} FROM {source} WHERE {" AND ".join(conditions)}
             ORDER BY score DESC, created_ts DESC NULLS LAST, created_at DESC NULLS LAST, id DESC NULLS LAST
             LIMIT $most
         """
