@@ -175,6 +175,13 @@ def test_duplicates_that_vidurai_itself_wrote(tmp_path: Path) -> None:
     assert health.no_duplicates(Archive(tmp_path / "archive")).status == "warning"
 
 
+def test_a_version_archived_at_two_moments_is_a_duplicate(tmp_path: Path) -> None:
+    write_file(tmp_path, [memory(1, archived_at="2024-11-01T02:00:00")], month="2024-11")
+    write_file(tmp_path, [memory(1, archived_at="2024-12-01T02:00:00")])
+    finding = health.no_duplicates(Archive(tmp_path))
+    assert finding.detail.startswith("the archive holds 1 version of 1 memory more than once")
+
+
 def test_a_full_disk(home: Path, instance: dg.DagsterInstance) -> None:
     with mock.patch("shutil.disk_usage", return_value=Usage(10**9, 10**9, 50_000_000)):
         said = failing(instance)
