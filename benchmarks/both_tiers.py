@@ -15,9 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vidurai_pipeline.sample_store import make_store
-
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.hot.sample_store import make_store
 
 QUESTIONS = {
     "start": "analyst.query_archive('SELECT 1')",
