@@ -42,6 +42,7 @@ def test_all_is_well_after_a_run(home: Path, instance: dg.DagsterInstance) -> No
     assert set(made) == {
         "archive_equals_hot_store",
         "no_file_needs_a_person",
+        "no_memory_is_rejected",
         "q_table_is_well_formed",
         "q_table_is_not_worse",
     }

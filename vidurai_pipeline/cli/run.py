@@ -1,5 +1,6 @@
 """Run the maintenance job from the command line, in this process, with its history kept where the UI shows it."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -182,9 +183,12 @@ def open_ui(settings: Settings, port: int) -> NoReturn:
 def run_maintenance(settings: Settings) -> RunReport:
     """Run the maintenance job to its end."""
     began = time.monotonic()
-    home = dagster_home(settings)
-    with dg.DagsterInstance.from_config(str(home)) as instance, output.ProgressLine() as progress:
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(output.ProgressLine())
+        # The settings that Dagster judges come before anything is made.
         job = build_definitions(settings, progress).resolve_job_def("maintenance")
+        home = dagster_home(settings)
+        instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,
