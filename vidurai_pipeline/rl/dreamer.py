@@ -35,7 +35,7 @@ import duckdb
 
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Order
-from vidurai_pipeline.rl.dataset import Experiences
+from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableChangedError, TableFile
 from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.training_run import TrainingRun
@@ -162,7 +162,7 @@ class DreamCycle:
                 rebuild=rebuild,
                 order=order,
                 limit=self.max_episodes,
-                now=self.clock(),
+                now=Watermark.behind(self.clock()),
             )
             for _ in range(_ATTEMPTS):
                 try:

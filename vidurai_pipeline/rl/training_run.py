@@ -7,22 +7,31 @@ read again.
 
 import logging
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vidurai_pipeline.errors import ConfigError, QTableError
 from vidurai_pipeline.rl.checkpoint import Ahead, Baseline, Checkpoint, Order, find_baseline, read_checkpoint
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
-from vidurai_pipeline.rl.evaluation import QTable, Verdict, compare, find_faults, value_bound
+from vidurai_pipeline.rl.evaluation import Verdict, compare, find_faults, value_bound
 from vidurai_pipeline.rl.learning_curve import extend
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.rl.q_table_file import StoredTable, TableContents, TableFile, decode
+from vidurai_pipeline.rl.q_table_file import StoredTable, TableContents, TableFile
 from vidurai_pipeline.rl.report import DreamReport
-from vidurai_pipeline.rl.states import Action
 from vidurai_pipeline.rl.trainer import Trainer, TrainingResult, add_visits
 from vidurai_pipeline.settings import Hyperparameters
 
 logger = logging.getLogger(__name__)
+
+
+# What to say of another program that wrote the table since the last dream.
+_NOTICES = {
+    "overwritten": "Vidurai's own dreamer had overwritten the table. It learns from the same archive, so nothing is "
+    "lost: the table of the last dream took its place again. Turn Vidurai's loop off, as docs/operations.md says",
+    "adopted": "the table was begun by another program and is learned on: what that one had learned from this archive "
+    "counts twice. `vidurai-pipeline dream --rebuild` learns the archive alone",
+    "merged": "another program had begun a new table: the learned values that it lacked were put back "
+    "({replaced} of its own took the place of ours)",
+}
 
 
 class _Segment(NamedTuple):
@@ -46,37 +55,28 @@ class _Plan:
     notices: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True)
 class TrainingRun:
     """Trains a table on experiences that were read from an archive.
 
-    Args:
+    Attributes:
         file: of the table.
         experiences: of the archive.
         hyperparameters: what to train with.
         rebuild: learn the whole archive anew, and replace the table also with one that is worse.
         order: of learning.
         limit: learn no more than this many experiences.
-        now: the time of the dream; what is dated later is learned last, and noted apart (see ``checkpoint.Ahead``).
+        now: the place behind all that was archived up to the dream; what is dated later is learned last, and noted
+            apart (see ``checkpoint.Ahead``).
     """
 
-    def __init__(
-        self,
-        file: TableFile,
-        experiences: Experiences,
-        hyperparameters: Hyperparameters,
-        *,
-        rebuild: bool,
-        order: Order,
-        limit: int | None,
-        now: datetime,
-    ) -> None:
-        self._file = file
-        self._experiences = experiences
-        self._hyperparameters = hyperparameters
-        self._rebuild = rebuild
-        self._order: Order = order
-        self._limit = limit
-        self._now = Watermark.behind(now)
+    file: TableFile
+    experiences: Experiences
+    hyperparameters: Hyperparameters
+    rebuild: bool
+    order: Order
+    limit: int | None
+    now: Watermark
 
     def run(self, live: StoredTable | None, report: DreamReport) -> None:
         """Learn on top of a table as it was read, and replace it if the gate lets the new one through.
@@ -90,48 +90,47 @@ class TrainingRun:
             PipelineError: something failed: nothing was replaced.
         """
         plan = self._plan(live)
-        start = plan.baseline.contents
-        begun_with = _copy(start.q_table)
-        rival = self._file.remembered() if plan.baseline.daemon == "overwritten" else live
-        in_use = {} if rival is None else decode(rival.raw).q_table
-        policy = QLearningPolicy.of(self._hyperparameters, start)
+        baseline = plan.baseline
+        rival = self.file.remembered() if baseline.daemon == "overwritten" else live
+        policy = QLearningPolicy.of(self.hyperparameters, baseline.contents)
         shadow = None
-        if not plan.rebuild and any(in_use.values()):
+        if not plan.rebuild and rival is not None and any(rival.contents.q_table.values()):
             # What both tables are judged by must not have been taught to one of them alone. A rebuilt table and the
             # one in use have both learned it.
-            shadow = QLearningPolicy.of(self._hyperparameters, replace(start, q_table=_copy(begun_with)))
-        trainer = Trainer(self._experiences, self._hyperparameters.reward_profile, policy, shadow)
+            shadow = QLearningPolicy.of(self.hyperparameters, baseline.contents)
+        trainer = Trainer(self.experiences, self.hyperparameters.reward_profile, policy, shadow)
         result, checkpoint = self._train(plan, trainer, policy)
         if result.episodes:
             policy.end_episode()
         report.gate = None
-        report.skipped = self._experiences.skipped
-        report.duplicates = self._experiences.duplicates
+        report.skipped, report.duplicates = self.experiences.skipped, self.experiences.duplicates
         report.already_learned, report.late, report.missing = plan.already_learned, plan.late, plan.missing
-        if result.episodes or plan.baseline.daemon in ("merged", "overwritten"):
-            judged = policy if shadow is None or not result.episodes else shadow
+        if result.episodes or baseline.daemon in ("merged", "overwritten"):
+            judged = shadow if shadow is not None and result.episodes else policy
+            bound = value_bound(self.hyperparameters.reward_profile, self.hyperparameters.gamma)
+            faults, inherited = find_faults(policy.q_table, baseline.contents.q_table, bound)
             report.gate = replace(
-                self._compare(rival, in_use, judged.q_table, trainer), **self._find_faults(policy.q_table, begun_with)
+                self._compare(rival, judged, trainer), faults=faults, inherited=inherited, enforced=not self.rebuild
             )
+            contents = policy.contents() if checkpoint is None else checkpoint.stored_with(policy.contents())
             if not report.gate.passed:
-                report.error = self._refuse(policy, checkpoint, report.gate)
+                report.error = self._refuse(contents, report.gate)
                 report.held_back = result.episodes
-                unchanged = None if live is None else decode(live.raw)
-                report.show_table(QLearningPolicy.of(self._hyperparameters, unchanged))
+                report.show_table(QLearningPolicy.of(self.hyperparameters, live.contents if live else None))
                 return
-            self._save(live, policy, checkpoint)
+            self._save(live, contents)
         elif live is not None and live.contents.note is not None:
-            self._file.remember(live.raw)
+            self.file.remember(live.raw)
         try:
-            self._file.drop_candidate()
+            self.file.drop_candidate()
         except QTableError as error:
             logger.warning("%s", error)  # the table is safe, and the next dream tries again
         report.episodes = result.episodes
         report.positive_rewards, report.negative_rewards = result.positive, result.negative
         report.total_reward = result.reward
         report.rebuilt = plan.rebuild and result.episodes > 0
-        report.daemon, report.replaced = plan.baseline.daemon, plan.baseline.replaced
-        if dated_ahead := self._experiences.count(self._now):
+        report.daemon, report.replaced = baseline.daemon, baseline.replaced
+        if dated_ahead := self.experiences.count(self.now):
             plan.notices.append(
                 f"{dated_ahead} experiences are dated in the future, as by a wrong clock, and are learned last: "
                 "`vidurai-pipeline doctor` names their files"
@@ -141,12 +140,12 @@ class TrainingRun:
 
     def _plan(self, live: StoredTable | None) -> _Plan:
         unknown = live.contents.unknown if live is not None else {}
-        if self._rebuild and self._experiences.total:
+        if self.rebuild and self.experiences.total:
             return _Plan(Baseline(TableContents(unknown=unknown)), rebuild=True)
-        baseline = find_baseline(live, self._file.remembered())
+        baseline = find_baseline(live, self.file.remembered())
         plan = _Plan(baseline)
         if (checkpoint := baseline.checkpoint) is not None:
-            _require_alike(checkpoint.hyperparameters, self._hyperparameters)
+            _require_alike(checkpoint.hyperparameters, self.hyperparameters)
             plan = self._go_on(baseline, checkpoint)
             if plan.late and self._is_exact(checkpoint):
                 # Episodes stay: they say how mature the policy is, and that is not undone.
@@ -156,37 +155,24 @@ class TrainingRun:
                     late=plan.late,
                     notices=[f"{plan.late} experiences came late: the whole archive was learned again, in order"],
                 )
-        if self._rebuild:
+        if self.rebuild:
             plan.notices.append("the archive has nothing to learn from: the table stays as it is")
         if plan.late:
             plan.notices.append(
                 f"{plan.late} experiences came late and are not learned: `vidurai-pipeline dream --rebuild` learns the "
                 "whole archive again, and forgets what else the table was taught"
             )
-        if baseline.daemon == "overwritten":
-            plan.notices.append(
-                "Vidurai's own dreamer had overwritten the table. It learns from the same archive, so nothing is lost: "
-                "the table of the last dream took its place again. Turn Vidurai's loop off, as docs/operations.md says"
-            )
-        if baseline.daemon == "adopted":
-            plan.notices.append(
-                "the table was begun by another program and is learned on: what that one had learned from this archive "
-                "counts twice. `vidurai-pipeline dream --rebuild` learns the archive alone"
-            )
-        if baseline.daemon == "merged":
-            plan.notices.append(
-                "another program had begun a new table: the learned values that it lacked were put back"
-                f" ({baseline.replaced} of its own took the place of ours)"
-            )
+        if baseline.daemon in _NOTICES:
+            plan.notices.append(_NOTICES[baseline.daemon].format(replaced=baseline.replaced))
         return plan
 
     def _is_exact(self, checkpoint: Checkpoint) -> bool:
         """Whether the table is to be what the archive alone gives, learned in order."""
-        return checkpoint.archive_only and checkpoint.order == "chronological" and self._limit is None
+        return checkpoint.archive_only and checkpoint.order == "chronological" and self.limit is None
 
     def _go_on(self, baseline: Baseline, checkpoint: Checkpoint) -> _Plan:
         """Go on from a checkpoint: with what is new, and in its place if some of the table is dated in the future."""
-        count, behind = self._experiences.count, checkpoint.watermark.next
+        count, behind = self.experiences.count, checkpoint.watermark.next
         exact, ahead = self._is_exact(checkpoint), checkpoint.ahead
         if exact and ahead is not None and ahead.table is None:
             ahead = None
@@ -202,7 +188,7 @@ class TrainingRun:
             segments = [_Segment(reached, ahead.first), _Segment(behind)]
             if exact and sum(count(segment.start, segment.end) for segment in segments):
                 segments.insert(1, _Segment(ahead.first, behind, again=True))
-                contents = replace(baseline.contents, q_table=_copy(ahead.table or {}), total_reward=ahead.total_reward)
+                contents = replace(baseline.contents, q_table=ahead.table or {}, total_reward=ahead.total_reward)
                 checkpoint = replace(checkpoint, settled=ahead.settled, visits=ahead.visits, curve=ahead.curve)
                 baseline = replace(baseline, contents=contents, checkpoint=checkpoint)
         return _Plan(
@@ -218,12 +204,12 @@ class TrainingRun:
 
         The experiences that came since then are the last ones before.
         """
-        first = self._experiences.first(self._now)
+        first = self.experiences.first(self.now)
         if first is None or checkpoint.watermark < first:
             return None
-        settled = max(0, checkpoint.settled - self._experiences.count(first, checkpoint.watermark.next))
-        before = self._experiences.count(None, first)
-        return Ahead(first, self._experiences.nth(min(settled, before)), settled)
+        settled = max(0, checkpoint.settled - self.experiences.count(first, checkpoint.watermark.next))
+        before = self.experiences.count(None, first)
+        return Ahead(first, self.experiences.nth(min(settled, before)), settled)
 
     def _train(
         self, plan: _Plan, trainer: Trainer, policy: QLearningPolicy
@@ -236,13 +222,13 @@ class TrainingRun:
         """
         new, trained = TrainingResult(), TrainingResult()
         before = plan.baseline.checkpoint
-        newest_first = self._order == "newest-first"
+        newest_first = self.order == "newest-first"
         ahead = None
         for segment in plan.segments:
             for part in [segment] if newest_first else self._split(segment):
-                if ahead is None and part.start is not None and part.start >= self._now:
+                if ahead is None and part.start is not None and part.start >= self.now:
                     ahead = self._ahead(before, trained, policy)
-                limit = None if self._limit is None else self._limit - trained.episodes
+                limit = None if self.limit is None else self.limit - trained.episodes
                 result = trainer.train(part.start, part.end, newest_first=newest_first, limit=limit, again=part.again)
                 trained.add(result)
                 if not part.again:
@@ -253,11 +239,11 @@ class TrainingRun:
         if before is None:
             checkpoint = Checkpoint(
                 # Newest first with a limit leaves out the oldest on purpose.
-                watermark=(self._experiences.last() if newest_first else None) or trained.last,
-                settled=self._experiences.total if newest_first else trained.episodes,
-                order=self._order,
+                watermark=(self.experiences.last() if newest_first else None) or trained.last,
+                settled=self.experiences.total if newest_first else trained.episodes,
+                order=self.order,
                 archive_only=plan.baseline.daemon is None,
-                hyperparameters=self._hyperparameters,
+                hyperparameters=self.hyperparameters,
                 visits=visits,
                 curve=curve,
             )
@@ -267,7 +253,7 @@ class TrainingRun:
                 watermark=max(before.watermark, trained.last),
                 # What came late and is not learned must not count as settled, or it would be forgotten.
                 settled=before.settled + trained.episodes,
-                hyperparameters=self._hyperparameters,
+                hyperparameters=self.hyperparameters,
                 visits=add_visits(before.visits, visits),
                 curve=extend(before.curve, trained.points),
             )
@@ -275,75 +261,64 @@ class TrainingRun:
 
     def _split(self, segment: _Segment) -> list[_Segment]:
         """Part a segment where the future begins, if some of it is dated in the future."""
-        outside = (segment.start or self._now) > self._now or (segment.end is not None and segment.end <= self._now)
-        if outside or not self._experiences.count(self._now, segment.end):
+        outside = (segment.start or self.now) > self.now or (segment.end is not None and segment.end <= self.now)
+        if outside or not self.experiences.count(self.now, segment.end):
             return [segment]
-        return [segment._replace(end=self._now), segment._replace(start=self._now)]
+        return [segment._replace(end=self.now), segment._replace(start=self.now)]
 
     def _ahead(self, before: Checkpoint | None, trained: TrainingResult, policy: QLearningPolicy) -> Ahead | None:
         """The table as it is before the first experience that is dated in the future."""
-        first = self._experiences.first(self._now)
+        first = self.experiences.first(self.now)
         if first is None:
             return None
         return Ahead(
             first=first,
-            reached=self._experiences.last(self._now),
+            reached=self.experiences.last(self.now),
             settled=trained.episodes + (before.settled if before else 0),
-            table=_copy(policy.q_table),
+            table={state: dict(row) for state, row in policy.q_table.items()},
             total_reward=policy.total_reward,
             visits=add_visits(before.visits if before else {}, trained.visits),
             curve=extend(before.curve if before else (), trained.points),
         )
 
     def _settle_ahead(self, checkpoint: Checkpoint, ahead: Ahead | None, trained: TrainingResult) -> Ahead | None:
-        first = self._experiences.first(self._now)
+        first = self.experiences.first(self.now)
         if first is None or checkpoint.watermark < first:
             return None
         if self._is_exact(checkpoint):
             return ahead
-        reached = self._experiences.last(self._now)
-        if trained.last is not None and trained.last < first and self._limit == trained.episodes:
+        reached = self.experiences.last(self.now)
+        if trained.last is not None and trained.last < first and self.limit == trained.episodes:
             reached = trained.last  # the limit left out some before the future
-        return Ahead(first, reached, checkpoint.settled - self._experiences.count(first, checkpoint.watermark.next))
+        return Ahead(first, reached, checkpoint.settled - self.experiences.count(first, checkpoint.watermark.next))
 
-    def _find_faults(self, table: QTable, begun_with: QTable) -> dict[str, Any]:
-        bound = value_bound(self._hyperparameters.reward_profile, self._hyperparameters.gamma)
-        faults, inherited = find_faults(table, begun_with, bound)
-        return {"faults": faults, "inherited": inherited, "enforced": not self._rebuild}
-
-    def _compare(self, rival: StoredTable | None, in_use: QTable, new: QTable, trainer: Trainer) -> Verdict:
-        if rival is None or not any(in_use.values()):
+    def _compare(self, rival: StoredTable | None, new: QLearningPolicy, trainer: Trainer) -> Verdict:
+        if rival is None or not any(rival.contents.q_table.values()):
             return Verdict(reason="not compared: it is the first table")
-        before = read_checkpoint(rival)
-        if rival.contents.note is not None and (
-            before is None or not _alike(before.hyperparameters, self._hyperparameters)
-        ):
+        before, now = read_checkpoint(rival), self.hyperparameters
+        if rival.contents.note is not None and (before is None or not _alike(before.hyperparameters, now)):
             return Verdict(reason="not compared: the table in use was trained with other parameters")
-        return compare(in_use, new, trainer.held_out(), self._hyperparameters.alpha, self._hyperparameters.gamma)
+        return compare(rival.contents.q_table, new.q_table, trainer.held_out(), now.alpha, now.gamma)
 
-    def _refuse(self, policy: QLearningPolicy, checkpoint: Checkpoint | None, verdict: Verdict) -> str:
+    def _refuse(self, contents: TableContents, verdict: Verdict) -> str:
         """Keep the new table beside the one in use, which stays as it is, and so does what it has learned."""
         why = f"not well-formed ({verdict.faults[0]})" if verdict.faults else f"worse ({verdict.reason})"
         # With its note a person can put it in the place of the table in use, and learning goes on from there.
-        self._file.write_candidate(_noted(policy, checkpoint))
+        self.file.write_candidate(contents)
         return (
-            f"the newly learned table is {why}: it is kept as {self._file.candidate_path}, and {self._file.path} stays "
+            f"the newly learned table is {why}: it is kept as {self.file.candidate_path}, and {self.file.path} stays "
             "as it was. Each dream tries again with what the archive holds by then; look for a bad night in it, or "
             "take what it says with `vidurai-pipeline dream --rebuild`"
         )
 
-    def _save(self, live: StoredTable | None, policy: QLearningPolicy, checkpoint: Checkpoint | None) -> None:
-        written = self._file.write(_noted(policy, checkpoint), expected=live)
+    def _save(self, live: StoredTable | None, contents: TableContents) -> None:
+        written = self.file.write(contents, expected=live)
         try:
-            self._file.remember(written.raw)
+            self.file.remember(written.raw)
         except QTableError as error:
             # The table is safe, and the next dream makes the copy again; only a daemon that writes before then
             # would be taken for one that nobody dreamt beside.
             logger.warning("%s", error)
-
-
-def _noted(policy: QLearningPolicy, checkpoint: Checkpoint | None) -> TableContents:
-    return policy.contents() if checkpoint is None else checkpoint.stored_with(policy.contents())
 
 
 def _alike(was: Hyperparameters, now: Hyperparameters) -> bool:
@@ -358,7 +333,3 @@ def _require_alike(was: Hyperparameters, now: Hyperparameters) -> None:
             f"to train it with profile {now.reward_profile.value}, alpha {now.alpha}, gamma {now.gamma} learn the "
             "archive again with `vidurai-pipeline dream --rebuild`"
         )
-
-
-def _copy(table: QTable) -> dict[str, dict[Action, float]]:
-    return {state: dict(row) for state, row in table.items()}
