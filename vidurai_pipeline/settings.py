@@ -228,6 +228,11 @@ class Settings(BaseSettings):
         description="Where alerts go: one or more addresses in Apprise's form, such as "
         "`mailtos://user:password@example.org` or `slack://…`, separated by spaces or commas",
     )
+    heartbeat_url: SecretStr | None = Field(
+        default=None,
+        description="An address that is called after each successful run of the nightly job (with `/start` when it "
+        "begins, `/fail` when it fails), as healthchecks.io and similar services take it",
+    )
     alert_link: str | None = Field(default=None, description="The address of Dagster's UI. Alerts then link to the run")
 
     @model_validator(mode="before")

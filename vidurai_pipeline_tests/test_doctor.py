@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import dagster as dg
 import pytest
 
 from vidurai_pipeline.cli import run
-from vidurai_pipeline.cli.run import last_good_run
-from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline.cli.doctor import examine
+from vidurai_pipeline.cli.run import dagster_home, last_good_run
+from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.cli import cli
+from vidurai_pipeline_tests.support.dagster_runs import leave_run
 from vidurai_pipeline_tests.support.stores import change, flush, insert
 
 
@@ -119,3 +124,30 @@ def test_alerts_that_do_not_arrive(home: Path) -> None:
         found = findings(VIDURAI_ALERT_URLS="json://127.0.0.1:9")["alerts"]
     assert found["status"] == "failed"
     assert found["detail"].startswith("no alert could be sent by json since 2026-01-0")
+
+
+def test_the_zone_and_the_next_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDURAI_TIMEZONE", "Asia/Kolkata")
+    monkeypatch.setenv("VIDURAI_SCHEDULE", "30 4 * * *")
+    (found,) = [finding for finding in examine(load_settings()) if finding.check == "settings"]
+    assert found.status == "ok"
+    assert re.search(r"in the time zone Asia/Kolkata, next on \d{4}-\d\d-\d\d at 04:30", found.detail)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Belin", "CET-1CEST,M3.5.0,M10.5.0/3"])
+def test_a_zone_that_is_none(settings: Settings, monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    (found,) = [finding for finding in examine(settings) if finding.check == "settings"]
+    assert found.status == "warning"
+    assert f"TZ={zone} is not the name of a time zone" in found.detail
+
+
+def test_a_stuck_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+        job = build_definitions(settings).resolve_job_def("maintenance")
+        leave_run(instance, job, dg.DagsterRunStatus.STARTING)
+    assert {f.status for f in examine(settings) if f.check == "unfinished runs"} == {"ok"}
+    monkeypatch.setattr("vidurai_pipeline.defs.runs.LONGEST_SECONDS", dict.fromkeys(dg.DagsterRunStatus, -1.0))
+    found = {finding.check: finding for finding in examine(settings)}
+    assert found["unfinished runs"].status == "warning"
+    assert "maintenance" in found["unfinished runs"].detail

@@ -50,11 +50,22 @@ def _definitions(settings: Settings) -> Finding:
     """Whether Dagster takes the schedules and the channels of alerts: it is Dagster that knows."""
     try:
         from vidurai_pipeline.definitions import build_definitions  # noqa: PLC0415  (reads the settings too)
+        from vidurai_pipeline.defs.schedules import next_run, schedule_zone  # noqa: PLC0415
 
         build_definitions(settings)
     except ConfigError as error:
         return Finding("settings", "failed", str(error))
-    return Finding("settings", "ok", f"runs at {settings.schedule!r}, checks at {settings.health_schedule!r}")
+    zone = schedule_zone(settings)
+    if zone.doubt:
+        return Finding("settings", "warning", zone.doubt)
+    due = next_run(settings, datetime.now(UTC))
+    moment = f"on {due:%Y-%m-%d at %H:%M}" if due else "never"
+    return Finding(
+        "settings",
+        "ok",
+        f"runs at {settings.schedule!r} in the time zone {zone.name}, next {moment}; "
+        f"checks at {settings.health_schedule!r}",
+    )
 
 
 def _hot_store(store: HotStore, archive: Archive, log_limit: int) -> Iterator[Finding]:
@@ -142,12 +153,13 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
 
 
 def _last_run(settings: Settings) -> Iterator[Finding]:
-    """Whether the nightly run still runs; cron or a login script can tell by the exit code."""
+    """Whether the nightly job still runs, and alerts arrive; cron or a login script can tell by the exit code."""
     from vidurai_pipeline.cli import run  # noqa: PLC0415  (Dagster is slow to import)
 
     try:
         moment = run.last_good_run(settings)
         down = run.undelivered_alerts(settings)
+        yield run.stuck(settings)
     except ConfigError as error:
         yield Finding("last run", "failed", str(error))
         return

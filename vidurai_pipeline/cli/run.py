@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import as_file, files
@@ -26,8 +27,9 @@ from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.alerts import undelivered
 from vidurai_pipeline.defs.resources import BUSY_RETRIES_TAG
+from vidurai_pipeline.defs.runs import stuck_runs
 from vidurai_pipeline.errors import ConfigError
-from vidurai_pipeline.health import other_store
+from vidurai_pipeline.health import Finding, other_store
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import Settings
 
@@ -126,17 +128,29 @@ def dagster_home(settings: Settings) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def history(settings: Settings) -> Iterator[dg.DagsterInstance | None]:
+    """Dagster's history, to look at; None if there is none yet.
+
+    Raises:
+        ConfigError: Dagster's home can't be used.
+    """
+    if (settings.dagster_home / "dagster.yaml").exists():
+        with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+            yield instance
+    else:
+        yield None
+
+
 def last_good_run(settings: Settings) -> datetime | None:
     """When the nightly job last ended well, by Dagster's history; None if there is no such run.
 
     Raises:
         ConfigError: Dagster's home can't be used.
     """
-    if not (settings.dagster_home / "dagster.yaml").exists():
-        return None
     good = dg.RunsFilter(job_name="maintenance", statuses=[dg.DagsterRunStatus.SUCCESS])
-    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
-        records = instance.get_run_records(good, limit=1)
+    with history(settings) as instance:
+        records = instance.get_run_records(good, limit=1) if instance else ()
     return datetime.fromtimestamp(records[0].end_time, UTC) if records and records[0].end_time else None
 
 
@@ -146,10 +160,18 @@ def undelivered_alerts(settings: Settings) -> dict[str, datetime]:
     Raises:
         ConfigError: Dagster's home can't be used, or an address of VIDURAI_ALERT_URLS is none.
     """
-    if settings.alert_urls is None or not (settings.dagster_home / "dagster.yaml").exists():
-        return {}
-    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
-        return undelivered(instance, settings)
+    with history(settings) as instance:
+        return undelivered(instance, settings) if instance else {}
+
+
+def stuck(settings: Settings) -> Finding:
+    """Whether a run has been queued or unfinished for too long.
+
+    Raises:
+        ConfigError: Dagster's home can't be used.
+    """
+    with history(settings) as instance:
+        return stuck_runs(instance, time.time()) if instance else Finding("unfinished runs", "ok", "no run yet")
 
 
 def workspace_file(home: Path) -> Path:

@@ -12,6 +12,7 @@ from dagster_duckdb import DuckDBResource
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.defs.heartbeat import heartbeat
 from vidurai_pipeline.errors import BusyError, HotStoreError, PipelineError
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.rl.dreamer import DreamCycle
@@ -95,7 +96,7 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
     )
     def archive_lock(context: dg.InitResourceContext) -> Iterator[None]:
         run = f"Dagster run {context.run.run_id}" if context.run else "Dagster"
-        with contextlib.ExitStack() as stack:
+        with heartbeat(settings, context), contextlib.ExitStack() as stack:
             with readable_failures():
                 stack.enter_context(Archive(settings.archive_path).lock(run, settings.lock_timeout))
             yield
