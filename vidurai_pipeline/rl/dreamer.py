@@ -25,6 +25,7 @@ What a dream promises:
 """
 
 import logging
+import traceback
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,7 +127,9 @@ class DreamCycle:
             report.error = f"{error.filename or 'the file system'}: {error.strerror or type(error).__name__}"
         except Exception as error:
             # Its text may quote a memory; the kind and the place may not.
-            report.error = f"the dream failed: {type(error).__name__} at {_place(error)}; the Q-table is unchanged"
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(frame.filename).name}:{frame.lineno}"
+            report.error = f"the dream failed: {type(error).__name__} at {place}; the Q-table is unchanged"
         if report.error:
             logger.error("The dream failed: %s", report.error)
         report.completed_at = datetime.now().isoformat()
@@ -195,10 +198,3 @@ def _check_note(file: TableFile, live: StoredTable) -> None:
         Checkpoint.from_json(live.contents.note)
     except DamagedTableError as error:
         raise file.unusable(live.raw, str(error)) from None
-
-
-def _place(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "?" if trace is None else f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

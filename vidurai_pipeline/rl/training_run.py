@@ -221,7 +221,13 @@ class TrainingRun:
             was learned.
         """
         new, trained = TrainingResult(), TrainingResult()
-        before = plan.baseline.checkpoint
+        before = plan.baseline.checkpoint or Checkpoint(
+            watermark=Watermark("", 0),
+            settled=0,
+            order=self.order,
+            archive_only=plan.baseline.daemon is None,
+            hyperparameters=self.hyperparameters,
+        )
         newest_first = self.order == "newest-first"
         ahead = None
         for segment in plan.segments:
@@ -234,29 +240,20 @@ class TrainingRun:
                 if not part.again:
                     new.add(result)
         if trained.last is None:
-            return new, before
-        visits, curve = trained.visits, extend((), trained.points)
-        if before is None:
-            checkpoint = Checkpoint(
-                # Newest first with a limit leaves out the oldest on purpose.
-                watermark=(self.experiences.last() if newest_first else None) or trained.last,
-                settled=self.experiences.total if newest_first else trained.episodes,
-                order=self.order,
-                archive_only=plan.baseline.daemon is None,
-                hyperparameters=self.hyperparameters,
-                visits=visits,
-                curve=curve,
-            )
-        else:
-            checkpoint = replace(
-                before,
-                watermark=max(before.watermark, trained.last),
-                # What came late and is not learned must not count as settled, or it would be forgotten.
-                settled=before.settled + trained.episodes,
-                hyperparameters=self.hyperparameters,
-                visits=add_visits(before.visits, visits),
-                curve=extend(before.curve, trained.points),
-            )
+            return new, plan.baseline.checkpoint
+        checkpoint = replace(
+            before,
+            watermark=max(before.watermark, trained.last),
+            # What came late and is not learned must not count as settled, or it would be forgotten.
+            settled=before.settled + trained.episodes,
+            hyperparameters=self.hyperparameters,
+            visits=add_visits(before.visits, trained.visits),
+            curve=extend(before.curve, trained.points),
+        )
+        if newest_first:
+            # A limit leaves out the oldest on purpose.
+            last = self.experiences.last() or trained.last
+            checkpoint = replace(checkpoint, watermark=last, settled=self.experiences.total)
         return new, replace(checkpoint, ahead=self._settle_ahead(checkpoint, ahead, trained))
 
     def _split(self, segment: _Segment) -> list[_Segment]:
@@ -266,7 +263,7 @@ class TrainingRun:
             return [segment]
         return [segment._replace(end=self.now), segment._replace(start=self.now)]
 
-    def _ahead(self, before: Checkpoint | None, trained: TrainingResult, policy: QLearningPolicy) -> Ahead | None:
+    def _ahead(self, before: Checkpoint, trained: TrainingResult, policy: QLearningPolicy) -> Ahead | None:
         """The table as it is before the first experience that is dated in the future."""
         first = self.experiences.first(self.now)
         if first is None:
@@ -274,11 +271,11 @@ class TrainingRun:
         return Ahead(
             first=first,
             reached=self.experiences.last(self.now),
-            settled=trained.episodes + (before.settled if before else 0),
+            settled=before.settled + trained.episodes,
             table={state: dict(row) for state, row in policy.q_table.items()},
             total_reward=policy.total_reward,
-            visits=add_visits(before.visits if before else {}, trained.visits),
-            curve=extend(before.curve if before else (), trained.points),
+            visits=add_visits(before.visits, trained.visits),
+            curve=extend(before.curve, trained.points),
         )
 
     def _settle_ahead(self, checkpoint: Checkpoint, ahead: Ahead | None, trained: TrainingResult) -> Ahead | None:

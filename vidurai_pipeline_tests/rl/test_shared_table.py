@@ -208,6 +208,34 @@ def test_a_damaged_note_is_damage(archive: Path, table: Path, note: Any) -> None
     assert not table.exists()
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"watermark": {"archived_at": "soon", "id": 1}},
+        {"watermark": {"archived_at": "2024-12-01T00:00:00", "id": True}},
+        {"accounted": -1},
+        {"accounted": "1"},
+        {"pure": 1},
+        {"order": "random"},
+        {"parameters": {"reward_profile": "greedy"}},
+        {"parameters": {"alpha": "0.1"}},
+        {"visits": {"2|1|0|5|5|1": {"explode": 1}}},
+        {"curve": [{"archived_at": "2024-12-01T00:00:00", "experiences": 0}]},
+        {"ahead": {"first": None}},
+        {"foreign_reward": 10**400},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_one_wrong_entry_damages_a_note(archive: Path, table: Path, broken: dict[str, Any]) -> None:
+    write_file(archive, [experience(1)], "1.parquet")
+    dream(archive, table)
+    document = json.loads(table.read_text())
+    document["vidurai_pipeline"].update(broken)
+    table.write_text(json.dumps(document))
+    assert "its note on what it has learned" in failed(archive, table)
+
+
 def test_a_note_of_a_later_version_is_left_alone(archive: Path, table: Path) -> None:
     write_file(archive, [experience(1)], "1.parquet")
     table.write_text('{"q_table": {}, "vidurai_pipeline": {"format": 2}}')
