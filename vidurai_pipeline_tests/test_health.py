@@ -47,7 +47,7 @@ def test_all_is_well_after_a_run(home: Path, instance: dg.DagsterInstance) -> No
         "q_table_is_not_worse",
     }
     checks = execute(instance)
-    assert len(checks) == len(HEALTH_CHECKS) == 6
+    assert len(checks) == len(HEALTH_CHECKS) == 7
     assert failing(instance) == {}
     assert {name: value.value for name, value in checks["archive_is_readable"].metadata.items()} == {
         "files": 1,
