@@ -203,7 +203,7 @@ class Trainer:
             again: whether the table in use has learned them; then the shadow learns the held-out ones too.
         """
         result = TrainingResult()
-        counts = np.zeros(0, np.int64)
+        counts = np.zeros(np.iinfo(np.uint16).max + 1, np.int64)
         most = max(_SMALLEST_POINT, self._experiences.count(start, end) // _POINTS)
         stream = self._experiences.stream(start, end, newest_first=newest_first, limit=limit)
         for batch in (part for whole in stream for part in whole.slices(most)):
@@ -212,9 +212,7 @@ class Trainer:
             if self._shadow is not None:
                 self._shadow.learn(ids if again else ids[~batch.held_out])
             self._note(result, batch, ids, squares)
-            found = np.bincount(ids, minlength=len(counts))
-            found[: len(counts)] += counts
-            counts = found
+            counts += np.bincount(ids, minlength=counts.size)
         for one in np.flatnonzero(counts).tolist():
             transition = self._index.transitions[one]
             row = result.visits.setdefault(transition.state, {})
