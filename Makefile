@@ -14,7 +14,7 @@ endif
 # More for pytest: make test PYTEST_ARGS="-k query -x"
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-fast lint format hooks docs bench bench-history bench-dream clean
+.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -47,6 +47,9 @@ format: $(VENV)/installed  ## mend what ruff can mend
 docs: $(VENV)/installed  ## write docs/configuration.md anew from the settings
 	$(BIN)/python docs/generate_configuration.py > docs/configuration.md.part
 	mv docs/configuration.md.part docs/configuration.md
+
+snapshot: $(VENV)/installed  ## write the reviewed list of what Dagster shows anew: read its difference
+	RENEW_SNAPSHOT=1 $(BIN)/pytest -q vidurai_pipeline_tests/test_specs.py
 
 bench: $(VENV)/installed $(REFERENCE)/installed  ## compare with the reference implementation
 	$(BIN)/python -m benchmarks.archive

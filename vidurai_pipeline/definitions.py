@@ -26,7 +26,7 @@ from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.resources import build_resources
 from vidurai_pipeline.defs.run_retention import prune_history
 from vidurai_pipeline.defs.runs import dead_run_sensor
-from vidurai_pipeline.defs.schedules import build_schedules
+from vidurai_pipeline.defs.schedules import build_schedules, missed_night_sensor
 from vidurai_pipeline.settings import Settings, load_settings
 
 
@@ -59,6 +59,7 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
         sensors=[
             dream_after_failure,
             dead_run_sensor(settings),
+            missed_night_sensor(settings),
             *([early_run_sensor(settings)] if settings.early_run else []),
             *alert_sensors(settings),
         ],

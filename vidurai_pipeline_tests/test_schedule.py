@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,7 +19,7 @@ from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.schedules import Zone, next_run, schedule_zone
-from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline.settings import Settings, load_settings
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -209,3 +210,48 @@ def test_the_next_run_is_dagsters(monkeypatch: pytest.MonkeyPatch, now: str, cro
     moment = next_run(load_settings(), datetime.fromisoformat(now))
     assert moment
     assert moment.isoformat() == expected
+
+
+class Sensor:
+    """The sensor `missed_night`, evaluated as Dagster's daemon does."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._cursor: str | None = None
+
+    def at(self, moment: datetime) -> str:
+        """What it says: the key of the run that it starts, or why it starts none."""
+        repository = build_definitions(load_settings()).get_repository_def()
+        with (
+            dg.build_sensor_context(instance=self._instance, repository_def=repository, cursor=self._cursor) as context,
+            mock.patch("time.time", return_value=moment.timestamp()),
+        ):
+            data = repository.get_sensor_def("missed_night").evaluate_tick(context)
+        self._cursor = data.cursor
+        return data.run_requests[0].run_key or "" if data.run_requests else data.skip_message or ""
+
+
+def test_a_schedule_moved_to_an_hour_that_has_just_passed_leaves_no_night_out(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_TIMEZONE", "UTC")
+    monkeypatch.setenv("VIDURAI_SCHEDULE", "0 4 * * *")
+    sensor, now = Sensor(instance), datetime.now(UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    assert sensor.at(midnight) == "no night was due yet", "nothing ever ran: the schedule begins"
+    build_definitions(load_settings()).resolve_job_def("maintenance").execute_in_process(instance=instance)
+    record = instance.get_run_records(limit=1)[0]
+    # The last night's run, at 04:00.
+    ran = record._replace(create_timestamp=midnight - timedelta(hours=20))
+    with mock.patch.object(type(instance), "get_run_records", return_value=[ran]):
+        assert "has begun" in sensor.at(midnight + timedelta(hours=2))
+        monkeypatch.setenv("VIDURAI_SCHEDULE", "0 1 * * *")
+        moved = midnight + timedelta(hours=2, minutes=30)
+        assert "waits for the schedule's own" in sensor.at(moved)
+        assert "waits for the schedule's own" in sensor.at(moved + timedelta(minutes=5))
+        key = f"missed-{(midnight + timedelta(hours=1)).isoformat()}"
+        assert sensor.at(moved + timedelta(minutes=10)) == key
+        assert sensor.at(moved + timedelta(minutes=15)) == key, "which Dagster starts only once"
+        off = SimpleNamespace(name="nightly", status=SimpleNamespace(value="STOPPED"))
+        with mock.patch.object(type(instance), "all_instigator_state", return_value=[off]):
+            assert sensor.at(moved + timedelta(minutes=20)) == "the schedule `nightly` is off"

@@ -10,21 +10,22 @@ maintenance = dg.define_asset_job(
     "maintenance",
     selection=dg.AssetSelection.groups(GROUP) - dg.AssetSelection.checks(*HEALTH_CHECKS),
     executor_def=dg.in_process_executor,
-    description="Archive, verify, purge, dream: the whole lifecycle, one step after the other, in one process.",
+    description="The nightly job: archives what waits, compares it with SQLite, purges it there, and learns from it. "
+    "The steps run one after the other in one process.",
 )
 
 dream_job = dg.define_asset_job(
     "dream_job",
     selection=dg.AssetSelection.assets(q_table),
     executor_def=dg.in_process_executor,
-    description="Only learn from what the archive already holds.",
+    description="Learns from what the archive already holds, and moves nothing.",
 )
 
 health_job = dg.define_asset_job(
     "health",
     selection=dg.AssetSelection.checks(*HEALTH_CHECKS),
     executor_def=dg.in_process_executor,
-    description="Check all tiers; changes nothing, holds no lock, and keeps no run waiting.",
+    description="Checks the hot store, the archive and Dagster's runs. It changes nothing and keeps no run waiting.",
 )
 
 
@@ -32,10 +33,12 @@ health_job = dg.define_asset_job(
     # Runs that the command line started belong to no code location, and are meant as well.
     monitor_all_code_locations=True,
     request_job=dream_job,
+    description="Starts `dream_job` when a maintenance run failed before it could learn, so that what the "
+    "archive holds is learned all the same.",
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def dream_after_failure(context: dg.RunFailureSensorContext) -> dg.RunRequest | dg.SkipReason:
-    """Dream all the same when a maintenance run has failed before its dream."""
+    """Start a dream when a maintenance run has failed before its own."""
     run = context.dagster_run
     if run.job_name not in LIFECYCLE_JOBS:
         return dg.SkipReason(f"{run.job_name} is not a maintenance run")
@@ -43,7 +46,7 @@ def dream_after_failure(context: dg.RunFailureSensorContext) -> dg.RunRequest | 
     started = {event.step_key for event in events if event.event_type == dg.DagsterEventType.STEP_START}
     planned = {e.asset_key for e in events if e.event_type == dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED}
     if not started:
-        return dg.SkipReason("it never began: another run was at work")
+        return dg.SkipReason("no step of it began")
     if q_table.key not in planned or q_table.key.to_user_string() in started:
         return dg.SkipReason("its dream had begun, or was not asked for")
     return dg.RunRequest(run_key=f"dream-after-{run.run_id}")

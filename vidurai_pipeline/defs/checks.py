@@ -18,10 +18,10 @@ _RUNS_LOOKED_AT = 3
 
 @dg.asset_check(asset=parquet_archive, blocking=True, pool=POOL)
 def archive_equals_hot_store(archiver: dg.ResourceParam[MemoryArchiver]) -> dg.AssetCheckResult:
-    """Reads the published files back and compares every column of every row with SQLite.
+    """Reads the new files back and compares every column of every row with SQLite.
 
-    It blocks: while it fails, nothing is purged. Run the job again to put a failure right: a file that was damaged
-    before anything was purged is set aside, and its memories, which are still hot, are archived anew.
+    While it fails, nothing is purged. Run the job again to repair it: a file that was damaged before anything was
+    purged is set aside, and its memories, which are still in SQLite, are archived again.
     """
     with readable_failures():
         found = archiver.verify()
@@ -40,10 +40,10 @@ def archive_equals_hot_store(archiver: dg.ResourceParam[MemoryArchiver]) -> dg.A
 def q_table_is_well_formed(
     context: dg.AssetCheckExecutionContext, tiers: dg.ResourceParam[Tiers]
 ) -> dg.AssetCheckResult:
-    """Values are finite and within the bound that rewards and discount allow, actions known, states readable.
+    """Whether every value is finite and possible, every action known, and every state readable.
 
-    It looks at the table in use, and at the one that the last dream learned. If that one is not well-formed, it stands
-    beside the table in use as a candidate, and the table in use was not changed.
+    It looks at the table in use, and at the one that the last dream learned. If that one fails, it is kept beside the
+    table in use as a candidate, and the table in use was not changed.
     """
     with readable_failures():
         found = tiers.policy()
@@ -64,10 +64,10 @@ def q_table_is_well_formed(
 
 @dg.asset_check(asset=q_table, pool=POOL)
 def q_table_is_not_worse(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """The new table foretells held-out experiences no worse than the one in use, within what chance explains.
+    """Whether the new table predicts held-out experiences about as well as the table in use, or better.
 
-    While it fails, the new table is a candidate beside the one in use, and nothing of what it learned counts as
-    learned. See docs/learning.md for the method and its limits.
+    While it fails, the new table is kept as a candidate, the table in use stays, and the next dream learns the same
+    experiences again. See docs/learning.md for the method and its limits.
     """
     verdict = _last_verdict(context)
     if not verdict:
@@ -99,13 +99,13 @@ def _last_verdict(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
 
 @dg.asset_check(asset=archived_rows)
 def hot_store_is_sound(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
-    """SQLite's `quick_check` of the hot store. It reads the whole file, and holds no writer up."""
+    """Runs SQLite's `quick_check` on the hot store. It reads the whole file and delays no writer."""
     return _result(health.store_integrity(tiers.store))
 
 
 @dg.asset_check(asset=archived_rows, additional_deps=[purged_rows])
 def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
-    """Whether the runs keep up: fewer memories wait than when the last one began, and it left none behind."""
+    """Whether the runs keep up: fewer memories wait than when the last run began, and it left few behind."""
     waited, left = (
         [numbers[label] for numbers in metadata.figures(context.instance, key, _RUNS_LOOKED_AT) if label in numbers]
         for key, label in ((archived_rows.key, metadata.ROW_COUNT), (parquet_archive.key, metadata.REJECTED))
@@ -117,9 +117,9 @@ def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: dg.ResourcePa
 
 @dg.asset_check(asset=parquet_archive, additional_deps=[purged_rows])
 def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
-    """Whether the footer of each file can be read, and whether the archive holds all it held after the last run.
+    """Whether every file of the archive can be opened, and whether it still holds as much as after the last run.
 
-    `vidurai-pipeline doctor` reads the pages too.
+    `vidurai-pipeline doctor` also reads the data in each file.
     """
     known = next(iter(metadata.figures(context.instance, purged_rows.key, 1)), {})
     before = (
@@ -133,13 +133,13 @@ def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: dg.Resour
 
 @dg.asset_check(asset=parquet_archive, additional_deps=[purged_rows])
 def no_version_twice(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
-    """Whether the archive holds each version of a memory once."""
+    """Whether the archive holds each version of a memory only once."""
     return _result(health.no_duplicates(tiers.cold))
 
 
 @dg.asset_check(asset=parquet_archive, additional_deps=[purged_rows])
 def disk_has_room(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
-    """Whether the disks have room for what the next run writes."""
+    """Whether the disks have enough room for the next run."""
     return _result(health.disk_room(tiers.store, tiers.cold))
 
 

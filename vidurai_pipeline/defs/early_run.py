@@ -33,9 +33,9 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name="early_run",
         job=maintenance,
-        description="Starts the maintenance job before the night when many memories wait, the hot store has grown or "
-        "its disk is nearly full. It waits while Vidurai writes. Its ticks say why it did or didn't; "
-        "`VIDURAI_EARLY_RUN=false` turns it off, `VIDURAI_EARLY_RUN_…` change the thresholds.",
+        description="Starts the maintenance job before the night when many memories wait, the hot store has grown a "
+        "lot, or its disk is nearly full. It waits while Vidurai writes. Each tick says why it started a run or not. "
+        "`VIDURAI_EARLY_RUN=false` turns it off; other settings of that name change its thresholds.",
         minimum_interval_seconds=120,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )

@@ -12,7 +12,7 @@ from vidurai_pipeline.defs.runs import FINISHED
 class PruneConfig(dg.Config):
     """What the job `prune_history` keeps."""
 
-    keep_days: int = Field(365, gt=0, description="finished runs that changed last before so many days are deleted")
+    keep_days: int = Field(365, gt=0, description="Finished runs are deleted this many days after they last changed.")
 
 
 def prune_runs(instance: dg.DagsterInstance, before: datetime) -> int:
@@ -54,9 +54,9 @@ def prune(context: dg.OpExecutionContext, config: PruneConfig) -> None:
 
 @dg.job(executor_def=dg.in_process_executor)
 def prune_history() -> None:
-    """Keeps Dagster's own database small: deletes its records of runs that ended long ago.
+    """Keeps Dagster's own database small by deleting its records of runs that ended long ago.
 
-    Each asset's newest materialization stays. The schedule keeps `VIDURAI_HISTORY_DAYS`; in the Launchpad, set
-    `keep_days`.
+    The newest materialization of each asset stays. The schedule keeps runs for `VIDURAI_HISTORY_DAYS` days; in the
+    Launchpad, set `keep_days`.
     """
     prune()

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -17,6 +17,8 @@ from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
+#: How long a missed night waits for the schedule to start it after all.
+GRACE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,59 @@ def next_run(settings: Settings, now: datetime) -> datetime | None:
     Returns:
         The moment; None if the cron line has none within the next years.
     """
-    ticks = dg.TimeWindowPartitionsDefinition(
+    window = _ticks(settings, now).get_next_partition_window(now, respect_bounds=False)
+    return window.start if window else None
+
+
+def last_due(settings: Settings, now: datetime) -> datetime | None:
+    """When the nightly schedule was due last; see :func:`next_run`."""
+    window = _ticks(settings, now).get_prev_partition_window(now, respect_bounds=False)
+    return window.end if window else None
+
+
+def _ticks(settings: Settings, now: datetime) -> dg.TimeWindowPartitionsDefinition:
+    """The moments of the nightly schedule, as Dagster reckons them, summer time and all."""
+    return dg.TimeWindowPartitionsDefinition(
         cron_schedule=settings.schedule, start=now, fmt="%Y-%m-%dT%H:%M:%S%z", timezone=schedule_zone(settings).name
     )
-    window = ticks.get_next_partition_window(now, respect_bounds=False)
-    return window.start if window else None
+
+
+def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
+    """A sensor that makes up for a night that no schedule started.
+
+    Dagster itself catches up after the machine was off. It goes on with the next tick where the cron line was changed
+    to an hour that had just passed.
+    """
+
+    @dg.sensor(
+        name="missed_night",
+        job=maintenance,
+        description="Starts the maintenance job when the nightly schedule should have started it and nothing did, for "
+        "example because the schedule was moved to an earlier hour. It does nothing while the schedule `nightly` is "
+        "off.",
+        minimum_interval_seconds=300,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def missed_night(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        """Start the maintenance job when the schedule should have."""
+        now = time.time()
+        due = last_due(settings, datetime.fromtimestamp(now, UTC))
+        records = context.instance.get_run_records(dg.RunsFilter(job_name=maintenance.name), limit=1)
+        if due is None or not records:
+            return dg.SkipReason("no night was due yet")
+        if records[0].create_timestamp.timestamp() >= due.timestamp():
+            return dg.SkipReason(f"the run that was due at {due:%Y-%m-%d %H:%M} has begun")
+        if any(s.name == "nightly" and s.status.value == "STOPPED" for s in context.instance.all_instigator_state()):
+            return dg.SkipReason("the schedule `nightly` is off")
+        seen, _, since = (context.cursor or "").partition(" ")
+        if seen != due.isoformat():
+            since = str(now)
+            context.update_cursor(f"{due.isoformat()} {since}")
+        if now - float(since) < GRACE_SECONDS:
+            return dg.SkipReason(f"no run has begun since {due:%Y-%m-%d %H:%M}: waits for the schedule's own")
+        return dg.RunRequest(run_key=f"missed-{due.isoformat()}")
+
+    return missed_night
 
 
 def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
