@@ -42,10 +42,11 @@ class Run:
 
     #: Of so many memories or more, a second process stages the next file; it takes half a second to start.
     rows_worth_a_process = 20_000
-    #: Into so many files of this many rows or more a flush in two processes divides its work: while the first is
-    #: staged nothing is purged, while the last is purged nothing is staged.
+    #: A flush in two processes divides its work into so many files, of the fewest and the most rows that follow: while
+    #: the first is staged nothing is purged, while the last is purged nothing is staged.
     portions = 8
     least_portion = 12_500
+    most_portion = 25_000
     #: The share of VIDURAI_WAL_LIMIT from which on the second process leaves the store alone until the write-ahead
     #: log is done with: while it reads, the log can't begin anew.
     log_share = 0.5
@@ -149,7 +150,7 @@ class Run:
             version = data_version(self.con)
         rows = self.settings.rows_per_file
         if apart:
-            rows = min(rows, max(self.least_portion, published.waiting // self.portions))
+            rows = min(rows, max(self.least_portion, published.waiting // self.portions), self.most_portion)
         staging.begin(StagingRequest(self.archive.new_path(self._moment), published.last, rows))
         return version
 

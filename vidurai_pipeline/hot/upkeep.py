@@ -19,10 +19,10 @@ from vidurai_pipeline.hot.store import HotStore
 
 #: What one step aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.020
-#: How long the search index may be merged after a purge, at least and for each memory purged: a fifth of what the
-#: purge itself took. The next run goes on where this one stopped.
+#: How long the search index may be merged after a purge, at least and for each memory purged: a tenth of what
+#: the purge itself took. The next run goes on where this one stopped.
 MERGE_SECONDS = 0.5
-MERGE_SECONDS_PER_MEMORY = 5e-6
+MERGE_SECONDS_PER_MEMORY = 2e-6
 #: How long free pages may be given back in steps after a purge; the next run goes on.
 VACUUM_SECONDS = 30.0
 # Of the memories that stay in the search index; SQLite itself merges away what fewer deletions leave, bit by bit.
