@@ -65,7 +65,7 @@ def test_a_backlog_starts_one_run_and_its_end_no_other(daemon: Daemon, home: Pat
     assert isinstance(again, dg.RunRequest)
     assert again.run_key == request.run_key  # which Dagster starts only once
     assert daemon.run().success
-    assert str(daemon.tick()).startswith("no need: 0 memories wait")
+    assert str(daemon.tick()).startswith("no need: 0 of 1,000 memories wait")
 
 
 def test_only_a_changed_store_is_opened_again(daemon: Daemon, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

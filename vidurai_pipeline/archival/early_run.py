@@ -93,13 +93,12 @@ def decide(
     if thresholds.free_disk and fresh >= WORTH_A_RUN and store_free < thresholds.free_disk:
         reasons.append(f"only {_mb(store_free)} are free on its disk (a run starts below {_mb(thresholds.free_disk)})")
     if not reasons:
+        waiting = f"{fresh:,} of {thresholds.rows:,} memories" if thresholds.rows else f"{fresh:,} memories"
         left = f", and {past.left:,} that the last run could not move" if past.left else ""
-        return Decision(
-            start=False,
-            wanted=False,
-            why=f"no need: {fresh:,} memories wait{left}; the hot store has grown by {_mb(max(0, grown))}; "
-            f"{_mb(store_free)} are free on its disk",
-        )
+        growth = _mb(max(0, grown)) + (f" of {_mb(thresholds.bytes)}" if thresholds.bytes else "")
+        room = _mb(store_free) + (f" (a run starts below {_mb(thresholds.free_disk)})" if thresholds.free_disk else "")
+        why = f"no need: {waiting} wait{left}; the hot store has grown by {growth}; free on its disk: {room}"
+        return Decision(start=False, wanted=False, why=why)
     why = "; ".join(reasons)
     if obstacle := _obstacle(
         counted, thresholds, past, now=now, written=written, wanted_since=wanted_since, archive_free=archive_free

@@ -38,8 +38,8 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
 
     @dg.sensor(
         name="end_dead_runs",
-        description="Ends runs that count as unfinished although nobody holds the archive's lock: their process was "
-        "killed. Until they are ended, later runs stay in the queue.",
+        description="Ends **dead runs**: Dagster counts them as unfinished, but no process holds the archive's lock: "
+        "theirs was killed. Until they are ended, later runs stay in the queue.",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -53,7 +53,7 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
             and time.time() - unchanged_since(record) > GRACE_SECONDS[record.dagster_run.status]
         ]
         if not suspects:
-            return dg.SkipReason("no run is unfinished, or it has only just begun")
+            return dg.SkipReason("no run has been unfinished for long enough (1 minute at work, 5 minutes otherwise)")
         try:
             with Archive(settings.archive_path).lock("looking for dead runs"):
                 for run in suspects:

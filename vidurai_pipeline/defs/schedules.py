@@ -126,7 +126,8 @@ def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
             since = str(now)
             context.update_cursor(f"{due.isoformat()} {since}")
         if now - float(since) < GRACE_SECONDS:
-            return dg.SkipReason(f"no run has begun since {due:%Y-%m-%d %H:%M}: waits for the schedule's own")
+            waited = f"{(now - float(since)) / 60:.0f} of {GRACE_SECONDS / 60:.0f} minutes"
+            return dg.SkipReason(f"no run has begun since {due:%Y-%m-%d %H:%M}: waits {waited} for the schedule's own")
         return dg.RunRequest(run_key=f"missed-{due.isoformat()}")
 
     return missed_night

@@ -31,7 +31,7 @@ def decision(found: BacklogCount, thresholds: Thresholds = THRESHOLDS, past: Pas
 @pytest.mark.parametrize(
     ("found", "others", "wanted", "why"),
     [
-        (counted(19_999), {}, False, "19,999 memories wait"),
+        (counted(19_999), {}, False, "19,999 of 20,000 memories wait"),
         (counted(20_000), {}, True, "20,000 memories wait (a run starts at 20,000)"),
         (counted(20_000), {"past": Past(left=1)}, False, "1 that the last run could not move"),
         (counted(999, used=300_000_000), {}, False, "no need"),
