@@ -9,7 +9,14 @@ import dagster as dg
 
 from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.defs.alerts import alert_sensors
-from vidurai_pipeline.defs.assets import archived_rows, parquet_archive, purged_rows, q_table
+from vidurai_pipeline.defs.assets import (
+    archived_rows,
+    parquet_archive,
+    purged_rows,
+    q_table,
+    vidurai_agent,
+    vidurai_store,
+)
 from vidurai_pipeline.defs.automation import (
     dream_after_failure,
     dream_job,
@@ -30,10 +37,6 @@ from vidurai_pipeline.defs.schedules import build_schedules, missed_night_sensor
 from vidurai_pipeline.settings import Settings, load_settings
 
 
-def _fresh(asset: dg.AssetsDefinition, policy: dg.FreshnessPolicy) -> dg.AssetsDefinition:
-    return asset.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, policy))
-
-
 def _linked_to_code(*assets: dg.AssetsDefinition) -> Sequence[Any]:
     with warnings.catch_warnings():
         # Who runs the pipeline can do nothing about Dagster's calling this beta.
@@ -52,7 +55,16 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
         fail_window=timedelta(hours=settings.stale_hours), warn_window=timedelta(hours=settings.stale_hours / 2)
     )
     return dg.Definitions(
-        assets=_linked_to_code(archived_rows, _fresh(parquet_archive, fresh), purged_rows, _fresh(q_table, fresh)),
+        assets=[
+            vidurai_store,
+            *_linked_to_code(
+                *(
+                    asset.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, fresh))
+                    for asset in (archived_rows, parquet_archive, purged_rows, q_table)
+                )
+            ),
+            vidurai_agent,
+        ],
         asset_checks=[archive_equals_hot_store, q_table_is_well_formed, q_table_is_not_worse, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, health_job, prune_history],
         schedules=build_schedules(settings),

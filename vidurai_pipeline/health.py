@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.cold.archive import Archive, count_rows, read_back
+from vidurai_pipeline.cold.archive import Archive, PublishedFile, count_rows, read_back
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import NAMED, ArchiveError, PipelineError, some_of
@@ -56,10 +56,12 @@ class ArchiveSize:
     Attributes:
         files: its files.
         rows: their rows.
+        contents: the files that can be read, each with its size.
     """
 
     files: int
     rows: int
+    contents: tuple[PublishedFile, ...] = ()
 
 
 def plural(number: int, noun: str) -> str:
@@ -105,20 +107,20 @@ def archive_readable(
         files = [path for path in archive.files() if path not in pending]
     except PipelineError as error:
         return Finding("archive", "failed", str(error)), ArchiveSize(0, 0)
-    broken, rows = [], 0
+    broken: list[Path] = []
+    contents: list[PublishedFile] = []
     for path in files:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             broken.append(path)
             continue
         try:
-            if thorough:
-                rows += sum(batch.num_rows for batch in read_back(path, ["id"]))
-            else:
-                rows += count_rows(path)
+            count = sum(batch.num_rows for batch in read_back(path, ["id"])) if thorough else count_rows(path)
+            contents.append(PublishedFile(path, count, path.stat().st_size))
         except _UNREADABLE:
             if path.exists():
                 broken.append(path)
-    size = ArchiveSize(len(files), rows)
+    rows = sum(file.rows for file in contents)
+    size = ArchiveSize(len(files), rows, tuple(contents))
     if broken:
         names = some_of(broken)
         detail = (

@@ -214,7 +214,7 @@ def test_freshness(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDURAI_STALE_HOURS", "10")
     specs = {spec.key.to_user_string(): spec for spec in build_definitions(load_settings()).resolve_all_asset_specs()}
     with_policy = {name: spec.freshness_policy for name, spec in specs.items() if spec.freshness_policy}
-    assert set(with_policy) == {"parquet_archive", "q_table"}
+    assert set(with_policy) == {"archived_rows", "parquet_archive", "purged_rows", "q_table"}
     for policy in with_policy.values():
         assert policy == dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=10), warn_window=timedelta(hours=5))
 

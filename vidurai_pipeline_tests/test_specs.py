@@ -50,7 +50,11 @@ def specs(definitions: dg.Definitions) -> dict[str, Any]:
             for spec in checks
         },
         "jobs": {
-            job.name: {"description": job.description, "steps": sorted(node.name for node in job.graph.nodes)}
+            job.name: {
+                "description": job.description,
+                "steps": sorted(node.name for node in job.graph.nodes),
+                "tags": dict(job.tags),
+            }
             for job in repository.get_all_jobs()
         },
         "schedules": {

@@ -57,7 +57,7 @@ class RunReport:
     run_id: str
     seconds: float
     dagster_home: Path
-    numbers: dict[str, dict[metadata.Label, int]] = field(default_factory=dict)
+    numbers: dict[str, dict[metadata.Label, float]] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -228,9 +228,7 @@ def run_maintenance(settings: Settings) -> RunReport:
     for check in result.get_asset_check_evaluations():
         if not check.passed and check.blocking:
             report.errors.append(f"{check.check_name}: {check.description}")
-            differences = check.metadata.get(metadata.WHAT_DIFFERS)
-            if isinstance(differences, dg.MarkdownMetadataValue):
-                report.errors += differences.value.splitlines()
+            report.errors += [f"- {line}" for line in metadata.lines(check.metadata, metadata.WHAT_DIFFERS)]
     report.success = result.success and not report.errors
     if (found := other_store(HotStore(settings.db_path))) and found.status != "ok":
         report.notes.append(found.detail)
@@ -242,11 +240,12 @@ def run_maintenance(settings: Settings) -> RunReport:
 def _note_materialization(materialization: dg.AssetMaterialization, report: RunReport) -> None:
     made = materialization.metadata
     report.numbers[materialization.asset_key.to_user_string()] = metadata.numbers(made)
-    details = metadata.document(made, metadata.REPORT)
-    report.files += details.get(metadata.REPORT_FILES, [])
-    report.rejected += details.get(metadata.REPORT_REJECTED, [])
-    report.notes += details.get(metadata.REPORT_NOTES, [])
-    report.errors += details.get(metadata.REPORT_PROBLEMS, [])
+    folder = made.get(metadata.ARCHIVE)
+    if isinstance(folder, dg.PathMetadataValue) and folder.value:
+        report.files += [str(Path(folder.value) / row["file"]) for row in metadata.records(made, metadata.FILES)]
+    report.rejected += metadata.records(made, metadata.REJECTED_MEMORIES)
+    report.notes += metadata.lines(made, metadata.NOTES)
+    report.errors += metadata.lines(made, metadata.PROBLEMS)
 
 
 def _failure(event: dg.DagsterEvent) -> str:

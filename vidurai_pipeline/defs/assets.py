@@ -1,6 +1,7 @@
 """The four assets, in the order in which a memory passes through them.
 
-``archived_rows`` → ``parquet_archive`` → (check) → ``purged_rows`` → ``q_table``
+``vidurai_store`` → ``archived_rows`` → ``parquet_archive`` → (check) → ``purged_rows`` → ``q_table`` →
+``vidurai_agent``. The first and the last belong to Vidurai: they are shown, and never made here.
 
 They hand each other nothing but order: what a step leaves for the next one stands on the disk, so each can be
 run again alone, after a crash too.
@@ -25,10 +26,21 @@ POOL = "vidurai_archive"
 NEEDS_NOBODY = "no_file_needs_a_person"
 NONE_REJECTED = "no_memory_is_rejected"
 
+vidurai_store = dg.AssetSpec(
+    "vidurai_store",
+    kinds={"sqlite"},
+    group_name=GROUP,
+    owners=OWNERS,
+    description="Vidurai's SQLite store, the hot store. Vidurai writes to it all day; this pipeline never makes it. A "
+    "memory waits to be archived once Vidurai sets its `status` to `ARCHIVED`.",
+)
 
-@dg.asset(kinds={"sqlite"}, group_name=GROUP, owners=OWNERS, pool=POOL)
-def archived_rows(archiver: dg.ResourceParam[MemoryArchiver]) -> dg.MaterializeResult:
-    """The memories in Vidurai's SQLite store that wait to be archived: their `status` is `ARCHIVED`.
+
+@dg.asset(deps=[vidurai_store], kinds={"sqlite"}, group_name=GROUP, owners=OWNERS, pool=POOL)
+def archived_rows(
+    context: dg.AssetExecutionContext, archiver: dg.ResourceParam[MemoryArchiver]
+) -> dg.MaterializeResult:
+    """The memories that **wait** in Vidurai's SQLite store: their `status` is `ARCHIVED`.
 
     This step only looks. If it fails, the store is missing, damaged, or too old to have a `status` column. The error
     says which. Nothing was changed.
@@ -37,6 +49,7 @@ def archived_rows(archiver: dg.ResourceParam[MemoryArchiver]) -> dg.MaterializeR
     """
     with readable_failures():
         backlog = archiver.backlog()
+    context.log.info(f"{plural(backlog.waiting, 'memory')} of {backlog.total:,} wait to be archived")
     return dg.MaterializeResult(metadata=metadata.of_backlog(backlog, archiver.store.path))
 
 
@@ -79,6 +92,11 @@ def parquet_archive(
         seconds = time.monotonic() - began
         # The new files wait for the purge, and are not counted yet.
         _, settled = archive_readable(archiver.archive, thorough=False)
+    files = [*settled.contents, *published.files]
+    context.log.info(
+        f"{plural(published.rows, 'memory')} written to {plural(len(published.files), 'new file')}, "
+        f"{len(published.rejected):,} rejected; the archive holds {plural(sum(file.rows for file in files), 'memory')}"
+    )
     for line in published.recovered.notes:
         context.log.warning(line)
     for line in (problems := published.recovered.problems):
@@ -90,9 +108,7 @@ def parquet_archive(
         description=problems[0] if problems else "Every file of an interrupted run could be finished or written anew.",
     )
     return dg.MaterializeResult(
-        metadata=metadata.of_publish(
-            published, settled.rows + published.rows, archiver.archive.root, archived_rows.key, seconds
-        ),
+        metadata=metadata.of_publish(published, files, archiver.archive.root, archived_rows.key, seconds),
         check_results=[healthy, _rejection(context.instance, published.rejected)],
     )
 
@@ -126,6 +142,9 @@ def purge(context: dg.OpExecutionContext, archiver: dg.ResourceParam[MemoryArchi
         _, archive = archive_readable(archiver.archive, thorough=False)
     for line in purged.notes + upkeep.notes:
         context.log.warning(line)
+    context.log.info(
+        f"{plural(purged.purged, 'memory')} purged from SQLite, {purged.kept:,} kept because they changed meanwhile"
+    )
     context.add_output_metadata(
         metadata.of_purge(purged, upkeep, columns, sizes=sizes, archive=archive, seconds=seconds)
     )
@@ -137,12 +156,12 @@ purged_rows = dg.AssetsDefinition.from_op(
     keys_by_output_name={"result": dg.AssetKey("purged_rows")},
     group_name=GROUP,
     descriptions_by_output_name={
-        "result": "The memories that are gone from Vidurai's SQLite store, with their search index entries and "
+        "result": "The memories that are **gone** from Vidurai's SQLite store, with their search index entries and "
         "audience gists, and are now in the archive only.\n\nA memory is deleted only if its row still equals the copy "
         "read back from the archive; this is checked inside the deleting transaction. Memories that changed meanwhile "
-        "(*kept*) stay in SQLite, and their copies are taken out of the archive. If this step fails, nothing is lost: "
-        "every memory is in the archive or still in SQLite.\n\n"
-        "**Next:** nothing. If it failed, run the job again: it continues where this run stopped."
+        "(*kept*) stay in SQLite, and their copies are taken out of the archive. If this step fails, the memories that "
+        "it had not deleted yet are still in SQLite.\n\n"
+        "**Next:** nothing. If it failed, read the error, then run the job again: it continues where this run stopped."
     },
 ).map_asset_specs(lambda spec: spec.replace_attributes(owners=OWNERS, kinds={"sqlite"}))
 
@@ -161,7 +180,7 @@ def q_table(
     A new table that is damaged, or predicts held-out experiences worse than the one in use, does not replace it. It is
     kept beside it as a candidate, and the checks say why.
 
-    **Next:** nothing. If it failed, the archive is safe all the same: `vidurai-pipeline dream` tries again,
+    **Next:** nothing. If it failed, the archive was only read: `vidurai-pipeline dream` tries again, and
     `vidurai-pipeline dream --rebuild` learns the whole archive from the beginning.
     """
     began = time.monotonic()
@@ -175,4 +194,18 @@ def q_table(
         policy = tiers.policy()
     if report.skipped:
         context.log.warning(f"memories that could not be learned from, by reason: {report.skipped}")
+    context.log.info(
+        f"{plural(report.episodes, 'experience')} learned; the table knows {plural(len(policy.states), 'state')}"
+    )
     return dg.MaterializeResult(metadata=metadata.of_dream(report, policy, time.monotonic() - began))
+
+
+vidurai_agent = dg.AssetSpec(
+    "vidurai_agent",
+    deps=[q_table],
+    kinds={"python"},
+    group_name=GROUP,
+    owners=OWNERS,
+    description="Vidurai's agent, which reads the Q-table to decide what to do with new memories. It belongs to "
+    "Vidurai; this pipeline never runs it.",
+)

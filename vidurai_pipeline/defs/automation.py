@@ -6,9 +6,12 @@ from vidurai_pipeline.defs.assets import GROUP, q_table
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS
 from vidurai_pipeline.defs.runs import LIFECYCLE_JOBS
 
+_TAGS = {"team": "memory"}
+
 maintenance = dg.define_asset_job(
     "maintenance",
-    selection=dg.AssetSelection.groups(GROUP) - dg.AssetSelection.checks(*HEALTH_CHECKS),
+    tags=_TAGS | {"tiers": "hot, cold"},
+    selection=dg.AssetSelection.groups(GROUP).materializable() - dg.AssetSelection.checks(*HEALTH_CHECKS),
     executor_def=dg.in_process_executor,
     description="The nightly job: archives what waits, compares it with SQLite, purges it there, and learns from it. "
     "The steps run one after the other in one process.",
@@ -16,6 +19,7 @@ maintenance = dg.define_asset_job(
 
 dream_job = dg.define_asset_job(
     "dream_job",
+    tags=_TAGS | {"tiers": "cold"},
     selection=dg.AssetSelection.assets(q_table),
     executor_def=dg.in_process_executor,
     description="Learns from what the archive already holds, and moves nothing.",
@@ -23,6 +27,7 @@ dream_job = dg.define_asset_job(
 
 health_job = dg.define_asset_job(
     "health",
+    tags=_TAGS | {"tiers": "hot, cold"},
     selection=dg.AssetSelection.checks(*HEALTH_CHECKS),
     executor_def=dg.in_process_executor,
     description="Checks the hot store, the archive and Dagster's runs. It changes nothing and keeps no run waiting.",

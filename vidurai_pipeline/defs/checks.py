@@ -55,7 +55,7 @@ def q_table_is_well_formed(
         metadata={
             "states": len(found.states),
             "values": values,
-            "bound (points)": found.bound,
+            "bound (points)": round(found.bound, 2),
             "taught by another program only": found.inherited,
             "what is wrong": metadata.bullets(faults),
         },
@@ -82,7 +82,7 @@ def q_table_is_not_worse(context: dg.AssetCheckExecutionContext) -> dg.AssetChec
         passed=verdict["not_worse"] is not False,
         severity=dg.AssetCheckSeverity.ERROR if verdict["enforced"] else dg.AssetCheckSeverity.WARN,
         description=verdict["reason"],
-        metadata={name: value for name, value in numbers.items() if value is not None},
+        metadata={name: round(value, 2) for name, value in numbers.items() if value is not None},
     )
 
 
@@ -107,7 +107,11 @@ def hot_store_is_sound(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
 def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
     """Whether the runs keep up: fewer memories wait than when the last run began, and it left few behind."""
     waited, left = (
-        [numbers[label] for numbers in metadata.figures(context.instance, key, _RUNS_LOOKED_AT) if label in numbers]
+        [
+            int(numbers[label])
+            for numbers in metadata.figures(context.instance, key, _RUNS_LOOKED_AT)
+            if label in numbers
+        ]
         for key, label in ((archived_rows.key, metadata.ROW_COUNT), (parquet_archive.key, metadata.REJECTED))
     )
     return _result(
@@ -123,8 +127,8 @@ def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: dg.Resour
     """
     known = next(iter(metadata.figures(context.instance, purged_rows.key, 1)), {})
     before = (
-        health.ArchiveSize(known[metadata.ARCHIVE_FILES], known[metadata.ARCHIVE_ROWS])
-        if {metadata.ARCHIVE_FILES, metadata.ARCHIVE_ROWS} <= known.keys()
+        health.ArchiveSize(int(known[metadata.ARCHIVE_FILES]), int(known[metadata.ROW_COUNT]))
+        if {metadata.ARCHIVE_FILES, metadata.ROW_COUNT} <= known.keys()
         else None
     )
     finding, size = health.archive_readable(tiers.cold, before, thorough=False)

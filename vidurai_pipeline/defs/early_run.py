@@ -101,8 +101,8 @@ def _past(instance: dg.DagsterInstance) -> tuple[Past, str | None]:
         next(iter(metadata.figures(instance, key, 1)), {}) for key in (parquet_archive.key, purged_rows.key)
     )
     past = Past(
-        left=published.get(metadata.REJECTED, 0) + purged.get(metadata.KEPT, 0),
-        used_bytes=purged.get(metadata.HOT_BYTES_USED),
+        left=int(published.get(metadata.REJECTED, 0) + purged.get(metadata.KEPT, 0)),
+        used_bytes=round(purged[metadata.HOT_MB_USED] * 1e6) if metadata.HOT_MB_USED in purged else None,
         failures=failures,
         ended=(runs[0].end_time or 0.0) if runs else 0.0,
     )

@@ -5,8 +5,10 @@ a type of its own, so the type checker refuses a label that was typed anew.
 """
 
 import base64
-import os
+import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NewType
 
@@ -14,6 +16,7 @@ import dagster as dg
 import pyarrow as pa
 
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
+from vidurai_pipeline.cold.archive import PublishedFile
 from vidurai_pipeline.health import ArchiveSize
 from vidurai_pipeline.hot.backlog import Backlog
 from vidurai_pipeline.hot.schema import MEANINGS, Column
@@ -38,14 +41,13 @@ URI = Label("dagster/uri")
 SECONDS = Label("seconds")
 ROWS_PER_SECOND = Label("rows per second")
 FILES = Label("files")
-#: Lists for the command line, as JSON: see ``REPORT_…``.
-REPORT = Label("report")
-REPORT_FILES, REPORT_REJECTED, REPORT_NOTES, REPORT_PROBLEMS = "files", "rejected", "notes", "problems"
+#: What was put right, one line each.
+NOTES = Label("notes")
 
 # archived_rows
 
 HOT_STORE = Label("hot store")
-HOT_STORE_FILE_BYTES = Label("hot store file (bytes)")
+HOT_STORE_FILE_MB = Label("hot store file (MB)")
 MEMORIES = Label("memories in all")
 BY_STATUS = Label("by status")
 BY_SALIENCE = Label("waiting, by salience")
@@ -57,13 +59,16 @@ NEWEST_WAITING = Label("newest waiting")
 ARCHIVE = Label("archive")
 #: Memories that this run wrote to new files.
 MEMORIES_ARCHIVED = Label("memories archived")
-BYTES_WRITTEN = Label("bytes written")
+MB_WRITTEN = Label("written (MB)")
+MONTHS = Label("month by month")
+MONTHS_PLOT = Label("month by month, as a plot")
 #: Memories that Parquet can't hold, and that stay hot.
 REJECTED = Label("rejected")
 REJECTED_MEMORIES = Label("rejected memories")
 #: Memories that this run purged to finish an interrupted one.
 RECOVERED = Label("recovered")
-ATTENTION = Label("attention")
+#: Files that need a person, one line each.
+PROBLEMS = Label("problems")
 
 # purged_rows
 
@@ -72,14 +77,13 @@ MEMORIES_PURGED = Label("memories purged")
 #: Memories that changed meanwhile, and stay hot.
 KEPT = Label("kept")
 ARCHIVE_FILES = Label("archive files")
-ARCHIVE_ROWS = Label("archive rows")
 #: The hot store with its write-ahead log, as the next two.
-HOT_BYTES_BEFORE = Label("hot store and log before (bytes)")
-HOT_BYTES_AFTER = Label("hot store and log after (bytes)")
+HOT_MB_BEFORE = Label("hot store and log before (MB)")
+HOT_MB_AFTER = Label("hot store and log after (MB)")
 #: The hot store without its free pages.
-HOT_BYTES_USED = Label("hot store in use (bytes)")
+HOT_MB_USED = Label("hot store in use (MB)")
 LONGEST_LOCK = Label("longest lock (ms)")
-RECLAIMED_BYTES = Label("reclaimed (bytes)")
+RECLAIMED_MB = Label("reclaimed (MB)")
 MERGE_STEPS = Label("search index merge steps")
 VACUUM_SECONDS = Label("vacuum (seconds)")
 
@@ -115,22 +119,21 @@ _Q_TABLE_COLUMNS = dg.TableSchema(
     ]
 )
 _SHOWN = 50
-_LINKED = 5
 _NIGHTS_LOOKED_AT = 100
 
 
-def figures(instance: dg.DagsterInstance, key: dg.AssetKey, runs: int) -> list[dict[Label, int]]:
-    """The whole numbers that an asset's last materializations reported, newest first."""
+def figures(instance: dg.DagsterInstance, key: dg.AssetKey, runs: int) -> list[dict[Label, float]]:
+    """The numbers that an asset's last materializations reported, newest first."""
     records = instance.fetch_materializations(key, limit=runs).records
     return [numbers(r.asset_materialization.metadata) for r in records if r.asset_materialization]
 
 
-def numbers(metadata: Mapping[str, dg.MetadataValue]) -> dict[Label, int]:
-    """The whole numbers among an asset's metadata."""
+def numbers(metadata: Mapping[str, dg.MetadataValue]) -> dict[Label, float]:
+    """The numbers among an asset's metadata."""
     return {
         Label(name): value.value
         for name, value in metadata.items()
-        if isinstance(value, dg.IntMetadataValue) and value.value is not None
+        if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue) and value.value is not None
     }
 
 
@@ -138,6 +141,19 @@ def document(metadata: Mapping[str, dg.MetadataValue], label: Label) -> dict[str
     """A JSON object among an asset's metadata; empty if it isn't there."""
     value = metadata.get(label)
     return value.value if isinstance(value, dg.JsonMetadataValue) and isinstance(value.value, dict) else {}
+
+
+def lines(metadata: Mapping[str, dg.MetadataValue], label: Label) -> list[str]:
+    """What :func:`bullets` made a list of; empty if it isn't there."""
+    value = metadata.get(label)
+    text = value.value or "" if isinstance(value, dg.TextMetadataValue) else ""
+    return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
+
+
+def records(metadata: Mapping[str, dg.MetadataValue], label: Label) -> list[dict[str, Any]]:
+    """The rows of a table; empty if it isn't there."""
+    value = metadata.get(label)
+    return [dict(record.data) for record in value.records] if isinstance(value, dg.TableMetadataValue) else []
 
 
 def moment(metadata: Mapping[str, dg.MetadataValue], label: Label) -> float | None:
@@ -162,7 +178,7 @@ def of_backlog(backlog: Backlog, store: Path) -> dict[str, Any]:
         ROW_COUNT: backlog.waiting,
         COLUMN_SCHEMA: _hot_columns(backlog.columns),
         HOT_STORE: dg.MetadataValue.path(store),
-        HOT_STORE_FILE_BYTES: backlog.bytes,
+        HOT_STORE_FILE_MB: _mb(backlog.bytes),
         MEMORIES: backlog.total,
         BY_STATUS: _counts("status", backlog.by_status),
         BY_SALIENCE: _counts("salience", backlog.by_salience),
@@ -171,53 +187,48 @@ def of_backlog(backlog: Backlog, store: Path) -> dict[str, Any]:
     }
 
 
-def of_publish(published: PublishReport, rows: int, archive: Path, hot: dg.AssetKey, seconds: float) -> dict[str, Any]:
+def of_publish(
+    published: PublishReport, files: Sequence[PublishedFile], archive: Path, hot: dg.AssetKey, seconds: float
+) -> dict[str, Any]:
     """What ``parquet_archive`` reports.
 
     Args:
         published: the step's report.
-        rows: how many rows the archive holds now.
+        files: all files of the archive, the new ones among them.
         archive: its folder.
         hot: the asset from whose columns the files' columns were read.
         seconds: how long it took.
     """
-    rejected = [{"id": r.id, "column": r.column, "reason": r.reason} for r in published.rejected]
     recovered = published.recovered
+    months = _by_month(files)
     metadata: dict[str, Any] = {
-        ROW_COUNT: rows,
+        ROW_COUNT: sum(file.rows for file in files),
         MEMORIES_ARCHIVED: published.rows,
         ARCHIVE: dg.MetadataValue.path(archive),
-        BYTES_WRITTEN: sum(file.bytes for file in published.files),
+        MB_WRITTEN: _mb(sum(file.bytes for file in published.files)),
         FILES: _table(
             [
-                {"file": os.path.relpath(file.path, archive), "rows": file.rows, "bytes": file.bytes}
+                {"file": str(file.path.relative_to(archive)), "rows": file.rows, "MB": _mb(file.bytes)}
                 for file in published.files
             ]
         ),
-        REJECTED: len(rejected),
+        MONTHS: _table([{"month": m, "rows": rows, "files": n, "MB": mb} for m, rows, n, mb in reversed(months)]),
+        MONTHS_PLOT: _picture("rows of the archive by month", _draw_months(months)),
+        REJECTED: len(published.rejected),
+        REJECTED_MEMORIES: _table(
+            [{"id": one.id, "column": one.column, "reason": one.reason} for one in published.rejected]
+        ),
         RECOVERED: recovered.purged,
         **_speed(published.rows, seconds),
         COLUMN_SCHEMA: dg.TableSchema(
             [dg.TableColumn(field.name, str(field.type), MEANINGS.get(field.name)) for field in published.schema]
         ),
         COLUMN_LINEAGE: _lineage(published.schema, hot),
-        REPORT: dg.MetadataValue.json(
-            {
-                REPORT_FILES: [str(file.path) for file in published.files],
-                REPORT_REJECTED: rejected,
-                REPORT_NOTES: recovered.notes,
-                REPORT_PROBLEMS: recovered.problems,
-            }
-        ),
+        NOTES: bullets(recovered.notes),
+        PROBLEMS: bullets(recovered.problems),
     }
-    # The UI copies a path at a click.
-    metadata |= {f"file {n}": dg.MetadataValue.path(file.path) for n, file in enumerate(published.files[:_LINKED], 1)}
     if published.files:
         metadata[URI] = dg.MetadataValue.url(published.files[-1].path.as_uri())
-    if rejected:
-        metadata[REJECTED_MEMORIES] = _table([{**row, "id": str(row["id"])} for row in rejected[:_SHOWN]])
-    if lines := recovered.notes + recovered.problems:
-        metadata[ATTENTION] = bullets(lines)
     return metadata
 
 
@@ -247,16 +258,15 @@ def of_purge(
         MEMORIES_PURGED: purged.purged,
         KEPT: purged.kept,
         ARCHIVE_FILES: archive.files,
-        ARCHIVE_ROWS: archive.rows,
-        HOT_BYTES_BEFORE: before.bytes,
-        HOT_BYTES_AFTER: after.bytes,
-        HOT_BYTES_USED: after.used_bytes,
+        HOT_MB_BEFORE: _mb(before.bytes),
+        HOT_MB_AFTER: _mb(after.bytes),
+        HOT_MB_USED: _mb(after.used_bytes),
         LONGEST_LOCK: round(max(purged.longest_hold, upkeep.longest_hold) * 1000, 1),
-        RECLAIMED_BYTES: upkeep.reclaimed_bytes,
+        RECLAIMED_MB: _mb(upkeep.reclaimed_bytes),
         MERGE_STEPS: upkeep.merge_steps,
-        VACUUM_SECONDS: round(upkeep.vacuum_seconds, 3),
+        VACUUM_SECONDS: round(upkeep.vacuum_seconds, 2),
         **_speed(purged.purged, seconds),
-        REPORT: dg.MetadataValue.json({REPORT_NOTES: purged.notes + upkeep.notes}),
+        NOTES: bullets(purged.notes + upkeep.notes),
     }
 
 
@@ -276,10 +286,10 @@ def of_dream(report: DreamReport, policy: PolicySummary, seconds: float) -> dict
         **_speed(report.episodes, seconds),
         POSITIVE: report.positive_rewards,
         NEGATIVE: report.negative_rewards,
-        TOTAL_REWARD: report.total_reward,
+        TOTAL_REWARD: round(report.total_reward, 2),
         STATES: len(policy.states),
         EPISODES: report.table_episodes,
-        EPSILON: report.epsilon,
+        EPSILON: None if report.epsilon is None else round(report.epsilon, 4),
         SKIPPED: sum(report.skipped.values()),
         HELD_BACK: report.held_back,
         GATE: dg.MetadataValue.json(report.gate.to_dict() if report.gate else {}),
@@ -309,13 +319,46 @@ def of_verification(found: Verification) -> dict[str, Any]:
     }
 
 
-def bullets(lines: Sequence[str]) -> dg.MetadataValue:
-    """Lines as a list; ``nothing`` if there are none."""
-    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines) or "nothing")
+def bullets(texts: Sequence[str]) -> dg.MetadataValue:
+    """Lines as a list; ``nothing`` if there are none. The UI shows a text in its place, and Markdown at a click."""
+    return dg.MetadataValue.text("\n".join(f"- {text}" for text in texts) or "nothing")
 
 
 def _speed(rows: int, seconds: float) -> dict[str, float]:
-    return {SECONDS: round(seconds, 3), ROWS_PER_SECOND: round(rows / seconds, 1) if seconds else 0.0}
+    return {SECONDS: round(seconds, 2), ROWS_PER_SECOND: round(rows / seconds) if seconds else 0}
+
+
+def _mb(size: int) -> float:
+    return round(size / 1e6, 3)
+
+
+def _by_month(files: Iterable[PublishedFile]) -> list[tuple[str, int, int, float]]:
+    """Each month with its rows, files and megabytes, in the order of time."""
+
+    def month(file: PublishedFile) -> str:
+        found = re.search(r"year=(\d+)/month=(\d+)/[^/]+$", str(file.path))
+        return f"{int(found[1]):04}-{int(found[2]):02}" if found else "in no month's folder"
+
+    groups = [(name, list(group)) for name, group in groupby(sorted(files, key=month), month)]
+    return [(name, sum(f.rows for f in group), len(group), _mb(sum(f.bytes for f in group))) for name, group in groups]
+
+
+def _draw_months(months: Sequence[tuple[str, int, int, float]]) -> bytes:
+    from matplotlib.figure import Figure  # noqa: PLC0415  (slow to import)
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
+    names = [name for name, *_ in months]
+    figure = Figure(figsize=(9.0, 4.2), dpi=90, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for axes, values, label in ((upper, [m[1] for m in months], "rows"), (lower, [m[3] for m in months], "MB")):
+        axes.bar(range(len(months)), values, width=0.8 if len(months) > 1 else 0.2)
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    lower.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    lower.xaxis.set_major_formatter(lambda at, _: names[int(at)] if at in range(len(names)) else "")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
 
 
 def _counts(name: str, counts: Mapping[str, int]) -> dg.MetadataValue:

@@ -78,6 +78,10 @@ class Tiers:
         return read_summary(self.settings.q_table_path, Hyperparameters.of(self.settings))
 
 
+class ArchiveReader(DuckDBResource):
+    """DuckDB in memory. The asset `q_table` reads the archive's Parquet files with it; no database file is made."""
+
+
 #: Makes a dream cycle that reads the archive through a connection.
 Dreams = Callable[[duckdb.DuckDBPyConnection], DreamCycle]
 
@@ -127,5 +131,5 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
         "archiver": archiver,
         "dream": dream,
         "tiers": Tiers(settings),
-        "duckdb": DuckDBResource(database=":memory:", connection_config=limits),
+        "duckdb": ArchiveReader(database=":memory:", connection_config=limits),
     }

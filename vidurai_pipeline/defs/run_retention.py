@@ -52,7 +52,7 @@ def prune(context: dg.OpExecutionContext, config: PruneConfig) -> None:
     context.log.info(f"{deleted} runs deleted that ended more than {config.keep_days} days ago")
 
 
-@dg.job(executor_def=dg.in_process_executor)
+@dg.job(executor_def=dg.in_process_executor, tags={"team": "memory", "tiers": "none"})
 def prune_history() -> None:
     """Keeps Dagster's own database small by deleting its records of runs that ended long ago.
 
