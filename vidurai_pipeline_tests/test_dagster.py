@@ -94,11 +94,7 @@ def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instan
     for name in ("archived_rows", "parquet_archive", "purged_rows"):
         columns = [column.name for column in made[name]["dagster/column_schema"].columns]
         assert {"id", "verbatim", "occurrence_count"} <= set(columns)
-    lineage = made["parquet_archive"]["dagster/column_lineage"].deps_by_column
     assert made["parquet_archive"]["files"].records[0].data["file"].startswith("year=")
-    assert [dep.column_name for dep in lineage["verbatim"]] == ["verbatim"]
-    assert lineage["verbatim"][0].asset_key == dg.AssetKey("archived_rows")
-    assert "archived_at" not in lineage  # made here
     (path,) = settings.archive_path.rglob("*.parquet")
     months = [record.data for record in made["parquet_archive"]["month by month"].records]
     (year, month) = (int(folder.name.partition("=")[2]) for folder in (path.parent.parent, path.parent))

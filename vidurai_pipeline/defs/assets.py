@@ -108,7 +108,7 @@ def parquet_archive(
         description=problems[0] if problems else "Every file of an interrupted run could be finished or written anew.",
     )
     return dg.MaterializeResult(
-        metadata=metadata.of_publish(published, files, archiver.archive.root, archived_rows.key, seconds),
+        metadata=metadata.of_publish(published, files, archiver.archive.root, seconds),
         check_results=[healthy, _rejection(context.instance, published.rejected)],
     )
 

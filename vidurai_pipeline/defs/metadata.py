@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NewType
 
 import dagster as dg
-import pyarrow as pa
 
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
 from vidurai_pipeline.cold.archive import PublishedFile
@@ -33,7 +32,6 @@ Label = NewType("Label", str)
 #: Rows of the table that the asset stands for, after the run.
 ROW_COUNT = Label("dagster/row_count")
 COLUMN_SCHEMA = Label("dagster/column_schema")
-COLUMN_LINEAGE = Label("dagster/column_lineage")
 URI = Label("dagster/uri")
 
 # Labels of several assets.
@@ -188,7 +186,7 @@ def of_backlog(backlog: Backlog, store: Path) -> dict[str, Any]:
 
 
 def of_publish(
-    published: PublishReport, files: Sequence[PublishedFile], archive: Path, hot: dg.AssetKey, seconds: float
+    published: PublishReport, files: Sequence[PublishedFile], archive: Path, seconds: float
 ) -> dict[str, Any]:
     """What ``parquet_archive`` reports.
 
@@ -196,7 +194,6 @@ def of_publish(
         published: the step's report.
         files: all files of the archive, the new ones among them.
         archive: its folder.
-        hot: the asset from whose columns the files' columns were read.
         seconds: how long it took.
     """
     recovered = published.recovered
@@ -223,7 +220,6 @@ def of_publish(
         COLUMN_SCHEMA: dg.TableSchema(
             [dg.TableColumn(field.name, str(field.type), MEANINGS.get(field.name)) for field in published.schema]
         ),
-        COLUMN_LINEAGE: _lineage(published.schema, hot),
         NOTES: bullets(recovered.notes),
         PROBLEMS: bullets(recovered.problems),
     }
@@ -375,14 +371,3 @@ def _picture(title: str, png: bytes) -> dg.MetadataValue:
 
 def _hot_columns(columns: Iterable[Column]) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(c.name, c.declared or "any", MEANINGS.get(c.field)) for c in columns])
-
-
-def _lineage(schema: pa.Schema, hot: dg.AssetKey) -> dg.TableColumnLineage:
-    """Which column of the hot store each column of the files was read from; what has none was made here."""
-    return dg.TableColumnLineage(
-        {
-            field.name: [dg.TableColumnDep(hot, field.metadata[b"sqlite_column"].decode())]
-            for field in schema
-            if field.metadata and b"sqlite_column" in field.metadata
-        }
-    )
