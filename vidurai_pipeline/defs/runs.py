@@ -53,7 +53,9 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
             and time.time() - unchanged_since(record) > GRACE_SECONDS[record.dagster_run.status]
         ]
         if not suspects:
-            return dg.SkipReason("no run has been unfinished for long enough (1 minute at work, 5 minutes otherwise)")
+            return dg.SkipReason(
+                "no run is unfinished, or it has only just begun (dead after 1 minute at work, else after 5)"
+            )
         try:
             with Archive(settings.archive_path).lock("looking for dead runs"):
                 for run in suspects:
