@@ -9,8 +9,8 @@ What a dream promises:
   in order, which gives the table that it would have given had they been there in time. Where it wasn't (the daemon
   taught it something too, or it was begun newest first, or runs are limited), learning anew would forget: the
   statistics say how many there are, and leave it to ``--rebuild``.
-- **A wrong clock.** What is dated later than the dream itself is learned last, and again behind what each later night
-  brings (see ``checkpoint.Ahead``), so that a night costs no more than its own experiences and those.
+- **A wrong clock.** What is dated later than the dream itself is learned once its time has come. If the dream's own
+  clock was ahead, the next dream learns the whole archive again, once.
 - **Missing files.** Experiences that were learned and left the archive stay learned; the statistics count them.
 - **The daemon.** If another program wrote the table since the last dream, see ``checkpoint`` for what is done. If it
   writes while we dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
@@ -36,7 +36,7 @@ import duckdb
 
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Order
-from vidurai_pipeline.rl.dataset import Experiences, Watermark
+from vidurai_pipeline.rl.dataset import Experiences
 from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableChangedError, TableFile
 from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.training_run import TrainingRun
@@ -154,6 +154,7 @@ class DreamCycle:
         with Experiences.open(
             archive_base,
             self.connection,
+            clock=self.clock,
             memory_limit=settings.memory_limit,
             threads=settings.threads,
             zone=ZoneInfo(settings.timezone) if settings.timezone else None,
@@ -165,7 +166,6 @@ class DreamCycle:
                 rebuild=rebuild,
                 order=order,
                 limit=self.max_episodes,
-                now=Watermark.behind(self.clock()),
             )
             for _ in range(_ATTEMPTS):
                 try:

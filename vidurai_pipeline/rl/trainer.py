@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from vidurai_pipeline.rl.archive_query import EXPERIENCE_CODES, decode_experience
 from vidurai_pipeline.rl.checkpoint import Visits
-from vidurai_pipeline.rl.dataset import Batch, Experiences, Watermark
+from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import HeldOut
 from vidurai_pipeline.rl.inference import Transition, infer_outcome, infer_transition
 from vidurai_pipeline.rl.learning_curve import Point
@@ -141,15 +141,6 @@ class TrainingResult:
         """How many experiences they were."""
         return self.positive + self.negative
 
-    def add(self, later: "TrainingResult") -> None:
-        """Add what training on later experiences amounted to."""
-        self.positive += later.positive
-        self.negative += later.negative
-        self.reward += later.reward
-        self.last = later.last or self.last
-        self.points += later.points
-        self.visits = add_visits(self.visits, later.visits)
-
 
 class Trainer:
     """Trains policies on the experiences of an archive.
@@ -185,58 +176,46 @@ class Trainer:
         ]
 
     def train(
-        self,
-        start: Watermark | None = None,
-        end: Watermark | None = None,
-        *,
-        newest_first: bool = False,
-        limit: int | None = None,
-        again: bool = False,
+        self, start: Watermark | None = None, *, newest_first: bool = False, limit: int | None = None
     ) -> TrainingResult:
-        """Train on all experiences, or on those from one place up to another.
+        """Train on all experiences, or on those from one place on.
 
         Args:
             start: the place of the first; default the beginning.
-            end: the place before which it ends; default the end.
             newest_first: from the last to the first.
             limit: no more than this many.
-            again: whether the table in use has learned them; then the shadow learns the held-out ones too.
         """
         result = TrainingResult()
         counts = np.zeros(np.iinfo(np.uint16).max + 1, np.int64)
-        most = max(_SMALLEST_POINT, self._experiences.count(start, end) // _POINTS)
-        stream = self._experiences.stream(start, end, newest_first=newest_first, limit=limit)
+        most = max(_SMALLEST_POINT, self._experiences.count(start) // _POINTS)
+        stream = self._experiences.stream(start, newest_first=newest_first, limit=limit)
         for batch in (part for whole in stream for part in whole.slices(most)):
             ids = self._index.look_up(batch.codes)
-            squares = self._policy.learn(ids)
+            squared_error = self._policy.learn(ids)
             if self._shadow is not None:
-                self._shadow.learn(ids if again else ids[~batch.held_out])
-            self._note(result, batch, ids, squares)
-            counts += np.bincount(ids, minlength=counts.size)
-        for one in np.flatnonzero(counts).tolist():
-            transition = self._index.transitions[one]
-            row = result.visits.setdefault(transition.state, {})
-            row[transition.action] = row.get(transition.action, 0) + int(counts[one])
-        return result
-
-    def _note(self, result: TrainingResult, batch: Batch, ids: Ids, squares: float) -> None:
-        rewards = np.array(self._index.rewards)[ids]
-        outcomes = np.array([transition.outcome for transition in self._index.transitions])[ids]
-        positive = int((outcomes > 0).sum())
-        result.positive += positive
-        result.negative += len(ids) - positive
-        result.reward = _add_in_order(result.reward, rewards)
-        result.last = batch.last
-        result.points.append(
-            Point(
-                archived_at=batch.last.archived_at,
-                experiences=len(ids),
-                reward=float(rewards.sum()),
-                squared_error=squares,
-                states=self._policy.policy.states_tried,
-                episode=self._policy.policy.episodes + 1,
+                self._shadow.learn(ids[~batch.held_out])
+            rewards = np.array(self._index.rewards)[ids]
+            good = np.array([transition.outcome > 0 for transition in self._index.transitions])[ids]
+            result.positive += int(good.sum())
+            result.negative += int((~good).sum())
+            result.reward = _add_in_order(result.reward, rewards)
+            result.last = batch.last
+            result.points.append(
+                Point(
+                    archived_at=batch.last.archived_at,
+                    experiences=len(ids),
+                    reward=float(rewards.sum()),
+                    squared_error=squared_error,
+                    states=self._policy.policy.states_tried,
+                    episode=self._policy.policy.episodes + 1,
+                )
             )
-        )
+            counts += np.bincount(ids, minlength=counts.size)
+        for transition, count in zip(self._index.transitions, counts.tolist(), strict=False):
+            if count:
+                row = result.visits.setdefault(transition.state, {})
+                row[transition.action] = row.get(transition.action, 0) + count
+        return result
 
 
 def _add_in_order(total: float, rewards: npt.NDArray[np.float64]) -> float:
