@@ -4,6 +4,7 @@ One row for each version: when it was archived first, its memory's id, a code of
 there are, and why it can't be learned, if it can't.
 """
 
+import contextlib
 import time
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -30,6 +31,7 @@ _LEVEL = (
     + " ELSE {default} END"
 ).format(default=DEFAULT_LEVEL)
 
+_FILES = "read_parquet({files}, union_by_name = true, hive_partitioning = false)"
 _TIMEZONE_KEY = "vidurai_pipeline.timezone"
 _MOMENT = utc_timestamp("archived_at")
 _HOUR = "left(archived_at, 13)"
@@ -41,10 +43,11 @@ _CREATE = f"""
     )
 """
 
+# Rows with an outcome; of files in local time with the offset of each hour.
 _ROWS = f"""
     SELECT
         TRY_CAST(id AS BIGINT) AS id,
-        {{archived_at}} AS archived_at,
+        {_MOMENT}{{offset}} AS archived_at,
         CAST(created_at AS VARCHAR) AS created_at,
         outcome,
         {_LEVEL} AS level,
@@ -59,8 +62,7 @@ _ROWS = f"""
             CAST(verbatim AS VARCHAR) AS verbatim,
             CAST(gist AS VARCHAR) AS gist,
             TRY_CAST(outcome AS DOUBLE) AS outcome
-            {{local}}
-        FROM {{files}}
+        FROM {_FILES}
         WHERE outcome IS NOT NULL AND TRY_CAST(outcome AS DOUBLE) IS DISTINCT FROM 0
     )
     {{offsets}}
@@ -78,7 +80,7 @@ _FILL = f"""
             WHEN {{first}} IS NULL THEN 'archived_at is no time'
             WHEN outcome IS NULL OR outcome NOT IN (-1, 1) THEN 'outcome not -1, 0 or 1'
         END
-    FROM ({_ROWS})
+    FROM ({{rows}})
     {{group}}
 """
 _EACH_ROW = {"first": "archived_at", "copies": "1", "group": ""}
@@ -132,51 +134,54 @@ def read_archive(
             return
         try:
             _require_columns(cursor, listing)
-            source = _source(cursor, listing, zone)
-            cursor.execute(_FILL.format(**source, **_EACH_ROW))
+            rows = _rows(cursor, listing, zone)
+            cursor.execute(_FILL.format(rows=rows, **_EACH_ROW))
             # Where no id comes twice, no version does; to find copies takes as long as to read all of it.
             if cursor.execute(f"SELECT count(*) <> count(DISTINCT id) FROM {TABLE}").fetchall() == [(True,)]:
                 cursor.execute(_CREATE)
-                cursor.execute(_FILL.format(**source, **_EACH_VERSION))
+                cursor.execute(_FILL.format(rows=rows, **_EACH_VERSION))
             return
         except duckdb.Error as error:
             if attempt == _READ_ATTEMPTS or list_settled(archive_base) == listing.files:
-                raise _explained(cursor, listing, error) from None
+                raise unreadable(cursor, archive_base, scratch, error) from None
 
 
-def _source(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | None) -> dict[str, str]:
-    """The parts of ``_ROWS`` that say where rows come from and when they were archived.
+def _rows(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | None) -> str:
+    """The SQL for all rows with an outcome.
 
     Vidurai's own archiver writes local time. Its offset is looked up once for each hour that occurs, so that any zone
-    that Python knows will do.
+    that Python knows can be used.
     """
-    files = "read_parquet({}, union_by_name = true, hive_partitioning = false{})"
-    plain = {"files": files.format(listing.sql(), ""), "archived_at": _MOMENT, "local": "", "offsets": ""}
-    in_utc = {
-        path
-        for (path,) in cursor.execute(
-            f"SELECT file_name FROM parquet_kv_metadata({listing.sql()}) "
-            f"WHERE key = CAST('{_TIMEZONE_KEY}' AS BLOB) AND value = CAST('UTC' AS BLOB)"
-        ).fetchall()
-    }
-    local = [file for file in listing.files if f"{listing.root}/{file.relative}" not in in_utc]
-    if not local or (zone is None and not (time.timezone or time.daylight)):
-        return plain
-    hours = cursor.execute(
-        f"SELECT DISTINCT {_HOUR} FROM ("
-        f"SELECT CAST(archived_at AS VARCHAR) AS archived_at FROM {files.format(listing.sql(local), '')})"
+    found = cursor.execute(
+        f"SELECT file_name FROM parquet_kv_metadata({listing.sql()}) "
+        f"WHERE key = CAST('{_TIMEZONE_KEY}' AS BLOB) AND value = CAST('UTC' AS BLOB)"
     ).fetchall()
-    offsets = {hour: offset for (hour,) in hours if (offset := _offset(hour, zone))}
+    paths = {path for (path,) in found}
+    in_utc = [file for file in listing.files if f"{listing.root}/{file.relative}" in paths]
+    local = [file for file in listing.files if f"{listing.root}/{file.relative}" not in paths]
+    offsets = _offsets(cursor, listing.sql(local), zone) if local else {}
     if not offsets:
-        return plain
-    values = ", ".join(f"({quote_literal(hour)}, INTERVAL ({seconds}) SECOND)" for hour, seconds in offsets.items())
-    return {
-        "files": files.format(listing.sql(), ", filename = 'vidurai_file'"),
-        "archived_at": f"{_MOMENT} - coalesce(local_offset, INTERVAL 0 SECOND)",
-        "local": f", list_contains({listing.sql(local)}, vidurai_file) AS local",
-        "offsets": f"LEFT JOIN (VALUES {values}) AS offsets (local_hour, local_offset) "
-        f"ON local AND NOT {_ZONED} AND {_HOUR} = local_hour",
-    }
+        return _ROWS.format(files=listing.sql(), offset="", offsets="")
+    values = ", ".join(f"({quote_literal(hour)}, {seconds})" for hour, seconds in offsets.items())
+    in_local_time = _ROWS.format(
+        files=listing.sql(local),
+        offset=" - to_seconds(coalesce(seconds, 0))",
+        offsets=f"LEFT JOIN (VALUES {values}) AS offsets (hour, seconds) ON NOT {_ZONED} AND {_HOUR} = hour",
+    )
+    if not in_utc:
+        return in_local_time
+    return f"{_ROWS.format(files=listing.sql(in_utc), offset='', offsets='')} UNION ALL {in_local_time}"
+
+
+def _offsets(cursor: duckdb.DuckDBPyConnection, files: str, zone: tzinfo | None) -> dict[str, int]:
+    """For each hour of local time in some files, how many seconds it is ahead of UTC, where it is."""
+    if zone is None and not (time.timezone or time.daylight):
+        return {}
+    hours = cursor.execute(
+        f"SELECT DISTINCT {_HOUR} FROM (SELECT CAST(archived_at AS VARCHAR) AS archived_at "
+        f"FROM {_FILES.format(files=files)})"
+    ).fetchall()
+    return {hour: offset for (hour,) in hours if (offset := _offset(hour, zone))}
 
 
 def _offset(hour: str | None, zone: tzinfo | None) -> int:
@@ -190,9 +195,7 @@ def _offset(hour: str | None, zone: tzinfo | None) -> int:
 
 
 def _require_columns(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> None:
-    described = cursor.execute(
-        f"DESCRIBE SELECT * FROM read_parquet({listing.sql()}, union_by_name = true, hive_partitioning = false)"
-    ).fetchall()
+    described = cursor.execute(f"DESCRIBE SELECT * FROM {_FILES.format(files=listing.sql())}").fetchall()
     present = {row[0].lower() for row in described}
     if missing := [column for column in _COLUMNS if column not in present]:
         raise ArchiveError(
@@ -200,24 +203,20 @@ def _require_columns(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> Non
         )
 
 
-def _explained(cursor: duckdb.DuckDBPyConnection, listing: Listing, error: duckdb.Error) -> ArchiveError:
+def unreadable(
+    cursor: duckdb.DuckDBPyConnection, archive_base: Path, scratch: Path, error: duckdb.Error
+) -> ArchiveError:
     """What was wrong and what to do; without DuckDB's own text, which may quote a value."""
-    try:
-        if not isinstance(error, duckdb.OutOfMemoryException) and (damaged := find_damaged(cursor, listing)):
-            return ArchiveError(f"{damage_message(listing, damaged)}; nothing was learned")
-    except duckdb.OutOfMemoryException as lack:
-        error = lack
-    return unreadable(listing.base, error)
-
-
-def unreadable(archive_base: Path, error: duckdb.Error) -> ArchiveError:
-    """The error for an archive that can't be read though none of its files is damaged."""
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return ArchiveError(
-            f"learning from {archive_base} needs more memory than VIDURAI_MEMORY_LIMIT, or more disk than there is: "
-            "raise the limit or free some space"
-        )
+    with contextlib.suppress(duckdb.OutOfMemoryException):
+        if not isinstance(error, duckdb.OutOfMemoryException):
+            listing = Listing.readable(archive_base, list_settled(archive_base), lambda: scratch)
+            if damaged := find_damaged(cursor, listing):
+                return ArchiveError(f"{damage_message(listing, damaged)}; nothing was learned")
+            return ArchiveError(
+                f"the archive {archive_base} can't be read ({type(error).__name__}): its files don't fit together; "
+                "nothing was learned"
+            )
     return ArchiveError(
-        f"the archive {archive_base} can't be read ({type(error).__name__}): its files don't fit together; nothing was "
-        "learned"
+        f"learning from {archive_base} needs more memory than VIDURAI_MEMORY_LIMIT, or more disk than there is",
+        "raise the limit or free some space",
     )

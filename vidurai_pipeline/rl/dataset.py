@@ -150,7 +150,7 @@ class Experiences:
             try:
                 yield cls(cursor, clock())
             except duckdb.Error as error:
-                raise unreadable(archive_base, error) from None
+                raise unreadable(cursor, archive_base, scratch, error) from None
             finally:
                 with contextlib.suppress(duckdb.Error):
                     cursor.execute(f"DROP TABLE IF EXISTS {TABLE}")
