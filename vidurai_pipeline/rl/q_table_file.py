@@ -5,7 +5,7 @@ Beside it, with ``q_table.json`` as the example of a name:
 - ``q_table.json.1`` to ``.5``: the tables before this one, the newest first;
 - ``q_table.state.json``: a copy of the last table that a dream wrote, to tell later what another program changed;
 - ``q_table.candidate.json``: a table that a dream learned, but that may not replace the one in use;
-- ``q_table.json.damaged-<time>``: a Q-table that could not be read, kept for whoever wants to know why;
+- ``q_table.json.damaged-<time>``: a Q-table that could not be read, kept so that the cause can be found;
 - ``.q_table.json.*.part``: a table being written; one that is an hour old was left by a crash and is removed.
 
 **Only what is ours.** A setting may name any file by mistake, Vidurai's hot store for one. So no file under one of
@@ -22,6 +22,7 @@ Between that comparison and the rename lie some microseconds in which a foreign 
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -32,7 +33,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vidurai_pipeline.cold.files import durable_write, sync_folder, written_beside
 from vidurai_pipeline.errors import QTableError
@@ -41,14 +44,13 @@ from vidurai_pipeline.rl.states import Action
 VERSIONS = 5
 MAX_BYTES = 256 * 1024 * 1024
 NOTE_KEY = "vidurai_pipeline"
-_MOST_EPISODES = 2**53
 #: Seconds between two readings of a file that another program may be writing.
 REREAD_PAUSE = 0.2
 _REREADS = 5
 _MOST_REREADS = 50
 _STALE_SECONDS = 3600
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _BEGINNING = b'{\n  "q_table": {'
-_KNOWN_KEYS = {"q_table", "episodes", "total_reward", "epsilon", NOTE_KEY}
 
 
 class DamagedTableError(QTableError):
@@ -78,10 +80,10 @@ class TableContents:
         unknown: other top-level entries, kept as they are.
     """
 
-    q_table: dict[str, dict[Action, float]] = field(default_factory=dict)
-    episodes: int = 0
-    total_reward: float = 0.0
-    epsilon: float = 0.0
+    q_table: dict[str, dict[Action, _Number]] = field(default_factory=dict)
+    episodes: Annotated[int, Field(strict=True, ge=0, le=2**53)] = 0
+    total_reward: _Number = 0.0
+    epsilon: _Number = 0.0
     note: Any = None
     unknown: dict[str, Any] = field(default_factory=dict)
 
@@ -120,6 +122,10 @@ def encode(contents: TableContents) -> bytes:
         raise QTableError("the Q-table has a value that is not a finite number: it is not written") from None
 
 
+_CONTENTS = TypeAdapter(TableContents)
+_FORM = TypeAdapter(dict[str, dict[Action, Any]])
+
+
 def decode(raw: bytes) -> TableContents:
     """Read the bytes of a file.
 
@@ -127,28 +133,30 @@ def decode(raw: bytes) -> TableContents:
         DamagedTableError: they are no Q-table; the message says in what way, without quoting them.
     """
     try:
-        document = json.loads(raw, parse_constant=_reject_constant, parse_float=_finite)
+        document = json.loads(raw, parse_constant=_finite, parse_float=_finite)
+        q_table, note = document.pop("q_table"), document.pop(NOTE_KEY, None)
+        known = {name: document.pop(name) for name in ("episodes", "total_reward", "epsilon") if name in document}
+        return _CONTENTS.validate_python({"q_table": q_table, "note": note, "unknown": document, **known})
+    except ValidationError as error:
+        raise DamagedTableError(f"`{error.errors()[0]['loc'][0]}` has a wrong type or value") from None
+    except (AttributeError, KeyError, TypeError):
+        raise DamagedTableError("it has no `q_table`") from None
     except (ValueError, RecursionError):
-        raise DamagedTableError("it is not JSON" if raw else "it is empty") from None
-    rows = _rows(document)
-    episodes = document.get("episodes", 0)
-    if not isinstance(episodes, int) or isinstance(episodes, bool) or not 0 <= episodes <= _MOST_EPISODES:
-        raise DamagedTableError("`episodes` is not a count")
-    return TableContents(
-        q_table={
-            state: {Action(name): _decode_number(value, "a value") for name, value in row.items()}
-            for state, row in rows.items()
-        },
-        episodes=episodes,
-        total_reward=_decode_number(document.get("total_reward", 0.0), "`total_reward`"),
-        epsilon=_decode_number(document.get("epsilon", 0.0), "`epsilon`"),
-        note=document.get(NOTE_KEY),
-        unknown={key: value for key, value in document.items() if key not in _KNOWN_KEYS},
-    )
+        raise DamagedTableError("it is not JSON of finite numbers" if raw else "it is empty") from None
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError
 
 
 class TableFile:
-    """One ``q_table.json`` and the files beside it."""
+    """One ``q_table.json`` and the files beside it.
+
+    What changes a file raises a ``QTableError`` if it can't be written, and a ``ForeignFileError`` if another
+    program's file stands in its place; then nothing is changed.
+    """
 
     def __init__(self, path: Path) -> None:
         # Where the name is a symbolic link (to a synchronised folder, say), the rename must replace its target.
@@ -169,14 +177,14 @@ class TableFile:
         return self.path.with_name(f"{self.path.name}.{number}")
 
     def read(self) -> StoredTable | None:
-        """Read the table, with patience for a program that is writing it; None if there is no file.
+        """Read the table, and wait for a program that is writing it; None if there is no file.
 
         Raises:
             DamagedTableError: it is a Q-table that can't be used, and stayed so for a second.
             ForeignFileError: it is not known to be a Q-table.
             QTableError: it can't be read.
         """
-        patience = _REREADS
+        unchanged = 0
         raw = self._bytes(self.path)
         for _ in range(_MOST_REREADS):
             if raw is None:
@@ -184,21 +192,16 @@ class TableFile:
             try:
                 return StoredTable(decode(raw), raw)
             except DamagedTableError as error:
-                if not patience or raw.lstrip()[:1] not in (b"", b"{"):
+                if unchanged == _REREADS or raw.lstrip()[:1] not in (b"", b"{"):
                     raise self.unusable(raw, str(error)) from None
             time.sleep(REREAD_PAUSE)
             again = self._bytes(self.path)
-            patience = patience - 1 if again == raw else _REREADS
+            unchanged = unchanged + 1 if again == raw else 0
             raw = again
-        raise QTableError(f"{self.path} changes too often: another program keeps writing it; try again later")
+        raise QTableError(f"{self.path} changes too often: another program keeps writing it", "try again later")
 
     def require_ours(self) -> None:
-        """Make sure that no other program's file stands under a name that a dream may write.
-
-        Raises:
-            ForeignFileError: one does; the message names it.
-            QTableError: a file can't be read.
-        """
+        """Make sure that no other program's file stands under a name that a dream may write."""
         for path in (self.path, *self._copies()):
             self._require_ours(path)
 
@@ -211,7 +214,6 @@ class TableFile:
 
         Raises:
             TableChangedError: it is something else by now; the file is untouched.
-            QTableError: it can't be written, or a file in its place is not ours; the file is untouched.
         """
         new = StoredTable(contents, encode(contents))
         decode(new.raw)  # what can't be read back must not replace what can
@@ -235,11 +237,7 @@ class TableFile:
             raise TableChangedError(f"{self.path} was written by another program meanwhile")
 
     def remember(self, raw: bytes) -> None:
-        """Keep a copy of the table that a dream wrote, if it isn't kept already.
-
-        Raises:
-            QTableError: it can't be written, or the file in its place is not ours.
-        """
+        """Keep a copy of the table that a dream wrote, if it isn't kept already."""
         if self._bytes(self.remembered_path) != raw:
             self._replace(self.remembered_path, raw)
 
@@ -248,36 +246,21 @@ class TableFile:
         return self._stored(self.remembered_path)
 
     def write_candidate(self, contents: TableContents) -> None:
-        """Keep a table that may not replace the one in use; it takes the place of an earlier candidate.
-
-        Raises:
-            QTableError: it can't be written, a value is not a finite number, or the file in its place is not ours.
-        """
+        """Keep a table that may not replace the one in use; it takes the place of an earlier candidate."""
         self._replace(self.candidate_path, encode(contents))
 
     def drop_candidate(self) -> None:
-        """Remove the candidate, if there is one: the table in use has learned what it had, or its cause is gone.
-
-        Raises:
-            QTableError: it can't be removed, or is not ours.
-        """
+        """Remove the candidate, if there is one: the table in use has learned what it had, or its cause is gone."""
         self._require_ours(self.candidate_path)
         with _write_errors(self.candidate_path):
             self.candidate_path.unlink(missing_ok=True)
 
     def set_aside(self) -> Path:
-        """Move a damaged table out of the way, under a name that says when; returns that name.
-
-        Raises:
-            QTableError: it can't be moved, or is not ours.
-        """
+        """Move a damaged table out of the way, under a name that says when; returns that name."""
         self._require_ours(self.path)
-        stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
-        target = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
-        number = 1
-        while target.exists():
-            number += 1
-            target = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{number}")
+        name = f"{self.path.name}.damaged-{datetime.now():%Y%m%dT%H%M%S}"
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        target = next(path for path in map(self.path.with_name, names) if not path.exists())
         with _write_errors(self.path):
             self.path.rename(target)
             sync_folder(self.path.parent)
@@ -287,20 +270,23 @@ class TableFile:
         """The error for a file that can't be used as a Q-table, with what to do about it."""
         if not self._is_ours(raw):
             return self._foreign(self.path, reason)
-        older = next((path for path in self._copies() if self._stored(path) is not None), None)
-        advice = "" if older is None else f"put {older.name} from beside it in its place, or "
-        advice += "learn the archive again with `vidurai-pipeline dream --rebuild`"
-        return DamagedTableError(f"{self.path} is damaged ({reason}): {advice}")
+        older = next(
+            (f"put {path.name} from beside it in its place, or " for path in self._copies() if self._stored(path)), ""
+        )
+        hint = f"{older}learn the archive again with `vidurai-pipeline dream --rebuild`"
+        return DamagedTableError(f"{self.path} is damaged ({reason})", hint)
 
     def _foreign(self, path: Path, reason: str) -> ForeignFileError:
         if path == self.path:
             return ForeignFileError(
-                f"VIDURAI_Q_TABLE: {path} is no Q-table ({reason}), so it is left as it is: set VIDURAI_Q_TABLE to "
-                "another file, or move this one away if it is a Q-table that another program left unfinished"
+                f"VIDURAI_Q_TABLE: {path} is no Q-table ({reason}), so it is left as it is",
+                "set VIDURAI_Q_TABLE to another file, or move this one away if it is a Q-table that another program "
+                "left unfinished",
             )
         return ForeignFileError(
-            f"{path} is in the way: vidurai-pipeline uses this name beside {self.path.name}, but it is no Q-table "
-            f"({reason}). Move it away, or set VIDURAI_Q_TABLE to another file"
+            f"{path} is in the way, because vidurai-pipeline uses this name beside {self.path.name}, but it is no "
+            f"Q-table ({reason})",
+            "move it away, or set VIDURAI_Q_TABLE to another file",
         )
 
     def _require_ours(self, path: Path) -> None:
@@ -315,8 +301,8 @@ class TableFile:
 
     def _is_ours(self, raw: bytes) -> bool:
         """Whether bytes have a Q-table's form, or are the beginning of a table that lies whole under another name."""
-        with contextlib.suppress(ValueError, RecursionError, DamagedTableError):
-            _rows(json.loads(raw))
+        with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
+            _FORM.validate_python(json.loads(raw)["q_table"])
             return True
         whole = (self._stored(path) for path in (self.path, *self._copies()))
         return any(table is not None and table.raw.startswith(raw) for table in whole)
@@ -341,7 +327,7 @@ class TableFile:
             return None
         except OSError as error:
             raise QTableError(
-                f"VIDURAI_Q_TABLE: {path} can't be read: {error.strerror}. It must be a Q-table's file"
+                f"VIDURAI_Q_TABLE: {path} can't be read: {error.strerror}", "set it to a Q-table's file"
             ) from error
 
     def _stored(self, path: Path) -> StoredTable | None:
@@ -377,44 +363,12 @@ class TableFile:
                     path.unlink(missing_ok=True)
 
 
-def _rows(document: Any) -> dict[str, dict[str, Any]]:
-    """The rows of a file's table, if it has the form of one; nothing else about it is checked."""
-    rows = document.get("q_table") if isinstance(document, dict) else None
-    if not isinstance(rows, dict):
-        raise DamagedTableError("it holds no object `q_table`")
-    for row in rows.values():
-        if not isinstance(row, dict):
-            raise DamagedTableError("a state's values are not an object")
-        if not row.keys() <= set(Action):
-            raise DamagedTableError("a state has an unknown action")
-    return rows
-
-
-def _decode_number(value: Any, what: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            number = float(value)
-            if math.isfinite(number):
-                return number
-    raise DamagedTableError(f"{what} is not a finite number")
-
-
-def _reject_constant(_name: str) -> NoReturn:
-    raise DamagedTableError("it holds NaN or Infinity")
-
-
-def _finite(text: str) -> float:
-    if math.isfinite(number := float(text)):
-        return number
-    raise DamagedTableError("it holds a number that is too large")
-
-
 @contextlib.contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise QTableError(
-            f"{path} can't be written: {error.strerror}; it is unchanged. Make room or give the right to write, or "
-            "set VIDURAI_Q_TABLE"
+            f"{path} can't be written: {error.strerror}; it is unchanged",
+            "free some space, make it writable for this user, or set VIDURAI_Q_TABLE",
         ) from error

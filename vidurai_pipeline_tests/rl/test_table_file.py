@@ -274,6 +274,12 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert json.loads(real.read_text())["episodes"] == 1
 
 
+def test_an_unknown_entry_may_have_any_name() -> None:
+    raw = b'{"q_table": {}, "note": 3, "unknown": {"a": 4}, "raw": null}'
+    assert decode(raw).unknown == {"note": 3, "unknown": {"a": 4}, "raw": None}
+    assert decode(encode(decode(raw))) == decode(raw)
+
+
 def test_unknown_entries_are_kept(table: Path) -> None:
     table.write_text('{"q_table": {}, "episodes": 2, "owner": {"name": "é"}, "n": 1}')
     policy = QLearningPolicy.load(table)
