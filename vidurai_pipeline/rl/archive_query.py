@@ -1,14 +1,14 @@
 """The SQL that reads an archive for the learner: every version with an outcome, in a temporary table of DuckDB.
 
 One row for each version: when it was archived first, its memory's id, a code of what it teaches, how many copies of it
-there are, and why it can't be learned, if it can't.
+there are, and why it can't be learned, if it can't. The code is (tokens x 5 + level of salience) x 2, and 1 more if the
+outcome is good.
 """
 
 import contextlib
 import time
 from datetime import datetime, tzinfo
 from pathlib import Path
-from typing import NamedTuple
 
 import duckdb
 
@@ -89,25 +89,6 @@ _EACH_VERSION = {
     "copies": "count(*)",
     "group": "GROUP BY id, created_at, outcome, level, tokens",
 }
-
-
-#: How many codes there are: each is less than this.
-EXPERIENCE_CODES = (MAX_TOKENS + 1) * len(IMPORTANCES) * 2
-
-
-class CodedExperience(NamedTuple):
-    """What an experience is made of: importance 0 to 1, tokens, outcome 1 or -1."""
-
-    importance: float
-    tokens: int
-    outcome: int
-
-
-def decode_experience(code: int) -> CodedExperience:
-    """Take apart an experience's code: (tokens x 5 + level of salience) x 2 + (1 if the outcome is good)."""
-    rest, good = divmod(code, 2)
-    tokens, level = divmod(rest, len(IMPORTANCES))
-    return CodedExperience(IMPORTANCES[level], tokens, 1 if good else -1)
 
 
 def read_archive(

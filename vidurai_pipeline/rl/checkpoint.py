@@ -18,10 +18,10 @@ A table that isn't there has learned nothing, whatever the copy says: who delete
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
+from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter
 
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl.dataset import Watermark
@@ -35,8 +35,6 @@ FORMAT = 1
 Order = Literal["chronological", "newest-first"]
 #: How many archived experiences stand behind each value, by state and action.
 Visits = dict[str, dict[Action, NonNegativeInt]]
-#: The names in the file, where they are not those of the attributes.
-_STORED_NAMES = {"settled": "accounted", "archive_only": "pure", "hyperparameters": "parameters"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +58,10 @@ class Checkpoint:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     watermark: Watermark
-    settled: NonNegativeInt
+    settled: Annotated[NonNegativeInt, Field(alias="accounted")]
     order: Order
-    archive_only: bool
-    hyperparameters: Hyperparameters
+    archive_only: Annotated[bool, Field(alias="pure")]
+    hyperparameters: Annotated[Hyperparameters, Field(alias="parameters")]
     table_digest: str = ""
     foreign_episodes: NonNegativeInt = 0
     foreign_reward: float = 0.0
@@ -72,12 +70,8 @@ class Checkpoint:
 
     def stored_with(self, contents: TableContents) -> TableContents:
         """The contents of a file that holds a table and this note on it."""
-        return replace(contents, note=replace(self, table_digest=contents.digest()).to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """The note as it stands in the file."""
-        note = {_STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        return {"format": FORMAT, **note}
+        note = _NOTE.dump_python(replace(self, table_digest=contents.digest()), by_alias=True, mode="json")
+        return replace(contents, note={"format": FORMAT, **note})
 
     @staticmethod
     def from_json(note: Any) -> "Checkpoint":
@@ -91,13 +85,11 @@ class Checkpoint:
             noted = dict(note)
             if noted.pop("format") != FORMAT:
                 raise QTableError(
-                    "the Q-table was written by another version of vidurai-pipeline: use that one, or learn the "
-                    "archive again with `vidurai-pipeline dream --rebuild`"
+                    "the Q-table was written by another version of vidurai-pipeline",
+                    "use that one, or learn the archive again with `vidurai-pipeline dream --rebuild`",
                 )
             noted.pop("ahead", None)  # other versions noted there what they had learned of the future
-            attributes = {stored: name for name, stored in _STORED_NAMES.items()}
-            named = {attributes.get(name, name): value for name, value in noted.items()}
-            return _NOTE.validate_json(json.dumps(named))
+            return _NOTE.validate_json(json.dumps(noted))
         except (TypeError, ValueError, KeyError, RecursionError):
             raise DamagedTableError("its note on what it has learned can't be read") from None
 
@@ -156,38 +148,25 @@ def find_baseline(live: StoredTable | None, remembered: StoredTable | None) -> B
 
 
 def _after_another_program(live: StoredTable, remembered: StoredTable | None) -> Baseline:
-    own = read_checkpoint(remembered)
-    if remembered is None or own is None:
+    checkpoint = read_checkpoint(remembered)
+    if remembered is None or checkpoint is None:
         return Baseline(live.contents, None, "adopted")
-    if _is_by_the_dreamer(live.contents) and not _holds(live.contents, remembered.contents):
+    theirs, own = live.contents.q_table, remembered.contents.q_table
+    values = {(state, action) for state, row in theirs.items() for action in row}
+    holds_ours = all(row.items() <= theirs.get(state, {}).items() for state, row in own.items())
+    if values and values <= archived_values() and not holds_ours:
         unknown = {**remembered.contents.unknown, **live.contents.unknown}
-        return Baseline(replace(remembered.contents, note=None, unknown=unknown), own, "overwritten")
-    mixed = replace(own, archive_only=False)
-    if _continues(live.contents, remembered.contents):
-        return Baseline(live.contents, mixed, "continued")
-    return _merge(live.contents, remembered.contents, mixed)
-
-
-def _is_by_the_dreamer(contents: TableContents) -> bool:
-    values = {(state, action) for state, row in contents.q_table.items() for action in row}
-    return bool(values) and values <= archived_values()
-
-
-def _holds(live: TableContents, own: TableContents) -> bool:
-    return all(row.items() <= live.q_table.get(state, {}).items() for state, row in own.q_table.items())
-
-
-def _continues(live: TableContents, own: TableContents) -> bool:
-    return live.episodes >= own.episodes and all(
-        state in live.q_table and row.keys() <= live.q_table[state].keys() for state, row in own.q_table.items()
-    )
+        return Baseline(replace(remembered.contents, note=None, unknown=unknown), checkpoint, "overwritten")
+    checkpoint = replace(checkpoint, archive_only=False)
+    lacks_none = all(state in theirs and row.keys() <= theirs[state].keys() for state, row in own.items())
+    if lacks_none and live.contents.episodes >= remembered.contents.episodes:
+        return Baseline(live.contents, checkpoint, "continued")
+    return _merge(live.contents, remembered.contents, checkpoint)
 
 
 def _merge(live: TableContents, own: TableContents, checkpoint: Checkpoint) -> Baseline:
     # Of a daemon that is still the same process, the earlier table's share is in the sum already.
     same_process = checkpoint.foreign_episodes <= live.episodes
-    known_episodes = checkpoint.foreign_episodes if same_process else 0
-    known_reward = checkpoint.foreign_reward if same_process else 0.0
     q_table = {state: dict(row) for state, row in live.q_table.items()}
     replaced = 0
     for state, row in own.q_table.items():
@@ -196,8 +175,8 @@ def _merge(live: TableContents, own: TableContents, checkpoint: Checkpoint) -> B
             replaced += merged.setdefault(action, value) != value
     contents = TableContents(
         q_table=q_table,
-        episodes=own.episodes + live.episodes - known_episodes,
-        total_reward=own.total_reward + live.total_reward - known_reward,
+        episodes=own.episodes + live.episodes - (checkpoint.foreign_episodes if same_process else 0),
+        total_reward=own.total_reward + live.total_reward - (checkpoint.foreign_reward if same_process else 0.0),
         unknown={**own.unknown, **live.unknown},
     )
     seen = replace(
@@ -211,14 +190,9 @@ def _merge(live: TableContents, own: TableContents, checkpoint: Checkpoint) -> B
 
 def visits_behind(contents: TableContents, own: TableContents, visits: Visits) -> Visits:
     """The visits behind those values of a table that are still the ones that a dream learned."""
-    return {
-        state: kept
-        for state, row in visits.items()
-        if (
-            kept := {
-                action: count
-                for action, count in row.items()
-                if contents.q_table.get(state, {}).get(action) == own.q_table.get(state, {}).get(action)
-            }
-        )
-    }
+    remaining: Visits = {}
+    for state, row in visits.items():
+        theirs, ours = contents.q_table.get(state, {}), own.q_table.get(state, {})
+        if kept := {action: count for action, count in row.items() if theirs.get(action) == ours.get(action)}:
+            remaining[state] = kept
+    return remaining

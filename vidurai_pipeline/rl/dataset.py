@@ -67,7 +67,7 @@ class Batch(NamedTuple):
     """Some experiences in their order.
 
     Attributes:
-        codes: each as the code that ``decode_experience`` takes apart.
+        codes: what each teaches (see ``archive_query``).
         held_out: whether it is one of those that tables are judged by.
         archived_at: when it was archived, in UTC.
         ids: of its memory.

@@ -4,22 +4,21 @@ What a dream promises:
 
 - **Once.** Each archived version with an outcome is learned once, in order of ``archived_at, id`` (see ``dataset``).
   How far learning has come is noted in the table's own file, so both change in one step, whatever crashes.
-- **Late files.** Experiences that turn up before that mark (files of Vidurai's own archiver, copied in later) are
-  counted on every run. Where the table was learned from this archive alone, the dream learns the whole archive again,
-  in order, which gives the table that it would have given had they been there in time. Where it wasn't (the daemon
-  taught it something too, or it was begun newest first, or runs are limited), learning anew would forget: the
-  statistics say how many there are, and leave it to ``--rebuild``.
+- **Late files.** Experiences may turn up before that mark, as in files that were copied in later. If the table was
+  learned from this archive alone, the dream learns the whole archive again, in order. If not (the daemon taught it
+  something too, it was begun newest first, or runs are limited), learning again would forget. Then the statistics say
+  how many there are, and it is left to ``--rebuild``.
 - **A wrong clock.** What is dated later than the dream itself is learned once its time has come. If the dream's own
   clock was ahead, the next dream learns the whole archive again, once.
 - **Missing files.** Experiences that were learned and left the archive stay learned; the statistics count them.
 - **The daemon.** If another program wrote the table since the last dream, see ``checkpoint`` for what is done. If it
   writes while we dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
-- **Damage.** A Q-table that can't be read is moved aside and the dream fails, so that someone can restore an older one;
-  if nobody does, the next dream learns the whole archive from an empty table.
+- **Damage.** A Q-table that can't be read is moved aside and the dream fails, so that an older one can be restored. If
+  none is, the next dream learns the whole archive from an empty table.
 - **Only what is ours.** A file that is not known to be a Q-table is refused and left as it is, with a rebuild too.
-- **A gate.** A table that is not well-formed, or foretells held-out experiences worse than the one in use, does not
+- **A gate.** A table that is not well-formed, or predicts held-out experiences worse than the one in use, does not
   replace it (see ``evaluation``). It is kept beside it as a candidate, the dream fails, and the next one begins where
-  this one did. An explicit ``--rebuild`` replaces a table also with one that the comparison finds worse.
+  this one did. ``--rebuild`` replaces a table even with one that the comparison finds worse.
 - **Determinism.** From the same table and archive comes the same file, byte for byte. If there is nothing new, the
   table is not touched.
 """
@@ -109,7 +108,7 @@ class DreamCycle:
         return self.dream(rebuild=rebuild, order=order).to_dict()
 
     def dream(self, *, rebuild: bool = False, order: Order = "chronological") -> DreamReport:
-        """Dream once. Whatever goes wrong, this returns and says so in the report's ``error``.
+        """Dream once. If something goes wrong, the report's ``error`` says so; nothing is raised.
 
         Args:
             rebuild: learn the whole archive from an empty table. With an archive that has nothing to learn the table
@@ -140,7 +139,7 @@ class DreamCycle:
             raise ConfigError("the order of learning is chronological or newest-first")
         if order == "newest-first" and not rebuild:
             raise ConfigError(
-                "order newest-first needs a rebuild: it can't be added to a table learned in another order"
+                "the order newest-first needs a rebuild: it can't be added to a table learned in another order"
             )
         if self.max_episodes is not None and self.max_episodes < 1:
             raise ConfigError("max_episodes must be at least 1")
@@ -148,53 +147,42 @@ class DreamCycle:
         given = {name: value for name, value in self._given.items() if value is not None}
         hyperparameters = replace(Hyperparameters.of(settings), **given)
         file = TableFile(self.q_table_path or settings.q_table_path)
-        archive_base = self.archive_base or settings.archive_path
         # The table first: a damaged one should be known before minutes go into the archive.
-        live = self._read_table(file, report, rebuild)
+        live = _read_table(file, report, rebuild)
         with Experiences.open(
-            archive_base,
+            self.archive_base or settings.archive_path,
             self.connection,
             clock=self.clock,
             memory_limit=settings.memory_limit,
             threads=settings.threads,
             zone=ZoneInfo(settings.timezone) if settings.timezone else None,
         ) as experiences:
-            training = TrainingRun(
-                file,
-                experiences,
-                hyperparameters,
-                rebuild=rebuild,
-                order=order,
-                limit=self.max_episodes,
-            )
+            training = TrainingRun(file, experiences, hyperparameters, rebuild, order, self.max_episodes)
             for _ in range(_ATTEMPTS):
                 try:
                     training.run(live, report)
                     return
                 except TableChangedError:
-                    live = self._read_table(file, report, rebuild)
-        raise QTableError(f"{file.path} changes too often: another program keeps writing it; dream again later")
-
-    def _read_table(self, file: TableFile, report: DreamReport, rebuild: bool) -> StoredTable | None:
-        try:
-            live = file.read()
-            file.require_ours()
-            if live is not None and live.contents.note is not None and not rebuild:
-                _check_note(file, live)
-            return live
-        except DamagedTableError as error:
-            aside = file.set_aside()
-            report.set_aside = str(aside)
-            if rebuild:
-                return None
-            raise QTableError(
-                f"{error}. It is now {aside.name}; without an older version in its place the next dream learns the "
-                "whole archive from an empty table"
-            ) from None
+                    live = _read_table(file, report, rebuild)
+        raise QTableError(f"{file.path} changes too often: another program keeps writing it", "dream again later")
 
 
-def _check_note(file: TableFile, live: StoredTable) -> None:
+def _read_table(file: TableFile, report: DreamReport, rebuild: bool) -> StoredTable | None:
     try:
-        Checkpoint.from_json(live.contents.note)
+        live = file.read()
+        file.require_ours()
+        if live is not None and live.contents.note is not None and not rebuild:
+            try:
+                Checkpoint.from_json(live.contents.note)
+            except DamagedTableError as error:
+                raise file.unusable(live.raw, str(error)) from None
+        return live
     except DamagedTableError as error:
-        raise file.unusable(live.raw, str(error)) from None
+        aside = file.set_aside()
+        report.set_aside = str(aside)
+        if rebuild:
+            return None
+        raise QTableError(
+            f"{error}. It is now {aside.name}; without an older version in its place the next dream learns the whole "
+            "archive from an empty table"
+        ) from None

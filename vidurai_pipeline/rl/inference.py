@@ -7,6 +7,7 @@ another bucket than 0 and 6 do. A table learned so says which rules the outcomes
 not what would have happened under other actions.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ CHARACTERS_PER_TOKEN = 4
 # Every bucket that an experience touches is the same for all memories of more tokens than this (see
 # MemoryState.to_hash: the last token bucket begins at 10,000, and an outcome moves a state by 50).
 MAX_TOKENS = 10_050
+#: Memories whose tokens, divided by this and cut to an integer, are the same are in the same buckets before and after.
+TOKEN_STEP = 50
 
 
 def infer_state(importance: float, tokens: int) -> MemoryState:
@@ -43,19 +46,18 @@ def infer_state(importance: float, tokens: int) -> MemoryState:
 def infer_next_state(state: MemoryState, outcome: int) -> MemoryState:
     """The state that followed: relieved after a good outcome (1), under more pressure after a bad one (-1)."""
     if outcome > 0:
-        return MemoryState(
+        return replace(
+            state,
             working_memory_count=max(1, state.working_memory_count - 2),
             episodic_memory_count=state.episodic_memory_count + 1,
             total_tokens=max(100, state.total_tokens - 50),
-            average_entropy=state.average_entropy,
             average_importance=min(1.0, state.average_importance + 0.1),
             messages_since_last_compression=0,
         )
-    return MemoryState(
+    return replace(
+        state,
         working_memory_count=state.working_memory_count + 2,
-        episodic_memory_count=state.episodic_memory_count,
         total_tokens=state.total_tokens + 50,
-        average_entropy=state.average_entropy,
         average_importance=max(0.0, state.average_importance - 0.1),
         messages_since_last_compression=state.messages_since_last_compression + 1,
     )
@@ -112,6 +114,6 @@ def archived_values() -> frozenset[tuple[str, Action]]:
     return frozenset(
         infer_transition(importance, tokens, outcome)[:2]
         for importance in IMPORTANCES
-        for tokens in range(0, MAX_TOKENS + 1, 50)
+        for tokens in range(0, MAX_TOKENS + 1, TOKEN_STEP)
         for outcome in (1, -1)
     )

@@ -356,11 +356,14 @@ class TableFile:
     def _remove_stale(self) -> None:
         leftover = re.compile(rf"\.{re.escape(self.path.name)}(\.\d)?\.\w{{8}}\.part")
         for path in self.path.parent.iterdir():
-            if leftover.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                with path.open("rb") as file:
-                    ours = _BEGINNING.startswith(file.read(len(_BEGINNING)))
-                if ours:
-                    path.unlink(missing_ok=True)
+            if not leftover.fullmatch(path.name):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # the program that wrote it has just renamed it
+                if path.is_file() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    with path.open("rb") as file:
+                        ours = _BEGINNING.startswith(file.read(len(_BEGINNING)))
+                    if ours:
+                        path.unlink()
 
 
 @contextlib.contextmanager

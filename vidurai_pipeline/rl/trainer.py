@@ -5,21 +5,28 @@ state. So each batch is first translated into the ids of its transitions. A stat
 also the next state of one (see ``inference``), so no update depends on another one's row: all updates of one value are
 made in a row, in their order, by the same floating-point operations.
 
-Three ids occur: an experience code is what the archive's row says (see ``archive_query``); a transition id stands for
-all codes that teach the same; a state-action id stands for all transitions that change the same value.
+Three numbers occur: an experience code says what the archive's row holds (see ``archive_query``), a transition id
+stands for all codes that teach the same, a state-action id for all transitions that change the same value.
 """
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from vidurai_pipeline.rl.archive_query import EXPERIENCE_CODES, decode_experience
 from vidurai_pipeline.rl.checkpoint import Visits
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import HeldOut
-from vidurai_pipeline.rl.inference import Transition, infer_outcome, infer_transition
+from vidurai_pipeline.rl.inference import (
+    IMPORTANCES,
+    MAX_TOKENS,
+    TOKEN_STEP,
+    Transition,
+    infer_outcome,
+    infer_transition,
+)
 from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.states import Action
@@ -33,41 +40,38 @@ Ids = npt.NDArray[np.uint16]
 
 
 class TransitionIndex:
-    """Gives transitions ids as they come.
+    """Every transition that an archived memory can stand for, with ids.
 
     Args:
         profile: sets the rewards.
 
     Attributes:
+        ids: the transition id of each experience code.
         transitions: each distinct transition; its place is its id.
+        good: of each, whether its outcome is good.
         rewards: the reward of each, in points.
         state_action_ids: the state-action id of each.
     """
 
     def __init__(self, profile: RewardProfile) -> None:
-        self._profile = profile
-        self._id_of_code = np.full(EXPERIENCE_CODES, -1, np.int32)
-        self._id_of_transition: dict[Transition, int] = {}
-        self._id_of_state_action: dict[tuple[str, Action], int] = {}
-        self.transitions: list[Transition] = []
-        self.rewards: list[float] = []
-        self.state_action_ids: list[int] = []
-
-    def look_up(self, experience_codes: npt.NDArray[np.int32]) -> Ids:
-        """The transition id of each experience."""
-        for code in np.unique(experience_codes[self._id_of_code[experience_codes] < 0]).tolist():
-            self._id_of_code[code] = self._add(infer_transition(*decode_experience(code)))
-        return self._id_of_code[experience_codes].astype(np.uint16)
-
-    def _add(self, transition: Transition) -> int:
-        transition_id = self._id_of_transition.setdefault(transition, len(self.transitions))
-        if transition_id == len(self.transitions):
-            self.transitions.append(transition)
-            outcome = infer_outcome(transition.action, transition.outcome)
-            self.rewards.append(outcome.calculate_reward(self._profile))
-            state_actions = self._id_of_state_action
-            self.state_action_ids.append(state_actions.setdefault(transition[:2], len(state_actions)))
-        return transition_id
+        ids: dict[Transition, int] = {}
+        steps = range(0, MAX_TOKENS + 1, TOKEN_STEP)
+        ids_by_step = [
+            [
+                ids.setdefault(infer_transition(importance, tokens, outcome), len(ids))
+                for importance in IMPORTANCES
+                for outcome in (-1, 1)
+            ]
+            for tokens in steps
+        ]
+        self.ids: Ids = np.repeat(np.array(ids_by_step, np.uint16), TOKEN_STEP, axis=0)[: MAX_TOKENS + 1].ravel()
+        self.transitions = list(ids)
+        self.good = np.array([one.outcome > 0 for one in ids])
+        self.rewards = np.array([infer_outcome(one.action, one.outcome).calculate_reward(profile) for one in ids])
+        state_actions: dict[tuple[str, Action], int] = {}
+        self.state_action_ids = np.array(
+            [state_actions.setdefault(one[:2], len(state_actions)) for one in ids], np.uint16
+        )
 
 
 class BatchLearner:
@@ -87,7 +91,7 @@ class BatchLearner:
         if not transition_ids.size:
             return 0.0
         alpha, gamma = self.policy.alpha, self.policy.gamma
-        transitions, rewards = self._index.transitions, np.array(self._index.rewards)
+        transitions, rewards = self._index.transitions, self._index.rewards
         targets = np.zeros(len(transitions))
         present, first = np.unique(transition_ids, return_index=True)
         # Rows are made in the order in which the plain agent would make them.
@@ -96,7 +100,7 @@ class BatchLearner:
             future = self.policy.row(transitions[one].next_state)
             targets[one] = rewards[one] + gamma * max(future.values(), default=0.0)
         self.policy.total_reward = _add_in_order(self.policy.total_reward, rewards[transition_ids])
-        state_actions = np.array(self._index.state_action_ids, np.uint16)[transition_ids]
+        state_actions = self._index.state_action_ids[transition_ids]
         order = np.argsort(state_actions, kind="stable")
         bounds = np.flatnonzero(np.diff(state_actions[order], prepend=-1, append=-1)).tolist()
         ordered = targets[transition_ids[order]].tolist()
@@ -166,13 +170,12 @@ class Trainer:
 
     def held_out(self) -> list[HeldOut]:
         """The experiences that tables are judged by."""
-        counts = self._experiences.held_out()
-        codes = np.fromiter(counts, np.int32, len(counts))
-        ids = self._index.look_up(codes)
-        totals = np.bincount(ids, weights=np.fromiter(counts.values(), np.int64, len(counts)))
+        totals: Counter[int] = Counter()
+        for code, count in self._experiences.held_out().items():
+            totals[int(self._index.ids[code])] += count
         return [
-            HeldOut(self._index.transitions[one], self._index.rewards[one], int(totals[one]))
-            for one in np.flatnonzero(totals).tolist()
+            HeldOut(self._index.transitions[one], float(self._index.rewards[one]), count)
+            for one, count in sorted(totals.items())
         ]
 
     def train(
@@ -186,18 +189,18 @@ class Trainer:
             limit: no more than this many.
         """
         result = TrainingResult()
-        counts = np.zeros(np.iinfo(np.uint16).max + 1, np.int64)
+        counts = np.zeros(len(self._index.transitions), np.int64)
         most = max(_SMALLEST_POINT, self._experiences.count(start) // _POINTS)
         stream = self._experiences.stream(start, newest_first=newest_first, limit=limit)
         for batch in (part for whole in stream for part in whole.slices(most)):
-            ids = self._index.look_up(batch.codes)
+            ids = self._index.ids[batch.codes]
             squared_error = self._policy.learn(ids)
             if self._shadow is not None:
                 self._shadow.learn(ids[~batch.held_out])
-            rewards = np.array(self._index.rewards)[ids]
-            good = np.array([transition.outcome > 0 for transition in self._index.transitions])[ids]
-            result.positive += int(good.sum())
-            result.negative += int((~good).sum())
+            rewards = self._index.rewards[ids]
+            positive = int(self._index.good[ids].sum())
+            result.positive += positive
+            result.negative += len(ids) - positive
             result.reward = _add_in_order(result.reward, rewards)
             result.last = batch.last
             result.points.append(
@@ -211,7 +214,7 @@ class Trainer:
                 )
             )
             counts += np.bincount(ids, minlength=counts.size)
-        for transition, count in zip(self._index.transitions, counts.tolist(), strict=False):
+        for transition, count in zip(self._index.transitions, counts.tolist(), strict=True):
             if count:
                 row = result.visits.setdefault(transition.state, {})
                 row[transition.action] = row.get(transition.action, 0) + count

@@ -9,17 +9,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vidurai_pipeline.errors import ArchiveError, ConfigError
-from vidurai_pipeline.rl.archive_query import CodedExperience, decode_experience
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.inference import IMPORTANCES, MAX_TOKENS, SALIENCES, infer_transition
+from vidurai_pipeline.rl.trainer import TransitionIndex
+from vidurai_pipeline.settings import RewardProfile
 from vidurai_pipeline_tests.support.archives import BASE, experience, write_file
 
 SECRET = "the user's password"
 
 
-def all_of(archive: Path, **how: Any) -> list[CodedExperience]:
+def decoded(code: int) -> tuple[float, int, int]:
+    """The importance, the tokens and the outcome that a code stands for."""
+    rest, good = divmod(code, 2)
+    tokens, level = divmod(rest, len(IMPORTANCES))
+    return IMPORTANCES[level], tokens, 1 if good else -1
+
+
+def all_of(archive: Path, **how: Any) -> list[tuple[float, int, int]]:
     with Experiences.open(archive) as experiences:
-        return [decode_experience(int(code)) for batch in experiences.stream(**how) for code in batch.codes]
+        return [decoded(int(code)) for batch in experiences.stream(**how) for code in batch.codes]
+
+
+def test_each_code_stands_for_the_transition_of_its_memory() -> None:
+    index = TransitionIndex(RewardProfile.BALANCED)
+    assert len(index.ids) == (MAX_TOKENS + 1) * len(IMPORTANCES) * 2
+    assert all(
+        index.transitions[id_] == infer_transition(*decoded(code)) for code, id_ in enumerate(index.ids.tolist())
+    )
 
 
 @given(
