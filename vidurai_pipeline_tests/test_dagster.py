@@ -283,8 +283,8 @@ def q_table_checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheck
 
 
 def write_night(settings: Settings, name: str, first: int, count: int, outcome: int) -> Path:
-    rows = [experience(n, outcome, archived_at=f"2030-01-01T02:00:00.{n:06d}") for n in range(first, first + count)]
-    return write_file(settings.archive_path, rows, name, month="2030-01")
+    rows = [experience(n, outcome, archived_at=f"2020-01-01T02:00:00.{n:06d}") for n in range(first, first + count)]
+    return write_file(settings.archive_path, rows, name, month="2020-01")
 
 
 def test_a_table_that_is_worse_stays_a_candidate(settings: Settings, instance: dg.DagsterInstance) -> None:

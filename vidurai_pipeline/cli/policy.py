@@ -1,10 +1,11 @@
 """What the Q-table has learned, on the terminal."""
 
+import itertools
 import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from vidurai_pipeline.cli import output
@@ -36,8 +37,8 @@ def print_policy(summary: PolicySummary, limit: int) -> None:
     output.print_facts("Policy", facts)
     if summary.candidate is not None:
         sys.stderr.write(
-            f"note: a newer table, {summary.candidate}, was found worse and is not in use; `vidurai-pipeline dream` "
-            "tells why\n"
+            f"note: a newer table, {summary.candidate}, was refused and is not in use: `vidurai-pipeline dream` says "
+            "why\n"
         )
     if summary.notice is not None:
         sys.stderr.write(f"note: {summary.notice}\n")
@@ -93,16 +94,18 @@ def _print_curve(console: Console, summary: PolicySummary) -> None:
     if not summary.curve:
         return
     console.print("\n[bold]Learning curve[/bold]")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("learned", justify="right")
-    table.add_column("archived until")
-    table.add_column("mean reward", justify="right")
-    table.add_column("error before learning (points)")
+    table = Table(
+        Column("learned", justify="right"),
+        Column("archived until"),
+        Column("mean reward", justify="right"),
+        Column("error before learning (points)"),
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     curve = thin(summary.curve, _POINTS)
     most = max(point.rms_td_error for point in curve) or 1.0
-    learned = 0
-    for point in curve:
-        learned += point.experiences
+    for point, learned in zip(curve, itertools.accumulate(one.experiences for one in curve), strict=True):
         bar = "█" * max(1, round(point.rms_td_error / most * _BAR))
         table.add_row(
             f"{learned:,}", point.archived_at[:10], f"{point.mean_reward:+.1f}", f"{point.rms_td_error:6.1f} {bar}"

@@ -32,6 +32,12 @@ class VismritiRLAgent:
 
     It is the plain counterpart of Vidurai's agent of the same name: same decisions from the same random numbers, same
     table from the same experiences. It keeps everything in memory and writes nothing unless ``policy.save`` is called.
+
+    Args:
+        reward_profile: what its user wants most.
+        policy: the policy to follow and to train; default one that knows nothing yet.
+        rng: the source of randomness of that default policy; a policy that is passed in has its own.
+        remembered: how many of the latest experiences ``experiences`` keeps.
     """
 
     def __init__(
@@ -42,14 +48,6 @@ class VismritiRLAgent:
         rng: random.Random | None = None,
         remembered: int = 10_000,
     ) -> None:
-        """Make an agent.
-
-        Args:
-            reward_profile: what its user wants most.
-            policy: the policy to follow and to train; default one that knows nothing yet.
-            rng: the source of randomness of that default policy; a policy that is passed in has its own.
-            remembered: how many of the latest experiences ``experiences`` keeps.
-        """
         self.reward_profile = reward_profile
         self.policy = QLearningPolicy(rng=rng) if policy is None else policy
         self.experiences: deque[Experience] = deque(maxlen=remembered)
@@ -66,12 +64,7 @@ class VismritiRLAgent:
         return action
 
     def learn(self, outcome: Outcome, next_state: MemoryState) -> None:
-        """Learn from the latest decision; without one, or for the second time, nothing happens.
-
-        Args:
-            outcome: what came of the action.
-            next_state: the state after it.
-        """
+        """Learn what came of the latest decision; without one, or for the second time, nothing happens."""
         if self.current_state is None or self.current_action is None:
             return
         experience = Experience(

@@ -5,15 +5,14 @@ max(r / (1 - gamma), the largest value it began with), where r is the largest re
 earn: Q-learning can't leave that bound (Gosavi, "Boundedness of iterates in Q-learning", Systems & Control Letters 55,
 2006). What another program put into the table is not ours to judge; it is only counted.
 
-**Not worse.** Both tables foretell experiences that were held out: for each the reward plus the discounted value of the
-next state. Compared is the mean squared Bellman error, a usual measure for the choice among value functions offline
+**Not worse.** Both tables predict experiences that were held out: for each the reward plus the discounted value of the
+next state. Their mean squared Bellman errors are compared, a usual measure for choosing among value functions offline
 (Zitovsky et al., "Revisiting Bellman errors for offline model selection", ICML 2023). The mean of squared errors alone
-would favour tables that vary little, for it contains the variance of what happened; products of the errors of two
-different experiences of the same state and action don't (double sampling: Baird, "Residual algorithms", ICML 1995;
-Sutton & Barto, Reinforcement Learning, 2nd ed., 11.5). The new table is refused if its error is larger by more than
-three to four standard deviations of what chance does: in the choice of the held-out experiences (bootstrap) and in the
-learning (a constant learning rate never comes to rest: a value keeps a variance of alpha / (2 - alpha) times that of
-its targets).
+contains the variance of what happened. Products of the errors of two different experiences of the same state and action
+don't (double sampling: Baird, "Residual algorithms", ICML 1995; Sutton & Barto, Reinforcement Learning, 2nd ed., 11.5).
+The new table is refused if its error is larger by more than three to four standard deviations of chance, which acts in
+the choice of the held-out experiences (bootstrap) and in the learning: with a constant learning rate a value never
+settles, but keeps a variance of alpha / (2 - alpha) times that of its targets.
 
 See ``docs/learning.md`` for what this shows, and what it can't.
 """
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vidurai_pipeline.errors import NAMED
 from vidurai_pipeline.rl.inference import Transition, infer_outcome
 from vidurai_pipeline.rl.states import Action, is_state_hash
 from vidurai_pipeline.settings import RewardProfile
@@ -41,7 +41,6 @@ MIN_HELD_OUT = 30
 _SIGMAS_CHOICE = 3.0
 _SIGMAS_LEARNING = 4.0
 _RESAMPLES = 500
-_SHOWN = 5
 _ROUNDING = 1e-6
 
 
@@ -111,12 +110,11 @@ def find_faults(table: QTable, begun_with: QTable, bound: float) -> tuple[list[s
     faults: list[str] = []
     inherited = 0
     for state, row in table.items():
-        old = begun_with.get(state)
         if not is_state_hash(state):
-            if old is None:
-                # The name may be anything, so it is not repeated.
+            if state in begun_with:
+                inherited += 1
+            else:  # the name may be anything, so it is not repeated
                 faults.append("a state: its name is not six buckets")
-            inherited += old is not None
             continue
         for action, value in row.items():
             if not isinstance(action, Action):
@@ -127,7 +125,7 @@ def find_faults(table: QTable, begun_with: QTable, bound: float) -> tuple[list[s
                 faults.append(f"{state}: {action.value} is beyond {reachable:,.0f} points")
             else:
                 inherited += abs(value) > bound * (1 + _ROUNDING)
-    return faults[:_SHOWN] + ([f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []), inherited
+    return faults[:NAMED] + ([f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []), inherited
 
 
 def compare(old: QTable, new: QTable, held_out: list[HeldOut], alpha: float, gamma: float) -> Verdict:

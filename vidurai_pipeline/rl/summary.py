@@ -1,5 +1,7 @@
 """What was learned, for people: states in words, the best action of each, and what stands behind it."""
 
+import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -90,23 +92,14 @@ class PolicySummary:
         """All of it as plain values, for JSON."""
         return {
             "path": str(self.path),
-            "reward_profile": self.hyperparameters.reward_profile.value,
-            "alpha": self.hyperparameters.alpha,
-            "gamma": self.hyperparameters.gamma,
+            **asdict(self.hyperparameters),
             "episodes": self.episodes,
             "total_reward": self.total_reward,
             "epsilon": self.epsilon,
             "common": self.common,
             "states": [asdict(one) for one in self.states],
             "curve": [
-                {
-                    "archived_at": point.archived_at,
-                    "episode": point.episode,
-                    "experiences": point.experiences,
-                    "mean_reward": point.mean_reward,
-                    "surprise": point.rms_td_error,
-                    "states": point.states,
-                }
+                {**asdict(point), "mean_reward": point.mean_reward, "surprise": point.rms_td_error}
                 for point in self.curve
             ],
             "candidate": None if self.candidate is None else str(self.candidate),
@@ -163,22 +156,16 @@ def learned_states(table: QTable, visits: Visits) -> tuple[list[LearnedState], s
     """The states in which something was tried, most experiences first, and in words what they have in common."""
     rows = {state: row for state, row in table.items() if row and is_state_hash(state)}
     buckets = {state: [int(part) for part in state.split("|")] for state in rows}
-    different = [len({parts[place] for parts in buckets.values()}) > 1 for place in range(len(DIMENSIONS))]
-    # Where nothing differs, there is only one state, and all of it is its own.
-    shown = [place for place in range(len(DIMENSIONS)) if different[place] or place in (TOKENS, IMPORTANCE)]
+    shown = [
+        place
+        for place in range(len(DIMENSIONS))
+        if place in (TOKENS, IMPORTANCE) or len({parts[place] for parts in buckets.values()}) > 1
+    ]
     states = []
     for state, row in rows.items():
         best = max(row, key=row.__getitem__)
-        states.append(
-            LearnedState(
-                state=state,
-                words=_in_words(buckets[state], shown),
-                best_action=best,
-                value=row[best],
-                experiences=visits.get(state, {}).get(best, 0),
-                values=dict(row),
-            )
-        )
+        experiences = visits.get(state, {}).get(best, 0)
+        states.append(LearnedState(state, _in_words(buckets[state], shown), best, row[best], experiences, dict(row)))
     states.sort(key=lambda one: (-one.experiences, one.buckets))
     rest = [place for place in range(len(DIMENSIONS)) if place not in shown]
     return states, _in_words(next(iter(buckets.values())), rest) if buckets else ""
@@ -214,29 +201,28 @@ class HeatMap:
 
 
 def heat_map(states: Sequence[LearnedState], columns: int = 21) -> HeatMap:
-    """Lay out states on a map with no more than so many columns."""
+    """Lay out states on a map of at most this many columns."""
     if not states:
         return HeatMap([], [], [], [])
     tokens = {one.buckets[TOKENS] for one in states}
     first, last = min(tokens), max(tokens)
-    width = -(-(last - first + 1) // columns)
+    width = math.ceil((last - first + 1) / columns)
     bounds = [(start, min(start + width, last + 1)) for start in range(first, last + 1, width)]
     importances = sorted({one.buckets[IMPORTANCE] for one in states}, reverse=True)
-    values: list[list[float | None]] = []
-    actions: list[list[Action | None]] = []
-    for importance in importances:
-        places = [
+    cells = [
+        [
             [one for one in states if one.buckets[IMPORTANCE] == importance and start <= one.buckets[TOKENS] < end]
             for start, end in bounds
         ]
-        values.append([_mean(place) if place else None for place in places])
-        actions.append([_most(place) if place else None for place in places])
+        for importance in importances
+    ]
+    values = [[_mean(cell) if cell else None for cell in row] for row in cells]
+    actions = [[_most(cell) if cell else None for cell in row] for row in cells]
     return HeatMap(bounds, importances, values, actions)
 
 
 def _mean(states: Sequence[LearnedState]) -> float:
-    weights = [one.experiences or 1 for one in states]
-    return sum(weight * one.value for weight, one in zip(weights, states, strict=True)) / sum(weights)
+    return statistics.fmean((one.value for one in states), [one.experiences or 1 for one in states])
 
 
 def _most(states: Sequence[LearnedState]) -> Action:
