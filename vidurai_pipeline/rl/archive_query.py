@@ -180,7 +180,8 @@ def _require_columns(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> Non
     present = {row[0].lower() for row in described}
     if missing := [column for column in _COLUMNS if column not in present]:
         raise ArchiveError(
-            f"the Parquet files in {listing.base} have no column {', '.join(missing)}: is this a Vidurai archive?"
+            f"the Parquet files in {listing.base} have no column {', '.join(missing)}",
+            "set VIDURAI_ARCHIVE to the folder of a Vidurai archive",
         )
 
 
@@ -194,8 +195,9 @@ def unreadable(
             if damaged := find_damaged(cursor, listing):
                 return ArchiveError(f"{damage_message(listing, damaged)}; nothing was learned")
             return ArchiveError(
-                f"the archive {archive_base} can't be read ({type(error).__name__}): its files don't fit together; "
-                "nothing was learned"
+                f"the archive {archive_base} can't be read ({type(error).__name__}), because its files don't fit "
+                "together; nothing was learned",
+                "move files of other programs out of it",
             )
     return ArchiveError(
         f"learning from {archive_base} needs more memory than VIDURAI_MEMORY_LIMIT, or more disk than there is",

@@ -1,26 +1,24 @@
 """The dream: one offline pass of Q-learning over the memories that were archived since the last one.
 
-What a dream promises:
+The way of an experience: ``archive_query`` reads it from Parquet, ``dataset`` hands it over in order, ``trainer``
+teaches it to the policy, ``evaluation`` judges the new table, and ``q_table_file`` writes it. ``training_run`` calls
+the last three; ``checkpoint`` tells it where to begin.
 
-- **Once.** Each archived version with an outcome is learned once, in order of ``archived_at, id`` (see ``dataset``).
-  How far learning has come is noted in the table's own file, so both change in one step, whatever crashes.
-- **Late files.** Experiences may turn up before that mark, as in files that were copied in later. If the table was
-  learned from this archive alone, the dream learns the whole archive again, in order. If not (the daemon taught it
-  something too, it was begun newest first, or runs are limited), learning again would forget. Then the statistics say
-  how many there are, and it is left to ``--rebuild``.
-- **A wrong clock.** What is dated later than the dream itself is learned once its time has come. If the dream's own
-  clock was ahead, the next dream learns the whole archive again, once.
-- **Missing files.** Experiences that were learned and left the archive stay learned; the statistics count them.
-- **The daemon.** If another program wrote the table since the last dream, see ``checkpoint`` for what is done. If it
-  writes while we dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
+What a dream promises, in detail in docs/learning.md:
+
+- **Once.** Each archived version with an outcome is learned once, in order of ``archived_at, id``, when that time has
+  come. How far learning has come is noted in the table's own file, so both change in one step.
+- **Late files.** If experiences turn up before that place, as in files that were copied in later, the whole archive is
+  learned again. Where that would forget something (the daemon taught the table too, it was begun newest first, or runs
+  are limited), the report says how many they are and leaves it to ``--rebuild``.
+- **Other programs.** If the daemon wrote the table since the last dream, ``checkpoint`` says what is done. If it writes
+  during a dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
 - **Damage.** A Q-table that can't be read is moved aside and the dream fails, so that an older one can be restored. If
-  none is, the next dream learns the whole archive from an empty table.
-- **Only what is ours.** A file that is not known to be a Q-table is refused and left as it is, with a rebuild too.
-- **A gate.** A table that is not well-formed, or predicts held-out experiences worse than the one in use, does not
-  replace it (see ``evaluation``). It is kept beside it as a candidate, the dream fails, and the next one begins where
-  this one did. ``--rebuild`` replaces a table even with one that the comparison finds worse.
-- **Determinism.** From the same table and archive comes the same file, byte for byte. If there is nothing new, the
-  table is not touched.
+  none is, the next dream learns the whole archive. A file that is not known to be a Q-table is left as it is.
+- **A gate.** A table that is not well-formed, or predicts held-out experiences worse than the one in use, stays a
+  candidate beside it, and the dream fails. ``--rebuild`` skips the comparison.
+- **Determinism.** The same table and archive give the same file, byte for byte. If there is nothing new, the table is
+  not touched.
 """
 
 import logging
@@ -138,9 +136,7 @@ class DreamCycle:
         if order not in ("chronological", "newest-first"):
             raise ConfigError("the order of learning is chronological or newest-first")
         if order == "newest-first" and not rebuild:
-            raise ConfigError(
-                "the order newest-first needs a rebuild: it can't be added to a table learned in another order"
-            )
+            raise ConfigError("the order newest-first needs a rebuild", "a table can't be learned in two orders")
         if self.max_episodes is not None and self.max_episodes < 1:
             raise ConfigError("max_episodes must be at least 1")
         settings = self.settings or load_settings()
@@ -183,6 +179,6 @@ def _read_table(file: TableFile, report: DreamReport, rebuild: bool) -> StoredTa
         if rebuild:
             return None
         raise QTableError(
-            f"{error}. It is now {aside.name}; without an older version in its place the next dream learns the whole "
-            "archive from an empty table"
+            f"{error.args[0]}. It is now {aside.name}",
+            f"{error.hint}; otherwise the next dream learns the whole archive from an empty table",
         ) from None

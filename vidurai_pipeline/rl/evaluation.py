@@ -151,20 +151,14 @@ def compare(old: QTable, new: QTable, held_out: list[HeldOut], alpha: float, gam
             reason=f"not compared: {usable} usable held-out experiences are too few, {MIN_HELD_OUT} are needed",
             held_out=usable,
         )
-    old_errors, new_errors = (_errors(table, held_out, gamma) for table in (old, new))
-    old_mean, new_mean = (_bellman_error(errors, counts, state_actions) for errors in (old_errors, new_errors))
-    difference = new_mean - old_mean
+    errors = old_errors, new_errors = [_errors(table, held_out, gamma) for table in (old, new)]
+    old_mean, new_mean = (_bellman_error(one, counts, state_actions) for one in errors)
     resampled = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=_RESAMPLES)
-    chance = np.std(
-        [
-            _bellman_error(new_errors, again, state_actions) - _bellman_error(old_errors, again, state_actions)
-            for again in resampled
-        ]
-    )
+    chance = np.std(np.diff([[_bellman_error(one, again, state_actions) for one in errors] for again in resampled]))
     learning = _learning_noise(new_errors, new_errors != old_errors, counts, state_actions, alpha)
     margin = math.hypot(_SIGMAS_CHOICE * float(chance), _SIGMAS_LEARNING * learning)
     old_error, new_error = (math.sqrt(max(0.0, mean)) for mean in (old_mean, new_mean))
-    not_worse = difference <= margin + _ROUNDING
+    not_worse = new_mean - old_mean <= margin + _ROUNDING
     return Verdict(
         not_worse=not_worse,
         reason=f"its error on {usable:,} held-out experiences is {new_error:.1f} points, of the table in use "

@@ -236,7 +236,9 @@ def test_files_that_are_no_memories(archive: Path) -> None:
         "other.parquet",
         schema=pa.schema([("id", pa.int64()), ("name", pa.string())]),
     )
-    with pytest.raises(ArchiveError, match=r"no column verbatim, gist, .*: is this a Vidurai archive"):
+    with pytest.raises(
+        ArchiveError, match=r"no column verbatim, gist, .*: set VIDURAI_ARCHIVE to the folder of a Vidurai archive"
+    ):
         all_of(archive)
 
 
