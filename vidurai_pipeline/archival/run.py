@@ -19,8 +19,9 @@ import pyarrow as pa
 from vidurai_pipeline.archival.report import Progress, PublishReport, PurgeReport, Verification
 from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
 from vidurai_pipeline.archival.staging_process import Staging
-from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, may_hold_ids, read_back
+from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, read_back
 from vidurai_pipeline.cold.files import archive_errors, sync_file
+from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.pending import Pending, store_identity
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError, some_of
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
@@ -275,10 +276,9 @@ class Run:
         if count.held:
             result.notes.append(_held_note(count.held))
         stale = count.kept | set(count.missing) if certain else count.kept & self._same_memories(contents, count.kept)
-        if stale:
-            self.archive.rewrite(contents, mark, stale)
+        left = self.archive.rewrite(contents, mark, stale) if stale else contents
         self._sync_store()
-        self.archive.pending.remove(mark)
+        self.archive.settle(left, mark)
         result.kept += len(stale)
         result.files.append(path)
 
@@ -354,26 +354,25 @@ class Run:
         if lowest is None:
             return
         try:
-            files = self.archive.files()
+            files = list_files(self.archive.root)
         except ArchiveError as error:
             # What can't be listed must not keep new memories from the archive.
             result.notes.append(f"{error}. Memories that came back from a backup were not looked for in the archive")
             return
-        for path in files:
+        for file in files:
             # A pending file's copies may yet be withdrawn, by the run of another store too: nothing to rely on.
-            if self.archive.pending.knows(path.name) or not path.is_file():
+            if self.archive.pending.knows(file.name):
                 continue
+            path = self.archive.root / file.relative
             try:
-                overlaps = self._overlaps(path, lowest, highest)
+                overlaps = self.archive.may_hold_ids(file, lowest, highest) and self._holds_waiting(path)
             except (OSError, pa.ArrowException):
                 # A broken file holds nothing to rely on; queries and the self-test name it.
                 continue
             if overlaps:
                 self._purge_equal(path, result)
 
-    def _overlaps(self, path: Path, lowest: int, highest: int) -> bool:
-        if not may_hold_ids(path, lowest, highest):
-            return False
+    def _holds_waiting(self, path: Path) -> bool:
         for ids in read_back(path, ["id"]):
             waiting = self.con.execute(
                 "SELECT count(*) FROM json_each(?) AS copy CROSS JOIN memories AS m ON m.id = copy.value "

@@ -18,7 +18,7 @@ purging    ``NAME``, as written     ``purging`` true                goes on; a r
 rewritten  ``NAME``, without stale  ``purging`` true, two digests   goes on
            copies
 void       none                     ``purging`` false, or no rows   removes the mark
-settled    ``NAME``                 none                            nothing: its memories are in the archive alone
+settled    ``NAME``                 none; an entry in the manifest  nothing: its memories are in the archive alone
 set aside  ``NAME.damaged``         none (was ``purging`` false)    archives its memories anew: they are all still hot
 retired    damaged or gone          ``.damaged`` (was ``purging``)  nothing: a person restores the file from a backup
 ========== ======================== =============================== ===================================================
@@ -41,15 +41,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder
-from vidurai_pipeline.cold.listing import list_files, require_archive
+from vidurai_pipeline.cold.generation import sweep_generations
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive
 from vidurai_pipeline.cold.lock import RunLock
+from vidurai_pipeline.cold.manifest import NAME as MANIFEST
+from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, utc_now
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 
 READ_ROWS = 4_096
+#: Files that were rewritten are sorted by id: small row groups let a reader skip most of them.
+REWRITTEN_GROUP_ROWS = 16_384
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 24 * 1024 * 1024
 _HIDDEN_SUFFIX = ".part"
+_OWN = b"vidurai_pipeline"
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Archive:
         self.root = Path(root)
         self.compression = compression
         self.pending = PendingMarks(self.root)
+        self.manifests = Manifests(self.root)
 
     def files(self) -> list[Path]:
         """All published files, oldest first by name; see :func:`list_files`."""
@@ -125,7 +132,7 @@ class Archive:
         return path
 
     @contextlib.contextmanager
-    def writer(self, path: Path, schema: pa.Schema) -> Iterator["FileWriter"]:
+    def writer(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> Iterator["FileWriter"]:
         """Write a file beside its place; at the end it is complete and on the disk, but hidden.
 
         The hidden file is removed if anything fails.
@@ -139,7 +146,7 @@ class Archive:
         with archive_errors(path.parent):
             os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             try:
-                writer = FileWriter(hidden, schema, self.compression)
+                writer = FileWriter(hidden, schema, self.compression, row_group_rows)
                 try:
                     yield writer
                 finally:
@@ -167,7 +174,21 @@ class Archive:
             raise
         discard(hidden)
 
-    def rewrite(self, contents: "FileContents", mark: Pending, drop: set[int]) -> None:
+    def settle(self, contents: "FileContents | None", mark: Pending) -> None:
+        """Record what a pending file is, and remove its mark: its memories have left the hot store.
+
+        Args:
+            contents: the file as it was read; None if nothing of it is left.
+            mark: its mark.
+
+        Raises:
+            ArchiveError: it could not be done; the mark stands.
+        """
+        if contents is not None:
+            self.manifests.record(mark.file, contents.entry(store=mark.store))
+        self.pending.remove(mark)
+
+    def rewrite(self, contents: "FileContents", mark: Pending, drop: set[int]) -> "FileContents | None":
         """Replace a pending file by one without some of its memories; with none left, remove it.
 
         The new file is read back and compared, and the mark allows for it, before the old one is replaced.
@@ -176,6 +197,9 @@ class Archive:
             contents: the file as it was read.
             mark: its mark.
             drop: ids of the memories that leave it.
+
+        Returns:
+            the new file; None if there is none.
 
         Raises:
             ArchiveError: it could not be done; the old file still stands.
@@ -188,7 +212,7 @@ class Archive:
                 self.pending.write(replace(mark, rows=0))
                 path.unlink()
                 sync_folder(path.parent)
-                return
+                return None
             with self.writer(path, source.schema_arrow) as writer:
                 for batch in kept:
                     writer.write(batch)
@@ -205,6 +229,41 @@ class Archive:
                 discard(writer.path)
                 raise
             sync_folder(path.parent)
+        return replace(rewritten, path=path)
+
+    def kind(self, file: ArchiveFile) -> tuple:
+        """What two files must have in common for their rows to share one: columns, and what their footers say of them.
+
+        Raises:
+            ArchiveError: it can't be read.
+        """
+        with archive_errors(self.root / file.relative), pq.ParquetFile(self.root / file.relative) as parquet:
+            columns = tuple(str((field.name, field.type, field.metadata)) for field in parquet.schema_arrow)
+            return columns, tuple(sorted(_shared_metadata(parquet).items()))
+
+    def write_rewritten(self, path: Path, table: pa.Table, like: ArchiveFile) -> "FileContents":
+        """Write rows of settled files to a new file in a work folder, and read it back.
+
+        Args:
+            path: of the new file.
+            table: its rows.
+            like: one of the files that the rows are from; the new one's footer says the same of them.
+
+        Raises:
+            ArchiveError: it can't be written.
+        """
+        with archive_errors(self.root / like.relative), pq.ParquetFile(self.root / like.relative) as parquet:
+            metadata = _shared_metadata(parquet)
+        schema = table.schema.with_metadata(
+            {key: value for key, value in (table.schema.metadata or {}).items() if not key.startswith(_OWN)}
+        )
+        with self.writer(path, schema, REWRITTEN_GROUP_ROWS) as writer:
+            for batch in table.to_batches(max_chunksize=READ_ROWS):
+                writer.write(batch)
+            writer.annotate(metadata)
+        with archive_errors(path):
+            writer.path.rename(path)
+        return FileContents.read(path)
 
     def is_void(self, mark: Pending) -> bool:
         """Whether a mark has no file and needs none: it was never published, or nothing of it is left."""
@@ -234,6 +293,22 @@ class Archive:
             raise VerificationError(f"{path}: the file was not written by the run that its pending mark names")
         return contents
 
+    def may_hold_ids(self, file: ArchiveFile, lowest: int, highest: int) -> bool:
+        """Whether a file can hold an id of a range, by its entry in the manifest or its own statistics.
+
+        Raises:
+            OSError, pyarrow.ArrowException: it can't be read.
+        """
+        entry = self.manifests.entry(file.relative)
+        if entry is not None and entry.same_file(file):
+            first, last = entry.first_id, entry.last_id
+        else:
+            with pq.ParquetFile(self.root / file.relative) as parquet:
+                if "id" not in parquet.metadata.schema.names:
+                    return False
+                first, last = id_range(parquet.metadata)
+        return first is None or last is None or (first <= highest and last >= lowest)
+
     def sweep(self) -> int:
         """Remove what a killed run left half written; the lock must be held. Returns how many files it was."""
         swept = 0
@@ -241,6 +316,9 @@ class Archive:
             for path in self.root.rglob(f".memories_*.parquet.*{_HIDDEN_SUFFIX}"):
                 path.unlink(missing_ok=True)
                 swept += 1
+            sweep_generations(self.root)
+            for path in self.root.rglob(f".{MANIFEST}.*{_HIDDEN_SUFFIX}"):
+                path.unlink(missing_ok=True)
         self.pending.sweep()
         return swept
 
@@ -267,10 +345,12 @@ class FileWriter:
         path: the hidden file, which exists and is empty.
         schema: of the file.
         compression: the codec.
+        row_group_rows: the most rows of a row group.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, compression: str, row_group_rows: int) -> None:
         self.path = path
+        self._row_group_rows = row_group_rows
         self._waiting: list[pa.RecordBatch] = []
         self._writer = pq.ParquetWriter(
             path,
@@ -285,7 +365,7 @@ class FileWriter:
         """Add rows to the file."""
         if batch.num_rows:
             self._waiting.append(batch)
-        if sum(part.num_rows for part in self._waiting) >= ROW_GROUP_ROWS or (
+        if sum(part.num_rows for part in self._waiting) >= self._row_group_rows or (
             sum(part.nbytes for part in self._waiting) >= ROW_GROUP_BYTES
         ):
             self._write_row_group()
@@ -339,6 +419,31 @@ class FileContents:
         """The bytes as Parquet; pages are held against their checksums when they are read."""
         return pq.ParquetFile(pa.BufferReader(self.data), page_checksum_verification=True)
 
+    def entry(
+        self, *, store: tuple[str, str] | None = None, generation: int = 1, origin: Origin = "written"
+    ) -> FileEntry:
+        """What the manifest is to record of it, proved now.
+
+        Raises:
+            ArchiveError: it is gone, or not Parquet.
+        """
+        with archive_errors(self.path), self.parquet() as file:
+            lowest, highest = id_range(file.metadata)
+            return FileEntry(
+                sha256=self.sha256,
+                bytes=len(self.data),
+                modified=self.path.stat().st_mtime_ns,
+                rows=file.metadata.num_rows,
+                first_id=lowest,
+                last_id=highest,
+                schema=schema_digest(file.schema_arrow),
+                batch=_own_metadata(file).get("vidurai_pipeline.batch"),
+                store=store,
+                generation=generation,
+                origin=origin,
+                proved=utc_now(),
+            )
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Its rows, in batches of bounded size.
 
@@ -366,24 +471,21 @@ def count_rows(path: Path) -> int:
         return file.metadata.num_rows
 
 
-def may_hold_ids(path: Path, lowest: int, highest: int) -> bool:
-    """Whether a file can hold an id of a range, by its row groups' statistics.
-
-    Raises:
-        OSError, pyarrow.ArrowException: it can't be read.
-    """
-    with pq.ParquetFile(path) as file:
-        metadata = file.metadata
+def id_range(metadata: pq.FileMetaData) -> tuple[int | None, int | None]:
+    """The lowest and the highest id in a file, by its row groups' statistics; None where they don't say."""
     if "id" not in metadata.schema.names:
-        return False
+        return None, None
     position = metadata.schema.names.index("id")
-    for n in range(metadata.num_row_groups):
-        statistics = metadata.row_group(n).column(position).statistics
-        if statistics is None or not statistics.has_min_max:
-            return True
-        if statistics.min <= highest and statistics.max >= lowest:
-            return True
-    return False
+    found = [metadata.row_group(n).column(position).statistics for n in range(metadata.num_row_groups)]
+    if not found or any(statistics is None or not statistics.has_min_max for statistics in found):
+        return None, None
+    return min(statistics.min for statistics in found), max(statistics.max for statistics in found)
+
+
+def schema_digest(schema: pa.Schema) -> str:
+    """A short digest of a file's columns' names and types, equal for files of the same columns."""
+    columns = "\n".join(f"{name}: {schema.field(name).type}" for name in schema.names)
+    return hashlib.sha256(columns.encode()).hexdigest()[:16]
 
 
 def _batches(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -395,7 +497,12 @@ def _batches(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator
 def _own_metadata(file: pq.ParquetFile) -> dict[str, str]:
     """The pipeline's own key-value metadata of a file."""
     metadata = file.metadata.metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"vidurai_pipeline")}
+    return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(_OWN)}
+
+
+def _shared_metadata(file: pq.ParquetFile) -> dict[str, str]:
+    """What the footer says of all rows, whichever run wrote them."""
+    return {key: value for key, value in _own_metadata(file).items() if key != "vidurai_pipeline.batch"}
 
 
 def discard(path: Path) -> None:

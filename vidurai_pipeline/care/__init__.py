@@ -1,0 +1,1 @@
+"""What keeps the archive sound over the years: proofs, repair, compaction, retention."""

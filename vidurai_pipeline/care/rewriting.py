@@ -1,0 +1,150 @@
+"""Write the files of one month anew: fewer of them, or without some of their rows.
+
+Compaction, expiry and erasure all go this way. Old files are held against their recorded digests before anything is
+read from them. Each new file is read back and must equal the old rows, in their old order, before the month's files
+are exchanged in one step; see :mod:`vidurai_pipeline.cold.generation`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.files import archive_errors
+from vidurai_pipeline.cold.generation import Generation, next_generation
+from vidurai_pipeline.cold.listing import ArchiveFile
+from vidurai_pipeline.errors import VerificationError
+
+#: Says which rows leave, given rows of a file: a boolean array.
+LeaveOut = Callable[[pa.Table], pa.ChunkedArray | pa.Array]
+
+
+@dataclass
+class Rewriting:
+    """What a rewriting of one folder did.
+
+    Attributes:
+        folder: relative to the archive.
+        files_before: files that were read.
+        files_after: files that took their place.
+        bytes_before: size of the old files.
+        bytes_after: size of the new ones.
+        rows: rows in the new files.
+        left_out: rows that left the archive.
+        new_files: names of the new files.
+    """
+
+    folder: str
+    files_before: int = 0
+    files_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    rows: int = 0
+    left_out: int = 0
+    new_files: list[str] = field(default_factory=list)
+
+
+def rewrite_folder(
+    archive: Archive,
+    folder: str,
+    files: Sequence[ArchiveFile],
+    *,
+    rows_per_file: int,
+    bytes_per_file: int,
+    leave_out: LeaveOut | None = None,
+) -> Rewriting:
+    """Put the rows of some files of a folder into new ones, in the order of their ids. The archive must be locked.
+
+    Args:
+        archive: the archive.
+        folder: the folder, relative to the archive.
+        files: which of its files, all of them settled.
+        rows_per_file: a new file is closed when it holds this many rows,
+        bytes_per_file: or this many bytes of rows in memory.
+        leave_out: says which rows leave the archive; by default none.
+
+    Raises:
+        VerificationError: an old file is not what is recorded of it, or a new one does not equal the old ones.
+        ArchiveError: it could not be done. In either case nothing has changed.
+    """
+    done = Rewriting(folder)
+    with next_generation(archive.root, folder) as new:
+        for kind in _kinds(archive, files):
+            waiting: list[pa.Table] = []
+            first = kind[0]
+            for file in kind:
+                contents = read_recorded(archive, file)
+                done.files_before += 1
+                done.bytes_before += file.size
+                with archive_errors(contents.path), contents.parquet() as parquet:
+                    table = parquet.read(use_threads=False)
+                if leave_out is not None:
+                    kept = table.filter(pc.invert(leave_out(table)))  # pyright: ignore[reportAttributeAccessIssue]
+                    done.left_out += table.num_rows - kept.num_rows
+                    table = kept
+                if not waiting:
+                    first = file
+                waiting.append(table)
+                new.leave_out(file.name)
+                if _rows(waiting) >= rows_per_file or sum(part.nbytes for part in waiting) >= bytes_per_file:
+                    _write(archive, new, first, waiting, done)
+                    waiting = []
+            _write(archive, new, first, waiting, done)
+        new.commit()
+    return done
+
+
+def read_recorded(archive: Archive, file: ArchiveFile) -> FileContents:
+    """Read a file, and hold it against what is recorded of it.
+
+    Raises:
+        VerificationError: it is another.
+        ArchiveError: it can't be read.
+    """
+    contents = FileContents.read(archive.root / file.relative)
+    entry = archive.manifests.entry(file.relative)
+    if entry is not None and entry.sha256 != contents.sha256:
+        raise VerificationError(
+            f"{contents.path} is damaged: its content is not what was written; nothing was changed",
+            hint="run `vidurai-pipeline scrub`, which says what can be done",
+        )
+    return contents
+
+
+def _kinds(archive: Archive, files: Sequence[ArchiveFile]) -> Iterator[list[ArchiveFile]]:
+    """Files that can share one: of the same columns, and the same zone and format in their footers."""
+    kinds: dict[tuple, list[ArchiveFile]] = {}
+    for file in sorted(files, key=lambda file: file.name):
+        kinds.setdefault(archive.kind(file), []).append(file)
+    yield from kinds.values()
+
+
+def _rows(tables: Sequence[pa.Table]) -> int:
+    return sum(table.num_rows for table in tables)
+
+
+def _write(
+    archive: Archive, new: Generation, source: ArchiveFile, waiting: Sequence[pa.Table], done: Rewriting
+) -> None:
+    if not _rows(waiting):
+        return
+    before = pa.concat_tables(waiting)
+    order = pc.sort_indices(before.column("id"))  # pyright: ignore[reportAttributeAccessIssue]
+    path = new.new_path(source.name)
+    contents = archive.write_rewritten(path, before.take(order), like=source)
+    with archive_errors(path), contents.parquet() as parquet:
+        after = parquet.read(use_threads=False)
+    # Back in the old order: a mistake in the sorting can't hide itself.
+    if not after.take(pc.sort_indices(order)).equals(before):  # pyright: ignore[reportAttributeAccessIssue]
+        raise VerificationError(
+            f"{path.name} did not read back equal to the files it was made from; nothing was changed"
+        )
+    old = archive.manifests.entry(source.relative)
+    entry = contents.entry(store=old.store if old else None, generation=new.generation, origin="rewritten")
+    new.add(path, entry)
+    done.files_after += 1
+    done.bytes_after += entry.bytes
+    done.rows += entry.rows
+    done.new_files.append(path.name)
