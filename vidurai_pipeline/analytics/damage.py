@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import duckdb
 
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
+from vidurai_pipeline.cold.manifest import Flaw
 
 #: What to do about a file that can't be read.
 ADVICE = "move it out of the archive or restore it from a backup"
@@ -46,6 +48,15 @@ def find_damaged(
             if listing.path(file).exists():
                 damaged.append(file)
     return damaged
+
+
+def flaw_message(base: Path, flaws: Sequence[Flaw]) -> str:
+    """Name the first file that is not what is recorded of it, how many more there are, and what to do."""
+    first = flaws[0]
+    memories = sum(flaw.memories or 0 for flaw in flaws)
+    more = f", and {len(flaws) - 1:,} more like it" if len(flaws) > 1 else ""
+    held = f" ({memories:,} memories)" if memories else ""
+    return f"{base / first.file}: {first.reason}{more}{held}. `vidurai-pipeline scrub` says what can be done"
 
 
 def damage_message(listing: Listing, damaged: Sequence[ArchiveFile]) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from vidurai_pipeline.analytics import duckdb_errors
 from vidurai_pipeline.analytics.connection import connect
-from vidurai_pipeline.analytics.damage import damage_message, find_damaged
+from vidurai_pipeline.analytics.damage import damage_message, find_damaged, flaw_message
 from vidurai_pipeline.analytics.file_schemas import Footers
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.search import FOUND, RANKED, Search
@@ -32,6 +32,7 @@ from vidurai_pipeline.analytics.views import (
     listed_memories,
 )
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files
+from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.hot.view import HotSnapshot, UnusualRowError
 
@@ -70,6 +71,7 @@ class ArchiveDatabase:
         self._connection: duckdb.DuckDBPyConnection | None = None
         self.footers = Footers()
         self._cache = ListingCache(base)
+        self._manifests = Manifests(base)
         self.columns: Sequence[str] = ()
         self._lock = threading.RLock()
         self._scratch: Path | None = None
@@ -106,6 +108,8 @@ class ArchiveDatabase:
                 if self._connection is not None and files == self.files:
                     break
                 self._connection = None
+                if (flaws := self._manifests.flaws(files)) and list_files(self.base) == files:
+                    raise ArchiveError(flaw_message(self.base, flaws))
                 try:
                     self._connection, self.files = self._open(files), files
                     break

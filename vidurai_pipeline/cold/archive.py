@@ -284,7 +284,7 @@ class Archive:
         except (OSError, pa.ArrowException):
             problem = "the file was damaged after it was written: it can't be read as Parquet"
             raise VerificationError(f"{path}: {problem}") from None
-        if contents.sha256 not in mark.sha256:
+        if not mark.allows(contents.sha256):
             rows = file.metadata.num_rows
             raise VerificationError(
                 f"{path}: the file was altered after it was written: it holds {rows:,} rows, {mark.rows:,} were written"

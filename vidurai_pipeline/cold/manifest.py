@@ -63,6 +63,10 @@ class FileEntry:
         """Whether a listed file has the size and time that are recorded, so that it need not be read to be trusted."""
         return self.bytes == file.size and self.modified == file.modified
 
+    def allows(self, sha256: str) -> bool:
+        """Whether this is the file's digest."""
+        return sha256 == self.sha256
+
     def proved_now(self, modified: int) -> Self:
         """The entry of a file that was read just now and found to be the same."""
         return replace(self, proved=utc_now(), modified=modified)
@@ -296,25 +300,21 @@ class Manifests:
         Raises:
             ArchiveError: a manifest, or a file, can't be read.
         """
-        marks: dict[str, tuple[str, ...]] | None = None
+        marks = PendingMarks(self.root)
         for file in files:
             if file in self._trusted:
                 continue
             entry = self.entry(file.relative)
-            if entry is None:
-                if marks is None:
-                    marks = {mark.file: mark.sha256 for mark in PendingMarks(self.root).all()}
-                allowed, rows = marks.get(file.relative), None
-            else:
-                allowed, rows = (entry.sha256,), entry.rows
-            if allowed is not None and (entry is None or not entry.same_file(file)):
+            mark = marks.of(file.name) if entry is None else None
+            known = entry or mark
+            if known is not None and (entry is None or not entry.same_file(file)):
                 with archive_errors(self.root / file.relative):
                     try:
                         sha256, size, _ = digest_file(self.root / file.relative)
                     except FileNotFoundError:  # withdrawn since it was listed
                         continue
-                if sha256 not in allowed:
-                    yield Flaw(file.relative, _altered(entry, size), rows)
+                if not known.allows(sha256):
+                    yield Flaw(file.relative, _altered(entry, size), known.rows)
                     continue
             self._trusted.add(file)
 

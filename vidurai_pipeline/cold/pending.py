@@ -33,6 +33,10 @@ class Pending:
     batch: str
     purging: bool = False
 
+    def allows(self, sha256: str) -> bool:
+        """Whether the file may have this digest."""
+        return sha256 in self.sha256
+
     def concerns(self, store: tuple[str, str]) -> bool:
         """Whether it is a mark of this hot store, given as :func:`store_identity` gives it."""
         return self.store[0] == store[0] or self.store[1] == store[1]
@@ -83,19 +87,20 @@ class PendingMarks:
         Raises:
             ArchiveError: a mark can't be read.
         """
-        found = []
-        for path in sorted(self._folder.glob("*.json")):
-            with archive_errors(path):
-                text = path.read_text()
-            try:
-                values = json.loads(text)
-                found.append(Pending(**{**values, "sha256": tuple(values["sha256"]), "store": tuple(values["store"])}))
-            except (ValueError, TypeError, KeyError):
-                raise ArchiveError(
-                    f"{path} is not a pending mark: move it away and run `vidurai-pipeline doctor`, which shows "
-                    "whether a memory is in both tiers"
-                ) from None
-        return found
+        return [_read(path) for path in sorted(self._folder.glob("*.json"))]
+
+    def of(self, file_name: str) -> Pending | None:
+        """The mark of a file; None if it has none.
+
+        Raises:
+            ArchiveError: it can't be read.
+        """
+        try:
+            return _read(self.path(file_name))
+        except ArchiveError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
     def remove(self, mark: Pending) -> None:
         """Remove a mark: its file and the hot store overlap no longer."""
@@ -122,6 +127,19 @@ class PendingMarks:
         with archive_errors(self._folder):
             for path in self._folder.glob("*.part"):
                 path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Pending:
+    with archive_errors(path):
+        text = path.read_text()
+    try:
+        values = json.loads(text)
+        return Pending(**{**values, "sha256": tuple(values["sha256"]), "store": tuple(values["store"])})
+    except (ValueError, TypeError, KeyError):
+        raise ArchiveError(
+            f"{path} is not a pending mark",
+            hint="move it away and run `vidurai-pipeline doctor`, which shows whether a memory is in both tiers",
+        ) from None
 
 
 def _retired(path: Path) -> Path:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import duckdb
 
-from vidurai_pipeline.analytics.damage import damage_message, find_damaged
+from vidurai_pipeline.analytics.damage import damage_message, find_damaged, flaw_message
 from vidurai_pipeline.analytics.times import utc_timestamp
-from vidurai_pipeline.cold.listing import Listing, list_settled, quote_literal
+from vidurai_pipeline.cold.listing import Listing, list_files, list_settled, quote_literal
+from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, IMPORTANCES, MAX_TOKENS, SALIENCES
 
@@ -108,7 +109,11 @@ def read_archive(
     Raises:
         ArchiveError: a file is damaged, or the archive can't be read.
     """
+    manifests = Manifests(archive_base)
     for attempt in range(1, _READ_ATTEMPTS + 1):
+        files = list_files(archive_base)
+        if (flaws := manifests.flaws(files)) and list_files(archive_base) == files:
+            raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned")
         listing = Listing.readable(archive_base, list_settled(archive_base), lambda: scratch)
         cursor.execute(_CREATE)
         if not listing.files:
