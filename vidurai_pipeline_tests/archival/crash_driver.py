@@ -29,6 +29,9 @@ import pyarrow.parquet as pq
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.run import Run
+from vidurai_pipeline.cold.listing import list_files
+from vidurai_pipeline.cold.manifest import NAME as MANIFEST
+from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
 ROWS_PER_FILE = 40
@@ -131,8 +134,14 @@ def check(before: dict, db: Path, archive: Path) -> None:
         == con.execute("SELECT count(*) FROM memories").fetchone()
     )
     con.close()
-    leftovers = [path for path in archive.rglob("*") if path.name.endswith((".part", ".json", ".damaged"))]
+    odd = [path for path in archive.rglob("*") if path.name.endswith((".part", ".json", ".damaged", ".next"))]
+    leftovers = [path for path in odd if path.name != MANIFEST]
     assert not leftovers, leftovers
+    files, manifests = list_files(archive), Manifests(archive)
+    assert manifests.flaws(files) == []
+    assert [
+        file for file in files if (entry := manifests.entry(file.relative)) is None or not entry.same_file(file)
+    ] == []
 
 
 def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -> dict:
