@@ -247,7 +247,7 @@ def dates_plausible(archive: Archive, now: datetime | None = None) -> Finding:
         "warning",
         f"{plural(sum(row['n'] for row in found), 'memory')} in {plural(len(found), 'file')} are dated in the future "
         f"({some_of([row['filename'] for row in found])}): a clock was wrong when they were archived. Nothing is lost, "
-        "and learning takes them when their time has come; check this machine's clock",
+        "and learning takes them last; check this machine's clock",
     )
 
 

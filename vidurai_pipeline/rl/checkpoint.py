@@ -38,6 +38,33 @@ Visits = dict[str, dict[Action, NonNegativeInt]]
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a dream learned that was dated after its own time, as by a clock that was wrong once.
+
+    Such experiences are the last in order for years, while every night brings others that come before them. So it is
+    noted where they begin, and how far learning had come before them.
+
+    Attributes:
+        first: the place of the first of them.
+        reached: the last experience learned before them; None if there was none.
+        settled: experiences before them that are dealt with.
+        table: the table before they were learned, from which they can be learned again, in order, behind what a later
+            night brings; None where that can't be, since the table has learned from others too.
+        total_reward: of that table, in points.
+        visits: behind its values.
+        curve: its learning curve.
+    """
+
+    first: Watermark
+    reached: Watermark | None
+    settled: NonNegativeInt
+    table: dict[str, dict[Action, float]] | None = None
+    total_reward: float = 0.0
+    visits: Visits = field(default_factory=dict)
+    curve: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The note in the table.
 
@@ -52,6 +79,7 @@ class Checkpoint:
         foreign_reward: its total reward, in points.
         visits: how many archived experiences stand behind each value, by state and action.
         curve: the learning curve since the table was begun.
+        ahead: what was learned that is dated in the future; None for nothing.
     """
 
     # What the note must look like to be one: no key that is not known, and no text where a number is due.
@@ -67,10 +95,13 @@ class Checkpoint:
     foreign_reward: float = 0.0
     visits: Visits = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
+    ahead: Ahead | None = None
 
     def stored_with(self, contents: TableContents) -> TableContents:
         """The contents of a file that holds a table and this note on it."""
         note = _NOTE.dump_python(replace(self, table_digest=contents.digest()), by_alias=True, mode="json")
+        if self.ahead is None:
+            del note["ahead"]  # earlier versions don't know it
         return replace(contents, note={"format": FORMAT, **note})
 
     @staticmethod
@@ -88,7 +119,6 @@ class Checkpoint:
                     "the Q-table was written by another version of vidurai-pipeline",
                     "use that one, or learn the archive again with `vidurai-pipeline dream --rebuild`",
                 )
-            noted.pop("ahead", None)  # other versions noted there what they had learned of the future
             return _NOTE.validate_json(json.dumps(noted))
         except (TypeError, ValueError, KeyError, RecursionError):
             raise DamagedTableError("its note on what it has learned can't be read") from None
@@ -117,14 +147,12 @@ class Baseline:
         daemon: what another program did since the last dream: ``continued``, ``merged``, ``overwritten``, ``adopted``
             (see above), ``edited`` (the table changed, the note is still there), or None for nothing.
         replaced: in a merge, values of the dream in whose place the daemon's own were taken.
-        anew: whether the whole archive is to be learned from an empty table.
     """
 
     contents: TableContents
     checkpoint: Checkpoint | None = None
     daemon: str | None = None
     replaced: int = 0
-    anew: bool = False
 
 
 def find_baseline(live: StoredTable | None, remembered: StoredTable | None) -> Baseline:

@@ -15,7 +15,7 @@ limit) and hands them over in batches, so a large archive takes little memory. N
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -31,7 +31,6 @@ from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.rl.archive_query import TABLE, read_archive, unreadable
 
 _BATCH_ROWS = 65_536
-_LAST_ID = 2**63 - 1
 
 #: The share of experiences that a table is judged by.
 HELD_OUT_SHARE = 0.2
@@ -56,6 +55,11 @@ class Watermark:
 
     archived_at: Annotated[str, AfterValidator(_in_utc)]
     id: int
+
+    @classmethod
+    def behind(cls, moment: datetime) -> Self:
+        """The place behind all that was archived up to a moment, which has a zone."""
+        return cls(_in_utc(moment.isoformat()), 2**63 - 1)
 
     @property
     def next(self) -> "Watermark":
@@ -95,21 +99,16 @@ class Experiences:
     """All experiences of an archive, read when it is opened.
 
     Attributes:
-        now: the place behind all that was archived up to now. What is dated later is left out: its time will come.
         total: how many there are.
-        dated_ahead: how many are dated in the future.
         skipped: how many rows with an outcome can't be learned, by reason.
         duplicates: how many further copies of the experiences the archive holds.
     """
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection, now: datetime) -> None:
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
         self._cursor = cursor
-        self.now = Watermark(now.isoformat(), _LAST_ID)
-        self.total = self.count()
-        [(everything, self.duplicates)] = cursor.execute(
+        [(self.total, self.duplicates)] = cursor.execute(
             f"SELECT count(*), coalesce(sum(copies), 0)::BIGINT - count(*) FROM {TABLE} WHERE reason IS NULL"
         ).fetchall()
-        self.dated_ahead: int = everything - self.total
         self.skipped: dict[str, int] = dict(
             cursor.execute(
                 f"SELECT reason, sum(copies)::BIGINT FROM {TABLE} WHERE reason IS NOT NULL GROUP BY ALL ORDER BY ALL"
@@ -123,7 +122,6 @@ class Experiences:
         archive_base: Path,
         connection: duckdb.DuckDBPyConnection | None = None,
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         memory_limit: str = "1GB",
         threads: int | None = None,
         zone: tzinfo | None = None,
@@ -133,7 +131,6 @@ class Experiences:
         Args:
             archive_base: the archive's folder.
             connection: a DuckDB connection to work in; default a private one within the limits that follow.
-            clock: tells the time, with its zone.
             memory_limit: the most memory that the private one may use, in DuckDB's notation.
             threads: of the private one; default one for each core.
             zone: the time zone of files that Vidurai's own archiver wrote; default this machine's.
@@ -148,7 +145,7 @@ class Experiences:
             cursor = stack.enter_context(connection.cursor())
             read_archive(cursor, archive_base, scratch, zone)
             try:
-                yield cls(cursor, clock())
+                yield cls(cursor)
             except duckdb.Error as error:
                 raise unreadable(cursor, archive_base, scratch, error) from None
             finally:
@@ -156,42 +153,58 @@ class Experiences:
                     cursor.execute(f"DROP TABLE IF EXISTS {TABLE}")
 
     def count(self, start: Watermark | None = None, end: Watermark | None = None) -> int:
-        """How many experiences stand from one place up to, but not at, another; by default all up to now."""
-        within, places = self._within(start, end)
+        """How many experiences stand from one place up to, but not at, another."""
+        within, places = _within(start, end)
         [(count,)] = self._cursor.execute(f"SELECT count(*) FROM {TABLE} WHERE {within}", places).fetchall()
         return count
 
-    def nth(self, number: int) -> Watermark:
-        """The place of an experience, counted from 1; 0 is the place before all."""
-        if not number:
-            return Watermark("0001-01-01", 0)
-        within, places = self._within()
-        [(archived_at, id_)] = self._cursor.execute(
-            f"SELECT archived_at, id FROM {TABLE} WHERE {within} ORDER BY ALL LIMIT 1 OFFSET {number - 1:d}", places
+    def first(self, start: Watermark) -> Watermark | None:
+        """The place of the first experience at or behind a place; None if there is none."""
+        return self._place("ASC", start, None)
+
+    def last(self, end: Watermark | None = None) -> Watermark | None:
+        """The place of the last experience, or of the last one before a place; None if there is none."""
+        return self._place("DESC", None, end)
+
+    def nth(self, number: int) -> Watermark | None:
+        """The place of an experience, counted from 1; None if there is none."""
+        return self._place("ASC", None, None, number - 1) if number > 0 else None
+
+    def _place(self, direction: str, start: Watermark | None, end: Watermark | None, skip: int = 0) -> Watermark | None:
+        within, places = _within(start, end)
+        rows = self._cursor.execute(
+            f"SELECT archived_at, id FROM {TABLE} WHERE {within} "
+            f"ORDER BY archived_at {direction}, id {direction} LIMIT 1 OFFSET {skip:d}",
+            places,
         ).fetchall()
-        return Watermark(archived_at.isoformat(), id_)
+        return Watermark(rows[0][0].isoformat(), rows[0][1]) if rows else None
 
     def held_out(self) -> dict[int, int]:
         """The codes of the experiences that tables are judged by, each with how many there are of it."""
-        within, places = self._within()
         return dict(
             self._cursor.execute(
-                f"SELECT code, count(*) FROM {TABLE} WHERE {within} AND {_HELD_OUT} GROUP BY code ORDER BY code", places
+                f"SELECT code, count(*) FROM {TABLE} WHERE reason IS NULL AND {_HELD_OUT} GROUP BY code ORDER BY code"
             ).fetchall()
         )
 
     def stream(
-        self, start: Watermark | None = None, *, newest_first: bool = False, limit: int | None = None
+        self,
+        start: Watermark | None = None,
+        end: Watermark | None = None,
+        *,
+        newest_first: bool = False,
+        limit: int | None = None,
     ) -> Iterator[Batch]:
         """Hand over experiences in order; nothing else may be asked before the last one has come.
 
         Args:
             start: the place of the first; default the beginning.
+            end: the place before which it ends; default the end.
             newest_first: from the last to the first.
             limit: no more than this many.
         """
         direction = "DESC" if newest_first else "ASC"
-        within, places = self._within(start)
+        within, places = _within(start, end)
         # The code comes last in the order for copies of an id that a watermark can't tell apart: any order would
         # do, if only it is always the same.
         query = (
@@ -204,10 +217,12 @@ class Experiences:
                 held_out = batch["held_out"].to_numpy(zero_copy_only=False)
                 yield Batch(batch["code"].to_numpy(), held_out, batch["archived_at"], batch["id"])
 
-    def _within(self, start: Watermark | None = None, end: Watermark | None = None) -> tuple[str, list[str | int]]:
-        """The SQL for the experiences from one place up to another, and its parameters."""
-        end = self.now if end is None else end
-        terms, places = "reason IS NULL AND (archived_at, id) < (CAST(? AS TIMESTAMP), ?)", [end.archived_at, end.id]
-        if start is None:
-            return terms, places
-        return f"{terms} AND (archived_at, id) >= (CAST(? AS TIMESTAMP), ?)", [*places, start.archived_at, start.id]
+
+def _within(start: Watermark | None, end: Watermark | None) -> tuple[str, list[str | int]]:
+    """The SQL for the experiences from one place up to another, and its parameters."""
+    terms, places = ["reason IS NULL"], []
+    for place, relation in ((start, ">="), (end, "<")):
+        if place is not None:
+            terms.append(f"(archived_at, id) {relation} (CAST(? AS TIMESTAMP), ?)")
+            places += (place.archived_at, place.id)
+    return " AND ".join(terms), places

@@ -6,11 +6,13 @@ the last three; ``checkpoint`` tells it where to begin.
 
 What a dream promises, in detail in docs/learning.md:
 
-- **Once.** Each archived version with an outcome is learned once, in order of ``archived_at, id``, when that time has
-  come. How far learning has come is noted in the table's own file, so both change in one step.
+- **Once.** Each archived version with an outcome is learned once, in order of ``archived_at, id``. How
+  far learning has come is noted in the table's own file, so both change in one step.
 - **Late files.** If experiences turn up before that place, as in files that were copied in later, the whole archive is
   learned again. Where that would forget something (the daemon taught the table too, it was begun newest first, or runs
   are limited), the report says how many they are and leaves it to ``--rebuild``.
+- **A wrong clock.** What is dated later than the dream itself is learned last, and again behind what each later night
+  brings (see ``checkpoint.Ahead``), so that a night costs no more than its own experiences and those.
 - **Other programs.** If the daemon wrote the table since the last dream, ``checkpoint`` says what is done. If it writes
   during a dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
 - **Damage.** A Q-table that can't be read is moved aside and the dream fails, so that an older one can be restored. If
@@ -33,7 +35,7 @@ import duckdb
 
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Order
-from vidurai_pipeline.rl.dataset import Experiences
+from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableChangedError, TableFile
 from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.training_run import TrainingRun
@@ -148,12 +150,19 @@ class DreamCycle:
         with Experiences.open(
             self.archive_base or settings.archive_path,
             self.connection,
-            clock=self.clock,
             memory_limit=settings.memory_limit,
             threads=settings.threads,
             zone=ZoneInfo(settings.timezone) if settings.timezone else None,
         ) as experiences:
-            training = TrainingRun(file, experiences, hyperparameters, rebuild, order, self.max_episodes)
+            training = TrainingRun(
+                file,
+                experiences,
+                hyperparameters,
+                rebuild=rebuild,
+                order=order,
+                limit=self.max_episodes,
+                now=Watermark.behind(self.clock()),
+            )
             for _ in range(_ATTEMPTS):
                 try:
                     training.run(live, report)

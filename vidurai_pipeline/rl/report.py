@@ -6,7 +6,6 @@ from typing import Any
 
 from vidurai_pipeline.rl.evaluation import Verdict
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.rl.trainer import TrainingResult
 
 
 @dataclass(slots=True)
@@ -62,15 +61,6 @@ class DreamReport:
     gate: Verdict | None = None
     held_back: int = 0
     notice: str | None = None
-
-    def add_notice(self, text: str) -> None:
-        """Add something that the user should know."""
-        self.notice = text if self.notice is None else f"{self.notice}; {text}"
-
-    def show_result(self, result: TrainingResult) -> None:
-        """Note what was learned."""
-        self.episodes, self.total_reward = result.episodes, result.reward
-        self.positive_rewards, self.negative_rewards = result.positive, result.negative
 
     def show_table(self, policy: QLearningPolicy) -> None:
         """Note what the table in use is like."""

@@ -145,6 +145,15 @@ class TrainingResult:
         """How many experiences they were."""
         return self.positive + self.negative
 
+    def add(self, later: "TrainingResult") -> None:
+        """Add what training on later experiences amounted to."""
+        self.positive += later.positive
+        self.negative += later.negative
+        self.reward += later.reward
+        self.last = later.last or self.last
+        self.points += later.points
+        self.visits = add_visits(self.visits, later.visits)
+
 
 class Trainer:
     """Trains policies on the experiences of an archive.
@@ -179,24 +188,32 @@ class Trainer:
         ]
 
     def train(
-        self, start: Watermark | None = None, *, newest_first: bool = False, limit: int | None = None
+        self,
+        start: Watermark | None = None,
+        end: Watermark | None = None,
+        *,
+        newest_first: bool = False,
+        limit: int | None = None,
+        again: bool = False,
     ) -> TrainingResult:
-        """Train on all experiences, or on those from one place on.
+        """Train on all experiences, or on those from one place up to another.
 
         Args:
             start: the place of the first; default the beginning.
+            end: the place before which it ends; default the end.
             newest_first: from the last to the first.
             limit: no more than this many.
+            again: whether the table in use has learned them; then the shadow learns the held-out ones too.
         """
         result = TrainingResult()
         counts = np.zeros(len(self._index.transitions), np.int64)
-        most = max(_SMALLEST_POINT, self._experiences.count(start) // _POINTS)
-        stream = self._experiences.stream(start, newest_first=newest_first, limit=limit)
+        most = max(_SMALLEST_POINT, self._experiences.count(start, end) // _POINTS)
+        stream = self._experiences.stream(start, end, newest_first=newest_first, limit=limit)
         for batch in (part for whole in stream for part in whole.slices(most)):
             ids = self._index.ids[batch.codes]
             squared_error = self._policy.learn(ids)
             if self._shadow is not None:
-                self._shadow.learn(ids[~batch.held_out])
+                self._shadow.learn(ids if again else ids[~batch.held_out])
             rewards = self._index.rewards[ids]
             positive = int(self._index.good[ids].sum())
             result.positive += positive

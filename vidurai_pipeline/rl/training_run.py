@@ -1,16 +1,17 @@
 """A training run: from a table as it was read to the table that replaces it, or to the candidate beside it.
 
-It decides what to learn and on top of what, trains, lets the gate judge the result, and saves it. If another program
-wrote the table meanwhile, nothing is saved. The run can then be made again on what that program wrote, without reading
-the archive again.
+It decides what to learn and on top of what, trains, lets the gate judge what came out, and saves. When another program
+wrote the table meanwhile, nothing is saved, and the same run can be made again from what it wrote: the archive is not
+read again.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from vidurai_pipeline.errors import ConfigError, QTableError
-from vidurai_pipeline.rl.checkpoint import Baseline, Checkpoint, Order, find_baseline, read_checkpoint
-from vidurai_pipeline.rl.dataset import Experiences
+from vidurai_pipeline.rl.checkpoint import Ahead, Baseline, Checkpoint, Order, find_baseline, read_checkpoint
+from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import Verdict, compare, find_faults, value_bound
 from vidurai_pipeline.rl.learning_curve import extend
 from vidurai_pipeline.rl.policy import QLearningPolicy
@@ -21,18 +22,40 @@ from vidurai_pipeline.settings import Hyperparameters
 
 logger = logging.getLogger(__name__)
 
+
 # What to say of another program that wrote the table since the last dream.
 _NOTICES = {
     "overwritten": "Vidurai's own dreamer had overwritten the table. It learns from the same archive, so nothing is "
-    "lost: the table of the last dream was put back. Turn Vidurai's loop off, as docs/operations.md says",
-    "adopted": "another program began this table, and the dream goes on from it. What that program had learned from "
-    "this archive counts twice. `vidurai-pipeline dream --rebuild` learns from the archive alone",
+    "lost: the table of the last dream took its place again. Turn Vidurai's loop off, as docs/operations.md says",
+    "adopted": "the table was begun by another program and is learned on: what that one had learned from this archive "
+    "counts twice. `vidurai-pipeline dream --rebuild` learns the archive alone",
     "merged": "another program had begun a new table: the learned values that it lacked were put back "
-    "({replaced} of its own values replaced ours)",
+    "({replaced} of its own took the place of ours)",
 }
 
 
-@dataclass(frozen=True, slots=True)
+class _Segment(NamedTuple):
+    """Experiences from one place up to another; ``again`` if they were learned, but what came before them was not."""
+
+    start: Watermark | None = None
+    end: Watermark | None = None
+    again: bool = False
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What to learn, and on top of what; the counts are those of ``DreamReport``."""
+
+    baseline: Baseline
+    segments: list[_Segment] = field(default_factory=lambda: [_Segment()])
+    rebuild: bool = False
+    already_learned: int = 0
+    late: int = 0
+    missing: int = 0
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class TrainingRun:
     """Trains a table on experiences that were read from an archive.
 
@@ -40,9 +63,11 @@ class TrainingRun:
         file: of the table.
         experiences: of the archive.
         hyperparameters: what to train with.
-        rebuild: learn the whole archive anew, and replace the table even with one that is worse.
+        rebuild: learn the whole archive anew, and replace the table also with one that is worse.
         order: of learning.
         limit: learn no more than this many experiences.
+        now: the place behind all that was archived up to the dream; what is dated later is learned last, and noted
+            apart (see ``checkpoint.Ahead``).
     """
 
     file: TableFile
@@ -51,40 +76,46 @@ class TrainingRun:
     rebuild: bool
     order: Order
     limit: int | None
+    now: Watermark
 
     def run(self, live: StoredTable | None, report: DreamReport) -> None:
         """Learn on top of a table as it was read, and replace it if the gate lets the new one through.
 
         Args:
             live: the table.
-            report: is filled in; its ``error`` says so if the gate refused the new table.
+            report: what came of it is noted here; ``error``, if the gate refused the new table.
 
         Raises:
             TableChangedError: another program wrote the table meanwhile: nothing was replaced.
             PipelineError: something failed: nothing was replaced.
         """
-        report.gate = report.notice = None
-        baseline = self._baseline(live, report)
+        plan = self._plan(live)
+        baseline = plan.baseline
         rival = self.file.remembered() if baseline.daemon == "overwritten" else live
         policy = QLearningPolicy.of(self.hyperparameters, baseline.contents)
         shadow = None
-        if not baseline.anew and rival is not None and any(rival.contents.q_table.values()):
+        if not plan.rebuild and rival is not None and any(rival.contents.q_table.values()):
             # What both tables are judged by must not have been taught to one of them alone. A rebuilt table and the
             # one in use have both learned it.
             shadow = QLearningPolicy.of(self.hyperparameters, baseline.contents)
         trainer = Trainer(self.experiences, self.hyperparameters.reward_profile, policy, shadow)
-        start = None if baseline.checkpoint is None else baseline.checkpoint.watermark.next
-        result = trainer.train(start, newest_first=self.order == "newest-first", limit=self.limit)
+        result, checkpoint = self._train(plan, trainer, policy)
         if result.episodes:
             policy.end_episode()
+        report.gate = None
+        report.skipped, report.duplicates = self.experiences.skipped, self.experiences.duplicates
+        report.already_learned, report.late, report.missing = plan.already_learned, plan.late, plan.missing
         if result.episodes or baseline.daemon in ("merged", "overwritten"):
-            checkpoint = self._checkpoint(baseline, result)
-            contents = policy.contents() if checkpoint is None else checkpoint.stored_with(policy.contents())
             judged = shadow if shadow is not None and result.episodes else policy
-            report.gate = self._judge(baseline, rival, policy, judged, trainer)
+            bound = value_bound(self.hyperparameters.reward_profile, self.hyperparameters.gamma)
+            faults, inherited = find_faults(policy.q_table, baseline.contents.q_table, bound)
+            report.gate = replace(
+                self._compare(rival, judged, trainer), faults=faults, inherited=inherited, enforced=not self.rebuild
+            )
+            contents = policy.contents() if checkpoint is None else checkpoint.stored_with(policy.contents())
             if not report.gate.passed:
-                report.held_back, report.notice = result.episodes, None
                 report.error = self._refuse(contents, report.gate)
+                report.held_back = result.episodes
                 report.show_table(QLearningPolicy.of(self.hyperparameters, live.contents if live else None))
                 return
             self._save(live, contents)
@@ -94,94 +125,177 @@ class TrainingRun:
             self.file.drop_candidate()
         except QTableError as error:
             logger.warning("%s", error)  # the table is safe, and the next dream tries again
-        report.show_result(result)
-        report.show_table(policy)
-        report.rebuilt = baseline.anew and result.episodes > 0
+        report.episodes = result.episodes
+        report.positive_rewards, report.negative_rewards = result.positive, result.negative
+        report.total_reward = result.reward
+        report.rebuilt = plan.rebuild and result.episodes > 0
         report.daemon, report.replaced = baseline.daemon, baseline.replaced
-
-    def _baseline(self, live: StoredTable | None, report: DreamReport) -> Baseline:
-        """Decide what to learn on top of, and note in the report how that table and the archive differ."""
-        unknown = live.contents.unknown if live is not None else {}
-        report.skipped, report.duplicates = self.experiences.skipped, self.experiences.duplicates
-        report.already_learned = report.late = report.missing = 0
-        if self.experiences.dated_ahead:
-            report.add_notice(
-                f"{self.experiences.dated_ahead} experiences are dated in the future, as by a wrong clock, and are "
-                "learned when their time has come: `vidurai-pipeline doctor` names their files"
+        if dated_ahead := self.experiences.count(self.now):
+            plan.notices.append(
+                f"{dated_ahead} experiences are dated in the future, as by a wrong clock, and are learned last: "
+                "`vidurai-pipeline doctor` names their files"
             )
+        report.notice = "; ".join(plan.notices) or None
+        report.show_table(policy)
+
+    def _plan(self, live: StoredTable | None) -> _Plan:
+        unknown = live.contents.unknown if live is not None else {}
         if self.rebuild and self.experiences.total:
-            return Baseline(TableContents(unknown=unknown), anew=True)
+            return _Plan(Baseline(TableContents(unknown=unknown)), rebuild=True)
         baseline = find_baseline(live, self.file.remembered())
+        plan = _Plan(baseline)
         if (checkpoint := baseline.checkpoint) is not None:
             _require_alike(checkpoint.hyperparameters, self.hyperparameters)
-            exact = checkpoint.archive_only and checkpoint.order == "chronological" and self.limit is None
-            clock_was_ahead = checkpoint.watermark > self.experiences.now
-            if clock_was_ahead:
-                checkpoint = self._set_back(checkpoint)
-                baseline = replace(baseline, checkpoint=checkpoint)
-            present = self.experiences.count(None, checkpoint.watermark.next)
-            report.late = max(0, present - checkpoint.settled)
-            if exact and (report.late or clock_was_ahead):
-                why = f"{report.late} experiences came late" if report.late else "the last dream's clock was ahead"
-                report.add_notice(f"{why}: the whole archive was learned again, in order")
+            plan = self._go_on(baseline, checkpoint)
+            if plan.late and self._is_exact(checkpoint):
                 # Episodes stay: they say how mature the policy is, and that is not undone.
-                return Baseline(TableContents(episodes=baseline.contents.episodes, unknown=unknown), anew=True)
-            report.already_learned = min(present, checkpoint.settled)
-            report.missing = max(0, checkpoint.settled - present)
+                return _Plan(
+                    Baseline(TableContents(episodes=baseline.contents.episodes, unknown=unknown)),
+                    rebuild=True,
+                    late=plan.late,
+                    notices=[f"{plan.late} experiences came late: the whole archive was learned again, in order"],
+                )
         if self.rebuild:
-            report.add_notice("the archive has nothing to learn from: the table stays as it is")
-        if report.late:
-            report.add_notice(
-                f"{report.late} experiences came late and are not learned: `vidurai-pipeline dream --rebuild` learns "
-                "the whole archive again, and forgets what else the table was taught"
+            plan.notices.append("the archive has nothing to learn from: the table stays as it is")
+        if plan.late:
+            plan.notices.append(
+                f"{plan.late} experiences came late and are not learned: `vidurai-pipeline dream --rebuild` learns the "
+                "whole archive again, and forgets what else the table was taught"
             )
         if baseline.daemon in _NOTICES:
-            report.add_notice(_NOTICES[baseline.daemon].format(replaced=baseline.replaced))
-        return baseline
+            plan.notices.append(_NOTICES[baseline.daemon].format(replaced=baseline.replaced))
+        return plan
 
-    def _set_back(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint of a dream whose clock was ahead, without what is dated in the future."""
-        settled = checkpoint.settled - self.experiences.count(self.experiences.now, checkpoint.watermark.next)
-        settled = min(max(settled, 0), self.experiences.total)
-        return replace(checkpoint, watermark=self.experiences.nth(settled), settled=settled)
+    def _is_exact(self, checkpoint: Checkpoint) -> bool:
+        """Whether the table is to be what the archive alone gives, learned in order."""
+        return checkpoint.archive_only and checkpoint.order == "chronological" and self.limit is None
 
-    def _checkpoint(self, baseline: Baseline, result: TrainingResult) -> Checkpoint | None:
-        """How far the new table has come; None while nothing at all was learned."""
-        if result.last is None:
-            return baseline.checkpoint
-        before = baseline.checkpoint or Checkpoint(
-            result.last, 0, self.order, archive_only=baseline.daemon is None, hyperparameters=self.hyperparameters
-        )
-        newest_first = self.order == "newest-first"  # a limit leaves out the oldest then, on purpose
-        return replace(
-            before,
-            watermark=self.experiences.nth(self.experiences.total) if newest_first else result.last,
-            # What came late and is not learned must not count as settled, or it would be forgotten.
-            settled=self.experiences.total if newest_first else before.settled + result.episodes,
-            hyperparameters=self.hyperparameters,
-            visits=add_visits(before.visits, result.visits),
-            curve=extend(before.curve, result.points),
-        )
-
-    def _judge(
-        self,
-        baseline: Baseline,
-        rival: StoredTable | None,
-        policy: QLearningPolicy,
-        judged: QLearningPolicy,
-        trainer: Trainer,
-    ) -> Verdict:
-        now = self.hyperparameters
-        before = read_checkpoint(rival)
-        if rival is None or not any(rival.contents.q_table.values()):
-            verdict = Verdict(reason="not compared: it is the first table")
-        elif rival.contents.note is not None and (before is None or not _alike(before.hyperparameters, now)):
-            verdict = Verdict(reason="not compared: the table in use was trained with other parameters")
+    def _go_on(self, baseline: Baseline, checkpoint: Checkpoint) -> _Plan:
+        """Go on from a checkpoint: with what is new, and in its place if some of the table is dated in the future."""
+        count, behind = self.experiences.count, checkpoint.watermark.next
+        exact, ahead = self._is_exact(checkpoint), checkpoint.ahead
+        if exact and ahead is not None and ahead.table is None:
+            ahead = None
+        if not exact and ahead is None:
+            ahead = self._presumed_ahead(checkpoint)
+        if ahead is None:
+            parts = [(count(None, behind), checkpoint.settled)]
+            segments = [_Segment(behind)]
         else:
-            verdict = compare(rival.contents.q_table, judged.q_table, trainer.held_out(), now.alpha, now.gamma)
-        bound = value_bound(now.reward_profile, now.gamma)
-        faults, inherited = find_faults(policy.q_table, baseline.contents.q_table, bound)
-        return replace(verdict, faults=faults, inherited=inherited, enforced=not self.rebuild)
+            reached = None if ahead.reached is None else ahead.reached.next
+            before = 0 if reached is None else count(None, reached)
+            parts = [(before, ahead.settled), (count(ahead.first, behind), checkpoint.settled - ahead.settled)]
+            segments = [_Segment(reached, ahead.first), _Segment(behind)]
+            if exact and sum(count(segment.start, segment.end) for segment in segments):
+                segments.insert(1, _Segment(ahead.first, behind, again=True))
+                contents = replace(baseline.contents, q_table=ahead.table or {}, total_reward=ahead.total_reward)
+                checkpoint = replace(checkpoint, settled=ahead.settled, visits=ahead.visits, curve=ahead.curve)
+                baseline = replace(baseline, contents=contents, checkpoint=checkpoint)
+        return _Plan(
+            baseline,
+            segments,
+            already_learned=sum(min(present, settled) for present, settled in parts),
+            late=sum(max(0, present - settled) for present, settled in parts),
+            missing=sum(max(0, settled - present) for present, settled in parts),
+        )
+
+    def _presumed_ahead(self, checkpoint: Checkpoint) -> Ahead | None:
+        """What is dated in the future of a table whose dream did not know that, for its own clock was wrong too.
+
+        The experiences that came since then are the last ones before.
+        """
+        first = self.experiences.first(self.now)
+        if first is None or checkpoint.watermark < first:
+            return None
+        settled = max(0, checkpoint.settled - self.experiences.count(first, checkpoint.watermark.next))
+        before = self.experiences.count(None, first)
+        return Ahead(first, self.experiences.nth(min(settled, before)), settled)
+
+    def _train(
+        self, plan: _Plan, trainer: Trainer, policy: QLearningPolicy
+    ) -> tuple[TrainingResult, Checkpoint | None]:
+        """Train on the segments of a plan.
+
+        Returns:
+            What training on new experiences amounted to, and how far the table has come: None while nothing at all
+            was learned.
+        """
+        new, trained = TrainingResult(), TrainingResult()
+        before = plan.baseline.checkpoint or Checkpoint(
+            watermark=Watermark("", 0),
+            settled=0,
+            order=self.order,
+            archive_only=plan.baseline.daemon is None,
+            hyperparameters=self.hyperparameters,
+        )
+        newest_first = self.order == "newest-first"
+        ahead = None
+        for segment in plan.segments:
+            for part in [segment] if newest_first else self._split(segment):
+                if ahead is None and part.start is not None and part.start >= self.now:
+                    ahead = self._ahead(before, trained, policy)
+                limit = None if self.limit is None else self.limit - trained.episodes
+                result = trainer.train(part.start, part.end, newest_first=newest_first, limit=limit, again=part.again)
+                trained.add(result)
+                if not part.again:
+                    new.add(result)
+        if trained.last is None:
+            return new, plan.baseline.checkpoint
+        checkpoint = replace(
+            before,
+            watermark=max(before.watermark, trained.last),
+            # What came late and is not learned must not count as settled, or it would be forgotten.
+            settled=before.settled + trained.episodes,
+            hyperparameters=self.hyperparameters,
+            visits=add_visits(before.visits, trained.visits),
+            curve=extend(before.curve, trained.points),
+        )
+        if newest_first:
+            # A limit leaves out the oldest on purpose.
+            last = self.experiences.last() or trained.last
+            checkpoint = replace(checkpoint, watermark=last, settled=self.experiences.total)
+        return new, replace(checkpoint, ahead=self._settle_ahead(checkpoint, ahead, trained))
+
+    def _split(self, segment: _Segment) -> list[_Segment]:
+        """Part a segment where the future begins, if some of it is dated in the future."""
+        outside = (segment.start or self.now) > self.now or (segment.end is not None and segment.end <= self.now)
+        if outside or not self.experiences.count(self.now, segment.end):
+            return [segment]
+        return [segment._replace(end=self.now), segment._replace(start=self.now)]
+
+    def _ahead(self, before: Checkpoint, trained: TrainingResult, policy: QLearningPolicy) -> Ahead | None:
+        """The table as it is before the first experience that is dated in the future."""
+        first = self.experiences.first(self.now)
+        if first is None:
+            return None
+        return Ahead(
+            first=first,
+            reached=self.experiences.last(self.now),
+            settled=before.settled + trained.episodes,
+            table={state: dict(row) for state, row in policy.q_table.items()},
+            total_reward=policy.total_reward,
+            visits=add_visits(before.visits, trained.visits),
+            curve=extend(before.curve, trained.points),
+        )
+
+    def _settle_ahead(self, checkpoint: Checkpoint, ahead: Ahead | None, trained: TrainingResult) -> Ahead | None:
+        first = self.experiences.first(self.now)
+        if first is None or checkpoint.watermark < first:
+            return None
+        if self._is_exact(checkpoint):
+            return ahead
+        reached = self.experiences.last(self.now)
+        if trained.last is not None and trained.last < first and self.limit == trained.episodes:
+            reached = trained.last  # the limit left out some before the future
+        return Ahead(first, reached, checkpoint.settled - self.experiences.count(first, checkpoint.watermark.next))
+
+    def _compare(self, rival: StoredTable | None, new: QLearningPolicy, trainer: Trainer) -> Verdict:
+        if rival is None or not any(rival.contents.q_table.values()):
+            return Verdict(reason="not compared: it is the first table")
+        before, now = read_checkpoint(rival), self.hyperparameters
+        if rival.contents.note is not None and (before is None or not _alike(before.hyperparameters, now)):
+            return Verdict(reason="not compared: the table in use was trained with other parameters")
+        return compare(rival.contents.q_table, new.q_table, trainer.held_out(), now.alpha, now.gamma)
 
     def _refuse(self, contents: TableContents, verdict: Verdict) -> str:
         """Keep the new table beside the one in use, which stays as it is, and so does what it has learned."""
@@ -190,8 +304,8 @@ class TrainingRun:
         self.file.write_candidate(contents)
         return (
             f"the newly learned table is {why}: it is kept as {self.file.candidate_path}, and {self.file.path} stays "
-            "as it was. Each dream tries again with what the archive holds by then. Look for a night with wrong "
-            "outcomes, or accept the new table with `vidurai-pipeline dream --rebuild`"
+            "as it was. Each dream tries again with what the archive holds by then; look for a bad night in it, or "
+            "take what it says with `vidurai-pipeline dream --rebuild`"
         )
 
     def _save(self, live: StoredTable | None, contents: TableContents) -> None:
@@ -199,8 +313,8 @@ class TrainingRun:
         try:
             self.file.remember(written.raw)
         except QTableError as error:
-            # The table is safe, and the next dream makes the copy again. Only a daemon that writes before then would
-            # be mistaken for one that began the table.
+            # The table is safe, and the next dream makes the copy again; only a daemon that writes before then
+            # would be taken for one that nobody dreamt beside.
             logger.warning("%s", error)
 
 
@@ -212,7 +326,7 @@ def _alike(was: Hyperparameters, now: Hyperparameters) -> bool:
 def _require_alike(was: Hyperparameters, now: Hyperparameters) -> None:
     if not _alike(was, now):
         raise ConfigError(
-            f"the Q-table was trained with profile {was.reward_profile.value}, alpha {was.alpha}, gamma {was.gamma}",
-            f"to train it with profile {now.reward_profile.value}, alpha {now.alpha}, gamma {now.gamma}, learn the "
-            "archive again with `vidurai-pipeline dream --rebuild`",
+            f"the Q-table was trained with profile {was.reward_profile.value}, alpha {was.alpha}, gamma {was.gamma}; "
+            f"to train it with profile {now.reward_profile.value}, alpha {now.alpha}, gamma {now.gamma} learn the "
+            "archive again with `vidurai-pipeline dream --rebuild`"
         )

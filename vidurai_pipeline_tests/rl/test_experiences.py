@@ -1,4 +1,3 @@
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,23 +124,12 @@ def test_order_and_watermark(archive: Path) -> None:
     assert [e[1] for e in all_of(archive, start=Watermark(times[2], 3))] == [6]
     assert [e[1] for e in all_of(archive, start=Watermark(times[1], 0).next, limit=2)] == [2, 4]
     with Experiences.open(archive) as experiences:
-        assert experiences.nth(experiences.total) == Watermark(times[3], 3)
+        assert experiences.last() == Watermark(times[3], 3)
         assert experiences.count(None, Watermark(times[2], 2).next) == 3
         assert experiences.count() == 4
-        assert experiences.nth(2) == Watermark(times[1], 1)
-        assert experiences.count(None, experiences.nth(0)) == 0
-
-
-@pytest.mark.parametrize(
-    ("now", "due"), [("2024-11-30T02:00:00", 1), ("2024-11-30T02:00:00.000001", 2), ("2024-12-01", 4)]
-)
-def test_what_is_dated_in_the_future_is_left_out(archive: Path, now: str, due: int) -> None:
-    times = ["2024-11-30T02:00:00", "2024-11-30T02:00:00.000001", "2024-12-01T00:00:00", "2024-12-01T00:00:00"]
-    write_file(archive, [experience(n, archived_at=time) for n, time in enumerate(times)])
-    with Experiences.open(archive, clock=lambda: datetime.fromisoformat(now).replace(tzinfo=UTC)) as experiences:
-        assert (experiences.total, experiences.dated_ahead) == (due, 4 - due)
-        assert [id_ for batch in experiences.stream() for id_ in batch.ids.to_pylist()] == list(range(due))
-        assert sum(experiences.held_out().values()) <= due
+        assert experiences.last(Watermark(times[2], 2)) == Watermark(times[1], 1) == experiences.nth(2)
+        assert experiences.first(Watermark(times[1], 2)) == Watermark(times[2], 2)
+        assert experiences.nth(0) is experiences.nth(5) is None
 
 
 def test_many_rows_come_in_batches(archive: Path) -> None:

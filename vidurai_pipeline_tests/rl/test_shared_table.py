@@ -140,7 +140,7 @@ def test_a_table_from_before_the_first_dream(archive: Path, table: Path) -> None
     write_file(archive, [experience(1)], "1.parquet")
     stats = dream(archive, table)
     assert (stats["daemon"], stats["episodes"], stats["table_episodes"]) == ("adopted", 1, 2)
-    assert "--rebuild` learns from the archive alone" in stats["notice"]
+    assert "--rebuild` learns the archive alone" in stats["notice"]
     assert TableFile(table).version_path(1).read_bytes() == (DATA / "reference_q_table.json").read_bytes()
     assert dream(archive, table)["episodes"] == 0
 
@@ -221,6 +221,7 @@ def test_a_damaged_note_is_damage(archive: Path, table: Path, note: Any) -> None
         {"parameters": {"alpha": "0.1"}},
         {"visits": {"2|1|0|5|5|1": {"explode": 1}}},
         {"curve": [{"archived_at": "2024-12-01T00:00:00", "experiences": 0}]},
+        {"ahead": {"first": None}},
         {"foreign_reward": 10**400},
         {"unknown": 1},
     ],

@@ -32,7 +32,6 @@ class Nights:
         self.archive, self.table = folder / "archive", folder / "q_table.json"
         self.number = 0
         self.total = 0
-        self.flushes: list[tuple[datetime, int]] = []
 
     def pass_by(self, flushed: datetime, dreamt: datetime, memories: int = 40, **how: Any) -> dict[str, Any]:
         """Archive some memories, and dream."""
@@ -51,18 +50,13 @@ class Nights:
         write_file(self.archive, rows, f"{self.number}.parquet", schema=IN_UTC)
         self.number += 1
         self.total += memories
-        self.flushes.append((flushed, memories))
         return dream_at(self.archive, self.table, dreamt, **how)
 
-    def due(self, now: datetime) -> int:
-        """How many memories are not dated in the future."""
-        return sum(memories for flushed, memories in self.flushes if flushed <= now)
-
-    def assert_as_learned_in_one_go(self, now: datetime) -> None:
-        """The same archive at the same time gives the same table."""
+    def assert_as_learned_in_one_go(self) -> None:
+        """The same archive gives the same table."""
         alone = self.table.with_name("alone.json")
         alone.unlink(missing_ok=True)
-        dream_at(self.archive, alone, now)
+        dream(self.archive, alone)
         ours, whole = (json.loads(path.read_text()) for path in (self.table, alone))
         assert list(ours["q_table"].items()) == list(whole["q_table"].items())
         assert ours["total_reward"] == whole["total_reward"]
@@ -96,41 +90,20 @@ def test_a_clock_that_was_wrong_once(tmp_path: Path, dreamt: datetime) -> None:
         now = NIGHT + timedelta(days=day)
         stats = nights.pass_by(now, now)
         once_anew = dreamt == WRONG and day == 2
-        assert (stats["rebuilt"], stats["late"]) == (once_anew, 0)
-        assert stats["episodes"] == (nights.due(now) if once_anew else 40)
-        assert stats["already_learned"] + stats["episodes"] == nights.due(now) == nights.total - 50
+        assert (stats["rebuilt"], stats["late"]) == (once_anew, 40 if once_anew else 0)
+        assert stats["episodes"] == (nights.total if once_anew else 40)
+        assert stats["already_learned"] + stats["episodes"] == nights.total
         assert "50 experiences are dated in the future" in stats["notice"]
-        assert count(nights.table) == nights.due(now)
-        nights.assert_as_learned_in_one_go(now)
+        assert count(nights.table) == nights.total
+        nights.assert_as_learned_in_one_go()
         again = nights.table.read_bytes()
         assert dream_at(nights.archive, nights.table, now)["episodes"] == 0
         assert nights.table.read_bytes() == again
     after = WRONG + timedelta(days=1)
     stats = nights.pass_by(after, after)
-    assert (stats["episodes"], stats["late"], stats["rebuilt"], stats["notice"]) == (90, 0, False, None)
-    assert count(nights.table) == nights.total
-    nights.assert_as_learned_in_one_go(after)
-
-
-def test_a_clock_that_was_ahead_with_nothing_new_since(tmp_path: Path) -> None:
-    nights = Nights(tmp_path)
-    nights.pass_by(NIGHT, NIGHT)
-    nights.pass_by(WRONG, WRONG)
-    stats = dream_at(nights.archive, nights.table, NIGHT)
-    assert (stats["episodes"], stats["rebuilt"]) == (40, True)
-    assert "the last dream's clock was ahead" in stats["notice"]
-    nights.assert_as_learned_in_one_go(NIGHT)
-    assert dream_at(nights.archive, nights.table, NIGHT)["episodes"] == 0
-
-
-def test_an_archive_of_the_future_alone_teaches_nothing_yet(tmp_path: Path) -> None:
-    nights = Nights(tmp_path)
-    assert nights.pass_by(WRONG, NIGHT)["episodes"] == 0
-    assert not nights.table.exists()
-    assert dream_at(nights.archive, nights.table, WRONG)["episodes"] == 40
-    before = nights.table.read_bytes()
-    assert dream_at(nights.archive, nights.table, NIGHT)["episodes"] == 0
-    assert nights.table.read_bytes() == before
+    assert (stats["episodes"], stats["rebuilt"], stats["notice"]) == (40, False, None)
+    nights.assert_as_learned_in_one_go()
+    assert "ahead" not in json.loads(nights.table.read_text())["vidurai_pipeline"]
 
 
 def test_a_late_file_before_the_future_is_learned_in_its_place(tmp_path: Path) -> None:
@@ -139,9 +112,8 @@ def test_a_late_file_before_the_future_is_learned_in_its_place(tmp_path: Path) -
     nights.pass_by(WRONG, NIGHT)
     stats = nights.pass_by(NIGHT - timedelta(days=9), NIGHT)
     assert (stats["late"], stats["rebuilt"]) == (40, True)
-    nights.assert_as_learned_in_one_go(NIGHT)
-    later = NIGHT + timedelta(hours=1)
-    assert nights.pass_by(later, later)["episodes"] == 40
+    nights.assert_as_learned_in_one_go()
+    assert nights.pass_by(NIGHT, NIGHT + timedelta(hours=1))["episodes"] == 40
 
 
 @pytest.mark.parametrize(
@@ -151,17 +123,17 @@ def test_a_daemon_s_table_learns_on_after_a_wrong_clock(tmp_path: Path, dreamt: 
     nights = Nights(tmp_path)
     nights.pass_by(NIGHT, NIGHT, 200)
     daemon_writes(nights.table, goes_on)
-    too_early = nights.pass_by(WRONG, dreamt, 50)["episodes"]
+    nights.pass_by(WRONG, dreamt, 50)
     for day in range(2, 6):
         now = NIGHT + timedelta(days=day)
         stats = nights.pass_by(now, now)
-        assert (stats["episodes"], stats["late"], stats["missing"], stats["rebuilt"]) == (40, 0, 0, False)
-        assert stats["already_learned"] == nights.due(now) - 40
-        assert count(nights.table) == nights.due(now) + too_early
+        assert (stats["episodes"], stats["late"], stats["rebuilt"]) == (40, 0, False)
+        assert stats["already_learned"] == nights.total - 40
+        assert count(nights.table) == nights.total
         assert learned(nights.table)["9|9|9|5|5|1"] == {"consolidate": 3.0}
     after = WRONG + timedelta(days=1)
-    assert nights.pass_by(after, after)["episodes"] == 90
-    assert count(nights.table) == nights.total + too_early
+    assert nights.pass_by(after, after)["episodes"] == 40
+    assert count(nights.table) == nights.total
 
 
 def test_a_limit_and_a_wrong_clock(tmp_path: Path) -> None:
@@ -173,31 +145,22 @@ def test_a_limit_and_a_wrong_clock(tmp_path: Path) -> None:
         while found[-1]:
             found.append(dream_at(nights.archive, nights.table, now, max_episodes=15)["episodes"])
         assert found == [15, 15, 10, 0]
-        assert count(nights.table) == nights.due(now)
-        nights.assert_as_learned_in_one_go(now)
+        assert count(nights.table) == nights.total
+    tomorrow = NIGHT + timedelta(days=4)
+    assert nights.pass_by(tomorrow, tomorrow)["rebuilt"], "without a limit the order is the archive's again"
+    nights.assert_as_learned_in_one_go()
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 30)), min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_clocks(tmp_path_factory: pytest.TempPathFactory, clocks: list[tuple[int, int, int]]) -> None:
-    """Whatever the clocks of flush and dream said, the table is what the archive alone gives by then."""
+    """Whatever the clocks of flush and dream said, the table is what the archive alone gives."""
     nights = Nights(tmp_path_factory.mktemp("nights"))
     for day, (flushed, dreamt, memories) in enumerate(clocks):
-        flush, now = (NIGHT + timedelta(days=365 * (year - 1) + day) for year in (flushed, dreamt))
-        nights.pass_by(flush, now, memories)
-        if nights.due(now):
-            assert count(nights.table) == nights.due(now)
-            nights.assert_as_learned_in_one_go(now)
-
-
-def test_the_note_of_a_version_that_learned_the_future_is_read(tmp_path: Path) -> None:
-    nights = Nights(tmp_path)
-    nights.pass_by(NIGHT, NIGHT)
-    document = json.loads(nights.table.read_text())
-    document["vidurai_pipeline"]["ahead"] = {"first": {"archived_at": "2030-01-01T00:00:00", "id": 1}}
-    nights.table.write_text(json.dumps(document))
-    assert nights.pass_by(NIGHT, NIGHT + timedelta(days=1))["episodes"] == 40
-    nights.assert_as_learned_in_one_go(NIGHT + timedelta(days=1))
+        years = [timedelta(days=365 * (year - 1) + day) for year in (flushed, dreamt)]
+        nights.pass_by(NIGHT + years[0], NIGHT + years[1], memories)
+        assert count(nights.table) == nights.total
+        nights.assert_as_learned_in_one_go()
 
 
 def test_files_dated_in_the_future_are_named(tmp_path: Path) -> None:
@@ -214,7 +177,7 @@ def test_files_dated_in_the_future_are_named(tmp_path: Path) -> None:
 
 
 def order(archive: Path, **how: Any) -> list[int]:
-    with Experiences.open(archive, clock=lambda: WRONG, **how) as experiences:
+    with Experiences.open(archive, **how) as experiences:
         return [id_ for batch in experiences.stream() for id_ in batch.ids.to_pylist()]
 
 
