@@ -27,6 +27,13 @@ def some_of(things: Sequence[object]) -> str:
     return ", ".join(map(str, things[:NAMED])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
+def plural(number: int, noun: str) -> str:
+    """A number and its noun: ``1 file``, ``2,000 files``."""
+    if number != 1:
+        noun = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun}"
+
+
 class PipelineError(Exception):
     """Base of all errors below.
 
@@ -67,6 +74,10 @@ class SchemaError(HotStoreError):
 
 class ArchiveError(PipelineError):
     """The Parquet archive can't be read or written."""
+
+
+class ArchiveWarning(UserWarning):
+    """An answer lacks memories, because damaged files of the archive were left out as asked."""
 
 
 class VerificationError(ArchiveError):

@@ -18,7 +18,7 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.cold.archive import Archive, PublishedFile, count_rows, read_back
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.pending import Pending
-from vidurai_pipeline.errors import NAMED, ArchiveError, PipelineError, some_of
+from vidurai_pipeline.errors import NAMED, ArchiveError, PipelineError, plural, some_of
 from vidurai_pipeline.hot import backlog
 from vidurai_pipeline.hot.inspection import (
     archived_but_protected,
@@ -62,13 +62,6 @@ class ArchiveSize:
     files: int
     rows: int
     contents: tuple[PublishedFile, ...] = ()
-
-
-def plural(number: int, noun: str) -> str:
-    """A number and its noun: ``1 file``, ``2,000 files``."""
-    if number != 1:
-        noun = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number:,} {noun}"
 
 
 def store_integrity(store: HotStore) -> Finding:

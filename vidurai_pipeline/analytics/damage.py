@@ -1,16 +1,24 @@
-"""Which of the archive's files can't be read, for when DuckDB failed and its message names none."""
+"""Which of the archive's files are damaged, for when DuckDB failed and its message names none, and to go on without."""
 
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
-from vidurai_pipeline.cold.manifest import Flaw
+from vidurai_pipeline.cold.manifest import Flaw, Manifests
+from vidurai_pipeline.errors import ArchiveError, plural
 
-#: What to do about a file that can't be read.
+#: What to do about a file that can't be read, and about one that is not what is recorded of it.
 ADVICE = "move it out of the archive or restore it from a backup"
+FLAW_ADVICE = "`vidurai-pipeline scrub` says what can be done"
+#: What to do about either when a question was asked.
+ASK_ON = "; with `--skip-damaged`, `query`, `search` and `show` answer without it"
+
+_MONTH = re.compile(r"year=(\d{1,4})/month=(\d{1,2})(?:/|$)")
 
 
 def find_damaged(
@@ -51,18 +59,92 @@ def find_damaged(
 
 
 def flaw_message(base: Path, flaws: Sequence[Flaw]) -> str:
-    """Name the first file that is not what is recorded of it, how many more there are, and what to do."""
+    """Name the first file that is not what is recorded of it, and how many more there are."""
     first = flaws[0]
     memories = sum(flaw.memories or 0 for flaw in flaws)
     more = f", and {len(flaws) - 1:,} more like it" if len(flaws) > 1 else ""
-    held = f" ({memories:,} memories)" if memories else ""
-    return f"{base / first.file}: {first.reason}{more}{held}. `vidurai-pipeline scrub` says what can be done"
+    held = f" ({plural(memories, 'memory')})" if memories else ""
+    return f"{base / first.file}: {first.reason}{more}{held}"
 
 
 def damage_message(listing: Listing, damaged: Sequence[ArchiveFile]) -> str:
-    """Name the first damaged file, how many more there are, and what to do."""
+    """Name the first damaged file, and how many more there are."""
     more = f" ({len(damaged) - 1} more like it)" if len(damaged) > 1 else ""
-    path = listing.path(damaged[0])
-    if not os.access(path, os.R_OK):
-        return f"{path} can't be read: it is not readable for this user{more}"
-    return f"{path} is not a readable Parquet file{more}: {ADVICE}"
+    return f"{listing.path(damaged[0])} {_unreadable(listing, damaged[0])}{more}"
+
+
+def _unreadable(listing: Listing, file: ArchiveFile) -> str:
+    if not os.access(listing.path(file), os.R_OK):
+        return "can't be read: it is not readable for this user"
+    return "is not a readable Parquet file"
+
+
+class DamageFilter:
+    """Leaves out what is damaged, so that the rest of an archive can be asked.
+
+    Args:
+        manifests: what is recorded of the archive's files.
+    """
+
+    def __init__(self, manifests: Manifests) -> None:
+        self._manifests = manifests
+        self._intact: set[ArchiveFile] = set()
+
+    def split(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> tuple[Listing, list[Flaw]]:
+        """Read every file that was not read before, and leave out those that are damaged.
+
+        Args:
+            connection: reads them.
+            listing: the archive.
+
+        Returns:
+            the intact files; and what is wrong with the others, and with those that are gone.
+
+        Raises:
+            ArchiveError: a manifest can't be read.
+            duckdb.Error: as for :func:`find_damaged`.
+        """
+        flaws = self._manifests.missing(listing.files)
+        for file in listing.files:
+            try:
+                flaws += self._manifests.altered([file])
+            except ArchiveError:
+                flaws.append(Flaw(file.relative, _unreadable(listing, file), None))
+        altered = {flaw.file for flaw in flaws}
+        rest = [file for file in listing.files if file.relative not in altered]
+        damaged = find_damaged(connection, listing, [file for file in rest if file not in self._intact])
+        for file in damaged:
+            flaws.append(Flaw(file.relative, _unreadable(listing, file), self._memories(connection, listing, file)))
+        intact = tuple(file for file in rest if file not in damaged)
+        self._intact.update(intact)
+        return replace(listing, files=intact), flaws
+
+    def _memories(self, connection: duckdb.DuckDBPyConnection, listing: Listing, file: ArchiveFile) -> int | None:
+        if entry := self._manifests.entry(file.relative):
+            return entry.rows
+        try:  # its footer may be well
+            sql = f"SELECT num_rows FROM parquet_file_metadata({listing.sql([file])})"
+            return connection.execute(sql).fetchall()[0][0]
+        except duckdb.Error:
+            return None
+
+
+def left_out_message(flaws: Sequence[Flaw]) -> str:
+    """Say how many memories of which months an answer lacks, and name the first file with its reason."""
+    months: dict[str, list[int | None]] = {}
+    for flaw in flaws:
+        found = _MONTH.match(flaw.file)
+        month = f"{int(found[1]):04d}-{int(found[2]):02d}" if found else "unknown months"
+        months.setdefault(month, []).append(flaw.memories)
+    lacking = ", ".join(f"{_lost(months[month])} of {month}" for month in sorted(months))
+    first = flaws[0]
+    count = len(flaws)
+    files = "a file is damaged or missing," if count == 1 else f"{count:,} files are damaged or missing, the first is"
+    return f"the answer lacks {lacking}: {files} {first.file}: {first.reason}"
+
+
+def _lost(counts: Sequence[int | None]) -> str:
+    known = sum(count or 0 for count in counts)
+    if None not in counts:
+        return plural(known, "memory")
+    return f"at least {plural(known, 'memory')}" if known else "an unknown number of memories"

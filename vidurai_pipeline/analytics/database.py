@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import threading
+import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,16 @@ import pyarrow as pa
 
 from vidurai_pipeline.analytics import duckdb_errors
 from vidurai_pipeline.analytics.connection import connect
-from vidurai_pipeline.analytics.damage import damage_message, find_damaged, flaw_message
+from vidurai_pipeline.analytics.damage import (
+    ADVICE,
+    ASK_ON,
+    FLAW_ADVICE,
+    DamageFilter,
+    damage_message,
+    find_damaged,
+    flaw_message,
+    left_out_message,
+)
 from vidurai_pipeline.analytics.file_schemas import Footers
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.search import FOUND, RANKED, Search
@@ -32,8 +42,8 @@ from vidurai_pipeline.analytics.views import (
     listed_memories,
 )
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files
-from vidurai_pipeline.cold.manifest import Manifests
-from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.cold.manifest import Flaw, Manifests
+from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
 from vidurai_pipeline.hot.view import HotSnapshot, UnusualRowError
 
 _INCOMING = f"{HOT}_incoming"
@@ -49,9 +59,11 @@ class ArchiveDatabase:
         given: the caller's connection, if the views are to be made there.
         memory_limit: the most memory that a database of its own may use.
         threads: the threads of a database of its own; None for one per core.
+        skip_damaged: whether damaged files are left out, with an ArchiveWarning; else they are an error.
 
     Attributes:
         files: the files that the views read.
+        left_out: the damaged and missing files that the views go without.
         columns: the columns of ``history``.
         footers: the columns of each file.
     """
@@ -62,9 +74,13 @@ class ArchiveDatabase:
         given: duckdb.DuckDBPyConnection | None,
         memory_limit: str,
         threads: int | None,
+        *,
+        skip_damaged: bool = False,
     ) -> None:
         self.base = base
         self.files: tuple[ArchiveFile, ...] = ()
+        self.left_out: list[Flaw] = []
+        self._listed: tuple[ArchiveFile, ...] = ()
         self._given = given
         self._memory_limit = memory_limit
         self._threads = threads
@@ -72,6 +88,7 @@ class ArchiveDatabase:
         self.footers = Footers()
         self._cache = ListingCache(base)
         self._manifests = Manifests(base)
+        self._filter = DamageFilter(self._manifests) if skip_damaged else None
         self.columns: Sequence[str] = ()
         self._lock = threading.RLock()
         self._scratch: Path | None = None
@@ -93,7 +110,7 @@ class ArchiveDatabase:
 
     def changed(self) -> bool:
         """Whether the archive's files are no longer those that the views read."""
-        return list_files(self.base) != self.files
+        return list_files(self.base) != self._listed
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Give a connection whose views read the files that are there now.
@@ -101,25 +118,34 @@ class ArchiveDatabase:
         Raises:
             ArchiveError: the archive, or a file in it, can't be read.
             ConfigError: a setting is not one that DuckDB takes.
+
+        Warns:
+            ArchiveWarning: damaged files are left out, as the database was told.
         """
         with self._lock:
             for last in (False, False, True):
                 files = list_files(self.base)
-                if self._connection is not None and files == self.files:
+                if self._connection is not None and files == self._listed:
                     break
                 self._connection = None
-                if (flaws := self._manifests.flaws(files)) and list_files(self.base) == files:
-                    raise ArchiveError(flaw_message(self.base, flaws))
+                self.files = self._listed = files
+                flaws = self._manifests.flaws(files) if self._filter is None else ()
+                if flaws and not self.changed():
+                    raise ArchiveError(flaw_message(self.base, flaws), FLAW_ADVICE + ASK_ON)
                 try:
-                    self._connection, self.files = self._open(files), files
+                    connection = self._open(files)
+                    if self.left_out and not last and self.changed():
+                        continue
+                    self._connection = connection
+                    if self.left_out:
+                        warnings.warn(left_out_message(self.left_out), ArchiveWarning, stacklevel=2)
                     break
                 except RuntimeError as error:
                     if "interrupted" not in str(error):
                         raise
                     raise KeyboardInterrupt from None  # what DuckDB's client makes of Ctrl-C
                 except duckdb.Error as error:
-                    if last or list_files(self.base) == files:  # else a file was withdrawn meanwhile
-                        self.files = files
+                    if last or not self.changed():  # else a file was withdrawn meanwhile
                         raise duckdb_errors.explain(str(error), listing=self.listing(), bound=False) from None
             connection = self._connection
             assert connection is not None  # noqa: S101 - the last attempt either opened it or raised
@@ -227,11 +253,14 @@ class ArchiveDatabase:
         """
         listing = Listing.readable(self.base, files, self.scratch_folder)
         connection = self._given if self._given is not None else self._locked_in(listing)
+        if self._filter is not None:
+            listing, self.left_out = self._filter.split(connection, listing)
+            self.files = listing.files
         try:
             self._make_views(connection, listing)
         except duckdb.Error as error:
             if duckdb_errors.may_be_damage(str(error)) and (damaged := find_damaged(connection, listing)):
-                raise ArchiveError(damage_message(listing, damaged)) from None
+                raise ArchiveError(damage_message(listing, damaged), ADVICE + ASK_ON) from None
             raise
         if self._given is None:
             connection.execute("SET GLOBAL lock_configuration = true")

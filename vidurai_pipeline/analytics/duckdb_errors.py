@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from vidurai_pipeline.analytics.damage import ADVICE
+from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON
 from vidurai_pipeline.analytics.sandbox import VIEWS
 from vidurai_pipeline.cold.listing import Listing
 from vidurai_pipeline.errors import MORE_MEMORY, ArchiveError, PipelineError, QueryError
@@ -110,10 +110,10 @@ def _about_a_file(message: str, listing: Listing) -> ArchiveError | None:
     if misfit := _MISFIT.search(message):
         name, found, wanted = misfit.groups()
         return ArchiveError(
-            f"{path} disagrees with the other files: its column {name!r} holds {found} that is not {wanted}; "
-            "ask without that column, and move the file out of the archive only if another program wrote it"
+            f"{path} disagrees with the other files: its column {name!r} holds {found} that is not {wanted}",
+            "ask without that column, and move the file out of the archive only if another program wrote it",
         )
-    return ArchiveError(f"{path} is not a readable Parquet file: {ADVICE}")
+    return ArchiveError(f"{path} is not a readable Parquet file", ADVICE + ASK_ON)
 
 
 def _static(message: str, columns: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ which pick the files to read, and typed companions of times and salience (:data:
 query that names one of these two, and by no other; of it, the columns are read that the query needs.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from vidurai_pipeline.analytics.search import (
     snippet,
 )
 from vidurai_pipeline.cold.listing import list_files
+from vidurai_pipeline.cold.manifest import Flaw
 from vidurai_pipeline.errors import ConfigError, QueryError
 from vidurai_pipeline.hot.view import HotView
 from vidurai_pipeline.settings import load_settings, store_in
@@ -91,6 +93,7 @@ class RepoAnalyst:
         memory_limit: str | None = None,
         threads: int | None = None,
         timeout: float | None = None,
+        skip_damaged: bool = False,
     ) -> None:
         """Set up; the archive is first looked at when the first query comes.
 
@@ -102,6 +105,8 @@ class RepoAnalyst:
             memory_limit: the most memory DuckDB may use, such as ``1GB``; default from the settings.
             threads: DuckDB's threads; default from the settings.
             timeout: seconds that a query may take; default no limit.
+            skip_damaged: answer without the damaged files of the archive, with an ``ArchiveWarning`` that says what
+                is missing. All files are read for that before the first answer. By default they are an error.
 
         Raises:
             ConfigError: a setting or an argument is wrong.
@@ -114,9 +119,10 @@ class RepoAnalyst:
             raise ConfigError(f"timeout must be more than 0 seconds and at most {_LONGEST:,}: {timeout}")
         self.archive_base = (archive_base or settings.archive_path).expanduser().absolute()
         self._timeout = timeout
+        self._memory_limit, self._threads = memory_limit or settings.memory_limit, threads or settings.threads
         self._shared = connection is not None
         self._database = ArchiveDatabase(
-            self.archive_base, connection, memory_limit or settings.memory_limit, threads or settings.threads
+            self.archive_base, connection, self._memory_limit, self._threads, skip_damaged=skip_damaged
         )
         if hot_store is None and self.archive_base != settings.archive_path:
             hot_store = store_in(self.archive_base.parent)
@@ -141,6 +147,11 @@ class RepoAnalyst:
             ArchiveError: the archive can't be read.
         """
         return not list_files(self.archive_base)
+
+    @property
+    def left_out(self) -> list[Flaw]:
+        """The damaged and missing files that the last answer went without; see ``skip_damaged``."""
+        return self._database.left_out
 
     # -- questions ----------------------------------------------------------------------------------------------
 
@@ -314,11 +325,18 @@ class RepoAnalyst:
         """Search each tier by its own means, at the same time, and keep the best of both."""
         sql, parameters = search.sql("history")
         cold = self._query(sql, parameters)
-        with self._hot.snapshot(self._database.scratch_folder()) as hot, ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._database.search_hot, hot, search)
+        scratch = self._database.scratch_folder()
+        with contextlib.ExitStack() as stack:
+            database = self._database
+            if tier == "hot":  # damaged files of the archive are no matter then
+                none = ArchiveDatabase(scratch / "none", None, self._memory_limit, self._threads)
+                database = stack.enter_context(contextlib.closing(none))
+            hot = stack.enter_context(self._hot.snapshot(scratch))
+            pool = stack.enter_context(ThreadPoolExecutor(1))
+            ahead = pool.submit(database.search_hot, hot, search)
             try:
                 archived: list[dict[str, Any]] = []
-                if tier == "hot" or self._shared:  # a connection that is shared can't do both at once
+                if self._shared:  # a connection that is shared can't do both at once
                     cold.read(ahead.result, hot)
                 if tier == "all":
                     archived = self._answer(cold)

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import duckdb
 
 from vidurai_pipeline.analytics import duckdb_errors, sandbox
-from vidurai_pipeline.analytics.damage import damage_message, find_damaged
+from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON, damage_message, find_damaged
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.views import NOT_READ
 from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError
@@ -198,7 +198,7 @@ class Query:
         if self._statement is None:  # it is no SQL
             return duckdb_errors.explain(message, listing=listing, bound=False)
         if duckdb_errors.may_be_damage(message) and (damage := self._damage()):
-            return ArchiveError(damage)
+            return ArchiveError(damage, ADVICE + ASK_ON)
         refusal = self._refusal(self._statement) if duckdb_errors.about_the_statement(message) else None
         return duckdb_errors.explain(
             refusal or message,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from vidurai_pipeline.analytics.damage import damage_message, find_damaged
+from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON, damage_message, find_damaged
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.hot.schema import RESERVED
@@ -129,7 +129,7 @@ def _read_footers(
         ).fetchall()
     except duckdb.Error:
         if broken := find_damaged(connection, listing, files, footers_only=True):
-            raise ArchiveError(damage_message(listing, broken)) from None
+            raise ArchiveError(damage_message(listing, broken), ADVICE + ASK_ON) from None
         raise  # withdrawn between the listing and now, perhaps: the caller looks again
     found: dict[str, Columns] = {}
     for elements, names in groups:

@@ -12,7 +12,7 @@ import click
 
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.limits import bound_memory
-from vidurai_pipeline.errors import MORE_MEMORY, ConfigError, HotStoreWarning, PipelineError, QueryError
+from vidurai_pipeline.errors import MORE_MEMORY, ArchiveWarning, ConfigError, HotStoreWarning, PipelineError, QueryError
 from vidurai_pipeline.settings import Hyperparameters, load_settings, memory_bytes
 
 if TYPE_CHECKING:
@@ -57,16 +57,24 @@ _timeout_option = click.option(
 )
 
 
+_skip_option = click.option(
+    "--skip-damaged",
+    is_flag=True,
+    help="Answer without damaged files of the archive, say what is missing, and exit with 3.",
+)
+
+
 @contextlib.contextmanager
-def _analyst(timeout: float | None) -> "Iterator[RepoAnalyst]":
+def _analyst(timeout: float | None, skip_damaged: bool) -> "Iterator[RepoAnalyst]":
     """An analyst whose warnings are lines on stderr, and so is that there is nothing to ask yet."""
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
     settings = load_settings()
     bound_memory(memory_bytes(settings.memory_limit), settings.threads)
     with warnings.catch_warnings(record=True, action="always", category=HotStoreWarning) as caught:
+        warnings.simplefilter("always", ArchiveWarning)
         try:
-            with RepoAnalyst(timeout=timeout) as analyst:
+            with RepoAnalyst(timeout=timeout, skip_damaged=skip_damaged) as analyst:
                 yield analyst
                 if analyst.is_empty():
                     click.echo(
@@ -75,8 +83,10 @@ def _analyst(timeout: float | None) -> "Iterator[RepoAnalyst]":
                         err=True,
                     )
         finally:
-            for warning in caught:
-                click.echo(f"note: {warning.message}", err=True)
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                click.echo(f"note: {message}", err=True)
+    if analyst.left_out:
+        raise click.exceptions.Exit(3)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,7 +97,7 @@ def main() -> None:
     VIDURAI_HOME says where Vidurai's folder is (default ~/.vidurai). VIDURAI_DB, VIDURAI_ARCHIVE and VIDURAI_Q_TABLE
     name the hot store, the archive and the Q-table one by one.
 
-    Exit code 0: done; 1: it failed; 2: the request was wrong.
+    Exit code 0: done; 1: it failed; 2: the request was wrong; 3: answered without damaged files (`--skip-damaged`).
     """
 
 
@@ -234,9 +244,10 @@ def stats(form: str) -> None:
 
 @main.command()
 @click.argument("sql")
+@_skip_option
 @_timeout_option
 @_format_option("table", "json", "csv")
-def query(sql: str, timeout: float | None, form: str) -> None:
+def query(sql: str, skip_damaged: bool, timeout: float | None, form: str) -> None:
     """Run SQL over the memories.
 
     It reads these views: `history`, what is archived; `memories`, that and what is still in the hot store, with its
@@ -254,7 +265,7 @@ def query(sql: str, timeout: float | None, form: str) -> None:
     \b
       SELECT name, hot, cold, newest FROM projects ORDER BY newest DESC
     """  # noqa: D301  (click's mark for lines that stay as they are)
-    with _analyst(timeout) as analyst:
+    with _analyst(timeout, skip_damaged) as analyst:
         output.print_rows(*analyst.query_rows(sql), form)
 
 
@@ -273,9 +284,12 @@ def query(sql: str, timeout: float | None, form: str) -> None:
     show_default=True,
     help="Where to look: in the archive (cold), in the hot store (hot), or in both (all).",
 )
+@_skip_option
 @_timeout_option
 @_format_option("table", "json", "csv")
-def search(words: tuple[str, ...], limit: int, timeout: float | None, form: str, **filters: Any) -> None:
+def search(
+    words: tuple[str, ...], limit: int, skip_damaged: bool, timeout: float | None, form: str, **filters: Any
+) -> None:
     """Find the memories in which all the words occur.
 
     The most relevant come first, then the newest. The words are plain text in any case: in a memory's text, its gist,
@@ -283,38 +297,41 @@ def search(words: tuple[str, ...], limit: int, timeout: float | None, form: str,
     """
     from vidurai_pipeline.analytics.search import result_columns
 
-    with _analyst(timeout) as analyst:
+    with _analyst(timeout, skip_damaged) as analyst:
         found = analyst.search_archive(" ".join(words), limit, **filters)
-    if form == "json":
-        output.print_json(found)
-    elif found or form == "csv":
-        names = result_columns(filters["tier"])
-        if form == "table" and sys.stdout.isatty():  # which has no room for more
-            names = [name for name in ("id", "tier", "created_at", "salience", "snippet") if name in names]
-        output.print_rows(names, ([row[name] for name in names] for row in found), form)
-    else:
-        click.echo("no memory matches", err=True)
+        if form == "json":
+            output.print_json(found)
+        elif found or form == "csv":
+            names = result_columns(filters["tier"])
+            if form == "table" and sys.stdout.isatty():  # which has no room for more
+                names = [name for name in ("id", "tier", "created_at", "salience", "snippet") if name in names]
+            output.print_rows(names, ([row[name] for name in names] for row in found), form)
+        else:
+            click.echo("no memory matches", err=True)
 
 
 @main.command()
 @click.argument("memory_id", metavar="ID", type=int)
+@_skip_option
 @_timeout_option
 @_format_option("table", "json")
-def show(memory_id: int, timeout: float | None, form: str) -> None:
+def show(memory_id: int, skip_damaged: bool, timeout: float | None, form: str) -> None:
     """Show one memory, whole, and where it is.
 
     It is looked up in both tiers. Of a memory with several versions, each is shown, the newest first.
     """
-    with _analyst(timeout) as analyst:
+    with _analyst(timeout, skip_damaged) as analyst:
         found = analyst.memory(memory_id)
-    if not found:
-        raise QueryError(f"no memory has the id {memory_id}", "look for it with `vidurai-pipeline search WORDS`")
-    if form == "json":
-        output.print_json(found)
-    for row in found if form == "table" else ():
-        where = {name: row.pop(name) for name in ("tier", "file")}
-        del row["content"]  # the text once more
-        output.print_facts(f"Memory {memory_id}", where | {name: output.cell(value) for name, value in row.items()})
+        if not found and not analyst.left_out:
+            raise QueryError(f"no memory has the id {memory_id}", "look for it with `vidurai-pipeline search WORDS`")
+        if not found:
+            click.echo(f"no memory that can be read has the id {memory_id}", err=True)
+        if form == "json":
+            output.print_json(found)
+        for row in found if form == "table" else ():
+            where = {name: row.pop(name) for name in ("tier", "file")}
+            del row["content"]  # the text once more
+            output.print_facts(f"Memory {memory_id}", where | {name: output.cell(value) for name, value in row.items()})
 
 
 @main.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 
-from vidurai_pipeline.analytics.damage import damage_message, find_damaged, flaw_message
+from vidurai_pipeline.analytics.damage import ADVICE, FLAW_ADVICE, damage_message, find_damaged, flaw_message
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.cold.listing import Listing, list_files, list_settled, quote_literal
 from vidurai_pipeline.cold.manifest import Manifests
@@ -113,7 +113,7 @@ def read_archive(
     for attempt in range(1, _READ_ATTEMPTS + 1):
         files = list_files(archive_base)
         if (flaws := manifests.flaws(files)) and list_files(archive_base) == files:
-            raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned")
+            raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned", FLAW_ADVICE)
         listing = Listing.readable(archive_base, list_settled(archive_base), lambda: scratch)
         cursor.execute(_CREATE)
         if not listing.files:
@@ -198,7 +198,7 @@ def unreadable(
         if not isinstance(error, duckdb.OutOfMemoryException):
             listing = Listing.readable(archive_base, list_settled(archive_base), lambda: scratch)
             if damaged := find_damaged(cursor, listing):
-                return ArchiveError(f"{damage_message(listing, damaged)}; nothing was learned")
+                return ArchiveError(f"{damage_message(listing, damaged)}; nothing was learned", ADVICE)
             return ArchiveError(
                 f"the archive {archive_base} can't be read ({type(error).__name__}), because its files don't fit "
                 "together; nothing was learned",

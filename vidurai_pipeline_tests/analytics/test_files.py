@@ -186,7 +186,7 @@ def test_nested_values_that_cannot_be_united_are_named_where_they_are_asked_for(
     assert str(odd.parent.parent) in str(caught.value)
     assert "disagrees with the other files: its column 'extra'" in str(caught.value)
     assert str(caught.value).endswith(
-        "; ask without that column, and move the file out of the archive only if another program wrote it"
+        ": ask without that column, and move the file out of the archive only if another program wrote it"
     )
 
 

@@ -212,7 +212,7 @@ def test_a_damaged_file_is_named(archive: Path) -> None:
         raw[:60] + bytes(200) + raw[260:],
     ):
         bad.write_bytes(damage)
-        with pytest.raises(ArchiveError, match=r"/bad.parquet is not a readable Parquet file: .*restore") as caught:
+        with pytest.raises(ArchiveError, match=r"/bad.parquet is not a readable Parquet file; .*restore") as caught:
             all_of(archive)
         assert SECRET not in str(caught.value)
 
