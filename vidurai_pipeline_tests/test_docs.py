@@ -53,7 +53,7 @@ def test_installing_and_upgrading_the_services(tmp_path: Path, sample_store: Sto
         (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/told\n')
         (programs / name).chmod(0o755)
     text = (ROOT / "docs/deployment.md").read_text().split("## Containers")[0]
-    install, upgrade = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    install, load, upgrade = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     environment = {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HOME": str(home),
@@ -86,9 +86,15 @@ def test_installing_and_upgrading_the_services(tmp_path: Path, sample_store: Sto
     assert {unit.name for unit in units.iterdir()} == ours
 
     settings = home / ".config/vidurai-pipeline/environment"
-    settings.write_text("VIDURAI_SCHEDULE=0 3 * * *\n")
-    sh(f"{installed}/bin/vidurai-pipeline home", tmp_path)
-    sh(upgrade, tmp_path / "vidurai-pipeline")
-    assert settings.read_text() == "VIDURAI_SCHEDULE=0 3 * * *\n"
-    assert (home / ".vidurai/dagster.before/history/runs.db").exists()
-    sh(f"{installed}/bin/vidurai-pipeline home", tmp_path)
+    assert settings.stat().st_mode & 0o777 == 0o600
+    (home / ".vidurai").rename(tmp_path / "else where")
+    text = f'VIDURAI_HOME="{tmp_path}/else where"\nVIDURAI_SCHEDULE="0 3 * * *"\n'
+    settings.write_text(text)
+    for _ in range(2):
+        sh(load + upgrade, tmp_path / "vidurai-pipeline")
+        assert settings.read_text() == text
+        before = tmp_path / "else where/dagster.before"
+        assert (before / "history/runs.db").exists()
+        assert not (before / "dagster").exists()
+    sh(f"{load}vidurai-pipeline home", tmp_path)
+    assert not (home / ".vidurai").exists()

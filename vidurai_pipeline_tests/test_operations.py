@@ -225,7 +225,7 @@ def test_moving_the_archive(machine: Machine) -> None:
     new = machine.home / "disk/archive"
     machine.follow("Move the archive to another disk", NEW=new)
     settings = (machine.home / ".config/vidurai-pipeline/environment").read_text()
-    assert settings == f"VIDURAI_ARCHIVE={new}\n"
+    assert settings == f'VIDURAI_ARCHIVE="{new}"\n'
     machine.environment["VIDURAI_ARCHIVE"] = str(new)
     assert machine.sh("vidurai-pipeline run").returncode == 0
     assert not machine.archive.exists()
@@ -240,11 +240,22 @@ def contents(db: Path, archive: Path) -> set[Row]:
 def test_a_backup_while_memories_move_has_them_all(machine: Machine) -> None:
     archive_half(machine)
     everything = contents(machine.db, machine.archive)
-    (block,) = re.findall(r"^```sh\n(mkdir -p \"\$BACKUP\".*?)^```", SECTIONS["Back up, and restore"], re.M | re.S)
+    (block,) = re.findall(r"^```sh\n(umask 077\n.*?)^```", SECTIONS["Back up, and restore"], re.M | re.S)
     store_first, archive_last = block.split("cp -a", 1)
     done = machine.sh(f"{store_first}\nvidurai-pipeline run\ncp -a{archive_last}", BACKUP=machine.home / "backup")
     assert done.returncode == 0, done.stderr
     assert contents(machine.home / "backup/vidurai.db", machine.home / "backup/archive") == everything
+
+
+def test_a_backup_is_private(machine: Machine) -> None:
+    archive_half(machine)
+    backup = machine.home / "backup"
+    backup.mkdir(mode=0o755)
+    machine.db.chmod(0o600)
+    machine.follow("Back up, and restore", 0, BACKUP=backup)
+    assert (backup / "vidurai.db").exists()
+    for path in (backup, *backup.rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0, path
 
 
 def test_restoring_a_backup(machine: Machine) -> None:

@@ -168,7 +168,8 @@ def connect(found: dict[str, str]) -> Any:
 def test_the_databases_backup_restores(environment: dict[str, str], tmp_path: Path) -> None:
     """The guide's way back after an upgrade, by the client programs of this machine."""
     text = (ROOT / "docs/deployment.md").read_text()
-    dump, restore = (re.findall(rf"exec postgres ({name} .*)", text)[0] for name in ("pg_dump", "pg_restore"))
+    dump, restore = re.findall(r"exec -T postgres (pg_dump|pg_restore)( .*) [<>] before\.dump", text)
+    file = tmp_path / "before.dump"
     with postgres_server() as found, closing(connect(found)) as con:
         client = {
             "PATH": f"{server_programs()}:{os.environ['PATH']}",
@@ -183,10 +184,10 @@ def test_the_databases_backup_restores(environment: dict[str, str], tmp_path: Pa
             SERVICES["migrate"]["command"], env=environment | found, cwd=home, check=True, capture_output=True
         )
         cursor.execute("INSERT INTO runs (run_id, status) VALUES ('before', 'SUCCESS')")
-        subprocess.run(dump.replace("/tmp/before", str(tmp_path / "dump")).split(), env=client, check=True)
+        file.write_bytes(subprocess.run("".join(dump).split(), env=client, check=True, capture_output=True).stdout)
         cursor.execute("INSERT INTO runs (run_id, status) VALUES ('after', 'SUCCESS')")
         cursor.execute("ALTER TABLE runs ADD COLUMN of_a_newer_version TEXT")
-        subprocess.run(restore.replace("/tmp/before", str(tmp_path / "dump")).split(), env=client, check=True)
+        subprocess.run("".join(restore).split(), env=client, check=True, input=file.read_bytes())
         cursor.execute("SELECT * FROM runs")
         assert "of_a_newer_version" not in {column.name for column in cursor.description or ()}
         cursor.execute("SELECT run_id FROM runs")
