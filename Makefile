@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment of its own, .venv, made on the first call.
+# Everything runs in a virtual environment of its own, .venv, which the first call makes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 REFERENCE := .venvs/reference
 export VIDURAI_REFERENCE_PYTHON ?= $(CURDIR)/$(REFERENCE)/bin/python
 
-# The user's own store only where they name it; otherwise a made-up one in this folder.
+# The user's own store only if they name it; otherwise a sample in this folder.
 ifeq ($(strip $(VIDURAI_HOME)$(VIDURAI_DB)),)
 export VIDURAI_HOME := $(CURDIR)/sample
 SAMPLE := sample/vidurai.db
@@ -48,8 +48,8 @@ docs: $(VENV)/installed  ## write docs/configuration.md anew from the settings
 	$(BIN)/python docs/generate_configuration.py > docs/configuration.md.part
 	mv docs/configuration.md.part docs/configuration.md
 
-snapshot: $(VENV)/installed  ## write the reviewed list of what Dagster shows anew: read its difference
-	RENEW_SNAPSHOT=1 $(BIN)/pytest -q vidurai_pipeline_tests/test_specs.py
+snapshot: $(VENV)/installed  ## renew what the tests keep: the list of what Dagster shows, the notebook's outputs
+	RENEW_SNAPSHOT=1 $(BIN)/pytest -q vidurai_pipeline_tests/test_specs.py vidurai_pipeline_tests/test_notebook.py
 
 bench: $(VENV)/installed $(REFERENCE)/installed  ## compare with the reference implementation
 	$(BIN)/python -m benchmarks.archive
@@ -60,10 +60,10 @@ bench-history: $(VENV)/installed $(REFERENCE)/installed  ## the same for questio
 bench-dream: $(VENV)/installed $(REFERENCE)/installed  ## compare the learning with the reference implementation
 	$(BIN)/python -m benchmarks.dream
 
-clean:  ## remove the sample store and the virtual environments
-	rm -rf sample $(VENV) .venvs
+clean:  ## remove the sample stores and the virtual environments
+	rm -rf sample another $(VENV) .venvs
 
-# What running needs. Nothing half made stays behind: neither for a Python that is too old, nor if pip fails.
+# What running needs. If Python is too old, or pip fails, no half-made .venv is left.
 $(VENV)/running: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "vidurai-pipeline needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.11" % v[:2])'
 	@echo "Installing into $(VENV): this takes about a minute"

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -333,6 +334,32 @@ def test_doctor_sees_a_memory_in_both_tiers(home: Path) -> None:
     findings = {finding["check"]: finding for finding in loads(cli("doctor", "--format", "json"))}
     assert findings["one tier"]["status"] == "warning"
     assert "1,148 memories" in findings["one tier"]["detail"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["as inside make", "by its name", "as a module"])
+def test_the_next_step_that_demo_names_works_as_it_stands(tmp_path: Path, way: str) -> None:
+    programs = Path(sys.executable).parent
+    (tmp_path / ".venv").symlink_to(programs.parent)
+    words = {
+        "as inside make": [".venv/bin/vidurai-pipeline"],
+        "by its name": ["vidurai-pipeline"],
+        "as a module": [sys.executable, "-m", "vidurai_pipeline.cli"],
+    }[way]
+    environment = {
+        "PATH": f"{programs}:/usr/bin:/bin" if way == "by its name" else "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+    }
+
+    def sh(line: str) -> str:
+        done = subprocess.run(
+            ["sh", "-ec", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    _, _, following = sh(shlex.join([*words, "demo", "a folder", "--rows", "50"])).partition("next: ")
+    assert "Maintenance: done" in sh(following)
 
 
 def test_demo_makes_a_store_and_never_overwrites_one(tmp_path: Path) -> None:

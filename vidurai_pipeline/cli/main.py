@@ -1,6 +1,7 @@
 """The command line. Each command calls one thing and shows what came back."""
 
 import contextlib
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -369,7 +370,7 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
         output.print_json({**asdict(made), "path": str(made.path)})
     else:
         output.print_facts("Sample store", {"path": made.path, "memories": made.rows, **made.by_status})
-        click.echo(f"\nnext: VIDURAI_HOME={folder} vidurai-pipeline run")
+        click.echo(f"\nnext: VIDURAI_HOME={shlex.quote(str(folder))} {output.program()} run")
 
 
 if __name__ == "__main__":

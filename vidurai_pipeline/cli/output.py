@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +44,15 @@ def open_standard_streams() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
+def program() -> str:
+    """What to type for this program: its name, or how it was started if that name is not on PATH."""
+    if shutil.which("vidurai-pipeline"):
+        return "vidurai-pipeline"
+    if os.access(sys.argv[0], os.X_OK):
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m vidurai_pipeline.cli"
 
 
 class ProgressLine:

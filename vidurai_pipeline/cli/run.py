@@ -283,7 +283,7 @@ def print_report(report: RunReport, settings: Settings) -> None:
         },
     )
     output.print_attention(attention["rejected"], attention["notes"], attention["errors"])
-    tool = "vidurai-pipeline" if shutil.which("vidurai-pipeline") else sys.argv[0]
+    tool = output.program()
     shown = {f"VIDURAI_{n.upper()}" for n in Settings.model_fields if not isinstance(getattr(settings, n), SecretStr)}
     given = "".join(f"{name}={shlex.quote(os.environ[name])} " for name in sorted(shown) if os.environ.get(name))
     if not report.success:
