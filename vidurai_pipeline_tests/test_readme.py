@@ -91,6 +91,51 @@ def test_the_blocks_work_when_they_are_pasted_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "sample/q_table.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("vidurai-pipeline sea", "search"),
+        ("vidurai-pipeline search --tie", "--tier"),
+        ("vidurai-pipeline query --format js", "json"),
+    ],
+)
+def test_bash_completes_as_the_readme_says(typed: str, offered: str) -> None:
+    (line,) = re.findall(r"`(eval [^`]*)`", README)
+    words = typed.split()
+    script = f"""
+        {line}
+        COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}
+        "$(complete -p vidurai-pipeline | sed 's/.*-F \\([^ ]*\\).*/\\1/')" vidurai-pipeline
+        echo "${{COMPREPLY[@]}}"
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(["bash", "-eu", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", [offered])
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_completion_script(shell: str) -> None:
+    variable, name = "_VIDURAI_PIPELINE_COMPLETE", f"{shell}_source"
+    assert name in README
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vidurai-pipeline")],
+        env={**os.environ, variable: name},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{variable}={shell}_complete" in done.stdout
+    assert "compdef" in done.stdout or "complete --no-files" in done.stdout
+
+
+def test_each_sample_of_the_readme_is_ignored_by_git() -> None:
+    ignored = (ROOT / ".gitignore").read_text().split()
+    for command in commands("vidurai-pipeline"):
+        if command[1] == "demo":
+            assert f"/{command[2]}/" in ignored
+
+
 def test_dagsters_commands_exist() -> None:
     for command in commands("dagster"):
         done = subprocess.run(
