@@ -47,7 +47,7 @@ from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
 from vidurai_pipeline.hot.view import HotSnapshot, UnusualRowError
 
 _INCOMING = f"{HOT}_incoming"
-_WORTH_A_QUERY = 16 * 1024 * 1024
+_WORTH_A_QUERY = 4 * 1024 * 1024
 _MAKE_MEMORIES = "CREATE OR REPLACE TEMPORARY VIEW memories AS"
 
 
@@ -160,7 +160,7 @@ class ArchiveDatabase:
                 is then at least in the archive.
             hot: the snapshot of the hot store.
         """
-        connection.register(_INCOMING, hot.schema.empty_table())
+        connection.register(_INCOMING, pa.Table.from_batches([], hot.schema))
         tiers = BothTiers(_described(connection, "history"), _described(connection, _INCOMING), hot.projects())
         connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(_INCOMING, duplicates=False)}")
         connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW projects AS {PROJECTS}")
@@ -326,7 +326,8 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def _copy_in(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     do = f"CREATE OR REPLACE TEMPORARY TABLE {HOT} AS"
-    for table in itertools.chain([schema.empty_table()], (pa.Table.from_batches([batch]) for batch in batches)):
+    none = pa.Table.from_batches([], schema)
+    for table in itertools.chain([none], (pa.Table.from_batches([batch]) for batch in batches)):
         connection.register(_INCOMING, table)
         connection.execute(f"{do} FROM {_INCOMING}")
         do = f"INSERT INTO {HOT}"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidurai_pipeline.hot.rows import read_all
+from vidurai_pipeline.hot.rows import light_array, read_all
 from vidurai_pipeline.hot.salvage import Rejected
 from vidurai_pipeline.hot.schema import PROJECT_FIELDS, PYTHON_TYPES, Column, StoreSchema
 from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, snapshot, tolerant_text
@@ -179,7 +179,7 @@ class HotSnapshot:
                 rows = self._con.execute(sql, (wanted,)).fetchall()
         texts = [_as_text(text) for _, text in rows]
         return pa.table(
-            {"id": pa.array([id_ for id_, _ in rows], pa.int64()), "created_at": pa.array(texts, pa.string())}
+            {"id": light_array([id_ for id_, _ in rows], pa.int64()), "created_at": light_array(texts, pa.string())}
         )
 
     def projects(self) -> list[tuple[int, str | None, str | None]]:
@@ -240,7 +240,7 @@ def _short_array(column: Column, text: str) -> pa.Array:
     values = json.loads(text)
     if not set(map(type, values)) <= {PYTHON_TYPES[column.type], *([] if column.field == "id" else [type(None)])}:
         raise UnusualRowError
-    return pa.array(values, column.type)
+    return light_array(values, column.type)
 
 
 def _projects(con: sqlite3.Connection) -> list[tuple[int, str | None, str | None]]:
@@ -260,7 +260,8 @@ def _as_text(value: object) -> str | None:
 
 def _split(text: str, separator: str) -> pa.Array:
     """Split a text, without a Python object for each of its parts."""
-    return pc.call_function("split_pattern", [pa.array([text])], pc.SplitPatternOptions(pattern=separator)).values
+    whole = light_array([text], pa.string())
+    return pc.call_function("split_pattern", [whole], pc.SplitPatternOptions(pattern=separator)).values
 
 
 def _ranges(lowest: object, highest: object) -> Iterator[str]:

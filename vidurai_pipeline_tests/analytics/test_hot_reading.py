@@ -1,10 +1,13 @@
 """Of the hot store, a question reads what it needs and gets the same answer as if all of it were read."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from vidurai_pipeline.analytics.database import ArchiveDatabase
@@ -13,6 +16,7 @@ from vidurai_pipeline.analytics.search import Tier
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.errors import QueryError
 from vidurai_pipeline.hot import schema
+from vidurai_pipeline.hot.rows import light_array
 from vidurai_pipeline.hot.view import HotSnapshot
 from vidurai_pipeline_tests.support.archives import OWN, memory, write_file
 from vidurai_pipeline_tests.support.stores import SCHEMA, changing, small_store
@@ -252,3 +256,42 @@ def test_a_column_of_any_name_that_the_views_use_is_shown(tmp_path: Path, name: 
 
 
 PROJECT = ("project_name", "project_path")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "query_archive('SELECT salience, count(*) FROM memories GROUP BY 1')",
+        "query_archive('FROM memories WHERE id = 5')",
+        "search_archive('pytest', tier='all')",
+        "search_archive('nothing-like-this', tier='hot')",
+    ],
+)
+def test_no_question_loads_pandas(both: RepoAnalyst, question: str):
+    """It would take more time and memory than the answer."""
+    code = f"""
+import sys
+from pathlib import Path
+from vidurai_pipeline.analytics.engine import RepoAnalyst
+RepoAnalyst(Path({str(both.archive_base)!r})).{question}
+sys.exit("pandas" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        ([], pa.string()),
+        (["", None, "café", "a\0b", "🔴" * 1000], pa.string()),
+        ([], pa.int64()),
+        ([0, -(2**63), 2**63 - 1], pa.int64()),
+        ([None, 0, 7, None], pa.int64()),
+        ([0.5, None, float("inf")], pa.float64()),
+        ([b"\xff", None], pa.binary()),
+    ],
+)
+def test_arrays_are_those_that_arrow_makes(values: list, type_: pa.DataType):
+    made = light_array(values, type_)
+    made.validate(full=True)
+    assert made.equals(pa.array(values, type_))
