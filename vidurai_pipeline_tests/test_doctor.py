@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -112,8 +113,34 @@ def test_a_nightly_run_that_is_too_long_ago(home: Path) -> None:
     assert ended
     with mock.patch.object(run, "last_good_run", return_value=ended - timedelta(hours=53)):
         done = cli("doctor")
-        assert (done.returncode, "53 hours ago: see whether Dagster's daemon runs" in done.stdout) == (1, True)
+        assert (done.returncode, "53 hours ago: check that Dagster's daemon runs" in done.stdout) == (1, True)
         assert cli("doctor", VIDURAI_STALE_HOURS="60").returncode == 0
+
+
+def set_up_hours_ago(hours: float) -> None:
+    file = dagster_home(load_settings()) / "dagster.yaml"
+    moment = time.time() - hours * 3600
+    os.utime(file, (moment, moment))
+
+
+def test_a_nightly_job_that_never_succeeded_while_memories_wait(home: Path) -> None:
+    set_up_hours_ago(51)
+    assert findings()["last run"]["status"] == "ok"
+    set_up_hours_ago(53)
+    done = cli("doctor")
+    assert done.returncode == 1
+    assert re.search(
+        r"last run: the nightly job has not succeeded yet; Dagster was set up .*, 53 hours ago, and 1,148 memories "
+        "wait: check that Dagster's daemon runs",
+        done.stdout,
+    )
+    assert cli("doctor", VIDURAI_STALE_HOURS="60").returncode == 0
+
+
+def test_a_nightly_job_that_had_nothing_to_do(home: Path) -> None:
+    change(home / "vidurai.db", "DELETE FROM memories WHERE status = 'ARCHIVED'")
+    set_up_hours_ago(1_000)
+    assert findings()["last run"]["status"] == "ok"
 
 
 def test_alerts_that_do_not_arrive(home: Path) -> None:

@@ -1,7 +1,7 @@
 """A self-test: are the settings right, the tiers readable, and do they agree?"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import require_usable
 from vidurai_pipeline.cold.pending import store_identity
-from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, some_of
+from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural, some_of
 from vidurai_pipeline.health import (
     Finding,
     archive_readable,
@@ -35,7 +35,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _definitions(settings)
     archive = Archive(settings.archive_path)
     store = HotStore(settings.db_path, settings.busy_timeout)
-    yield from _hot_store(store, archive, settings.wal_limit)
+    waiting = yield from _hot_store(store, archive, settings.wal_limit)
     yield from _archive_files(archive)
     yield from _leftovers(store, archive)
     yield one_tier(store, archive)
@@ -43,7 +43,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield dates_plausible(archive)
     yield _q_table(settings.q_table_path)
     yield disk_room(store, archive)
-    yield from _last_run(settings)
+    yield from _last_run(settings, waiting)
 
 
 def _definitions(settings: Settings) -> Finding:
@@ -68,11 +68,16 @@ def _definitions(settings: Settings) -> Finding:
     )
 
 
-def _hot_store(store: HotStore, archive: Archive, log_limit: int) -> Iterator[Finding]:
+def _hot_store(store: HotStore, archive: Archive, log_limit: int) -> Generator[Finding, None, int]:
+    """What is to be said of the hot store; returns how many memories wait in it."""
+    waiting = 0
     try:
         with closing(store.connect()) as con:
             backlog = read_backlog(store, con)
-            yield Finding("hot store", "ok", f"{store.path}: {backlog.total:,} memories, {backlog.waiting:,} ARCHIVED")
+            waiting = backlog.waiting
+            yield Finding(
+                "hot store", "ok", f"{store.path}: {plural(backlog.total, 'memory')}, {backlog.waiting:,} ARCHIVED"
+            )
             if found := other_store(store):
                 yield found
             yield store_integrity(store)
@@ -83,9 +88,10 @@ def _hot_store(store: HotStore, archive: Archive, log_limit: int) -> Iterator[Fi
         pass  # which the next checks explain
     except PipelineError as error:
         yield Finding("hot store", "failed", str(error))
-        return
+        return waiting
     if not os.access(store.path, os.W_OK):
         yield Finding("hot store permissions", "failed", f"{store.path} is not writable: nothing can be purged")
+    return waiting
 
 
 def _archive_files(archive: Archive) -> Iterator[Finding]:
@@ -104,7 +110,7 @@ def _archive_files(archive: Archive) -> Iterator[Finding]:
         yield Finding(
             "archive permissions",
             "warning",
-            f"{len(loose):,} files can be read by other users: chmod -R go= {archive.root}",
+            f"{plural(len(loose), 'file')} can be read by other users: chmod -R go= {archive.root}",
         )
 
 
@@ -152,12 +158,12 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
         )
 
 
-def _last_run(settings: Settings) -> Iterator[Finding]:
+def _last_run(settings: Settings, waiting: int) -> Iterator[Finding]:
     """Whether the nightly job still runs, and alerts arrive; cron or a login script can tell by the exit code."""
     from vidurai_pipeline.cli import run  # noqa: PLC0415  (Dagster is slow to import)
 
     try:
-        moment = run.last_good_run(settings)
+        moment, since_setup = run.last_good_run(settings), run.set_up(settings)
         down = run.undelivered_alerts(settings)
         yield run.stuck(settings)
     except ConfigError as error:
@@ -170,14 +176,22 @@ def _last_run(settings: Settings) -> Iterator[Finding]:
             f"no alert could be sent by {service} since {since.astimezone():%Y-%m-%d %H:%M %Z}: see the ticks of its "
             "sensor under Automation, and check VIDURAI_ALERT_URLS",
         )
-    if moment is None:
+    start = moment or since_setup
+    if start is None:
         yield Finding("last run", "ok", "the nightly job has not run yet")
         return
-    hours = (datetime.now(UTC) - moment).total_seconds() / 3600
-    detail = f"the last good run of the nightly job ended {moment.astimezone():%Y-%m-%d %H:%M %Z}"
-    if hours > settings.stale_hours:
-        advice = "see whether Dagster's daemon runs, and its history under Runs; then run the job"
-        yield Finding("last run", "failed", f"{detail}, {hours:,.0f} hours ago: {advice}")
+    hours = (datetime.now(UTC) - start).total_seconds() / 3600
+    at = f"{start.astimezone():%Y-%m-%d %H:%M %Z}"
+    detail = (
+        f"the last good run of the nightly job ended {at}"
+        if moment
+        else f"the nightly job has not succeeded yet; Dagster was set up {at}"
+    )
+    # Without a good run it is no failure that nothing was archived while nothing was there to archive.
+    if hours > settings.stale_hours and (moment or waiting):
+        waits = "" if moment else f", and {plural(waiting, 'memory')} {'waits' if waiting == 1 else 'wait'}"
+        advice = "check that Dagster's daemon runs, and look at the job's history under Runs; then run the job"
+        yield Finding("last run", "failed", f"{detail}, {hours:,.0f} hours ago{waits}: {advice}")
     else:
         yield Finding("last run", "ok", detail)
 
@@ -192,4 +206,6 @@ def _q_table(path: Path) -> Finding:
     if (candidate := TableFile(path).candidate_path).exists():
         detail = f"{candidate}: a newer table that was refused; `vidurai-pipeline dream` tells why"
         return Finding("Q-table", "warning", detail)
-    return Finding("Q-table", "ok", f"{path}: {policy.states_tried:,} states, {policy.episodes:,} episodes")
+    return Finding(
+        "Q-table", "ok", f"{path}: {plural(policy.states_tried, 'state')}, {plural(policy.episodes, 'episode')}"
+    )
