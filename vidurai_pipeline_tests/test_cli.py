@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import shlex
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -239,6 +240,16 @@ def test_doctor_keeps_to_one_line_for_a_folder_of_two(tmp_path: Path) -> None:
     done = cli("doctor", VIDURAI_HOME=f"{tmp_path}/two\nlines")
     assert f"{tmp_path}/two\\nlines" in done.stdout
     assert {line.split()[0] for line in done.stdout.splitlines()} <= {"ok", "warning", "failed"}
+
+
+def test_a_port_that_is_taken_is_named_with_the_option(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = cli("ui", "--port", str(port))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: port {port} can't be used: Address already in use: ")
+    assert f"vidurai-pipeline ui --port {port + 1 if port < 65_535 else 3000}`" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -154,6 +155,12 @@ def last_good_run(settings: Settings) -> datetime | None:
     return datetime.fromtimestamp(records[0].end_time, UTC) if records and records[0].end_time else None
 
 
+def set_up(settings: Settings) -> datetime | None:
+    """When Dagster's home was made, so that the nightly job could run; None if it was not yet."""
+    file = settings.dagster_home / "dagster.yaml"
+    return datetime.fromtimestamp(file.stat().st_mtime, UTC) if file.exists() else None
+
+
 def undelivered_alerts(settings: Settings) -> dict[str, datetime]:
     """The services that alerts can't be sent to now, and since when.
 
@@ -185,8 +192,13 @@ def workspace_file(home: Path) -> Path:
 
 
 def open_ui(settings: Settings, port: int) -> NoReturn:
-    """Become Dagster's UI and daemon, with the history that ``run`` writes."""
+    """Become Dagster's UI and daemon, with the history that ``run`` writes.
+
+    Raises:
+        ConfigError: Dagster's home can't be used, or another program uses the port.
+    """
     home = dagster_home(settings)
+    _require_free(port)
     click.echo(f"Dagster's UI for the hot store {settings.db_path}, at http://127.0.0.1:{port}; Ctrl-C ends it")
     # Absolute, since Dagster starts in another folder.
     environment = {
@@ -199,7 +211,25 @@ def open_ui(settings: Settings, port: int) -> NoReturn:
     }
     command = ["dagster", "dev", "-w", str(workspace_file(home)), "--port", str(port)]
     os.chdir(home)
-    os.execve(sys.executable, [sys.executable, "-m", *command], environment)  # noqa: S606
+    # Dagster recommends `dg dev`, which needs a project's folder that an installed package has not.
+    quiet = ["-W", "ignore:Function `dev_command` is superseded:FutureWarning"]
+    os.execve(sys.executable, [sys.executable, *quiet, "-m", *command], environment)  # noqa: S606
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        # As the web server does it: a connection that has just ended does not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = f"port {port} can't be used: {os.strerror(error.errno or 0)}"
+            hint = f"close the program that uses it, or choose another: `vidurai-pipeline ui --port {_another(port)}`"
+            raise ConfigError(reason, hint) from None
+
+
+def _another(port: int) -> int:
+    return port + 1 if port < 65_535 else 3000
 
 
 def run_maintenance(settings: Settings) -> RunReport:
