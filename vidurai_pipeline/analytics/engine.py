@@ -25,6 +25,7 @@ from vidurai_pipeline.analytics.search import (
     Search,
     SearchFilters,
     Tier,
+    read_moment,
     readable_texts,
     result_columns,
     snippet,
@@ -285,8 +286,11 @@ class RepoAnalyst:
             words: what to find, words apart by white space.
             limit: the most memories to give.
             project: only memories of the project with this id, name or path.
-            since: only memories created at this time or later, in UTC: ISO text, a date or a datetime.
-            until: only memories created before this time.
+            since: only memories created at this time or later: a date, a datetime or text such as ``2026-11-27T08:30``
+                (all in UTC where they name no zone), ``2026-11``, ``2026``, ``7d`` (seven days ago), ``2w``, ``today``
+                or ``yesterday`` (in the local time zone).
+            until: only memories created before this time, or before the end of this month, year, ``today`` or
+                ``yesterday``.
             salience: only memories of this level, or one of these.
             outcome: only memories with this outcome.
             tier: where to look: in the archive (``cold``), in the hot store (``hot``) or in both (``all``).
@@ -308,7 +312,9 @@ class RepoAnalyst:
         if isinstance(project, str):
             project = project.strip().rstrip("/") or "/"
         ids = self._hot.project_ids(project) if isinstance(project, str) else []
-        search = Search(words, limit, SearchFilters(project, since, until, salience, outcome), ids)
+        begin, end = read_moment("since", since), read_moment("until", until, end=True)
+        filters = SearchFilters(project, begin, end, salience, outcome)
+        search = Search(words, limit, filters, ids)
         if tier == "cold" or (tier == "all" and not self._hot.exists()):
             rows = self._search_view("history", search, tier="cold")
         else:

@@ -20,9 +20,15 @@ SALIENCES = ("CRITICAL", "HIGH", "MEDIUM", "LOW", "NOISE")
 HIT = ("«", "»")
 """What stands before and after each hit in a snippet."""
 
+TIMES = "7d, 2w, today, yesterday, 2026, 2026-11, 2026-11-27 or 2026-11-27T08:30"
+"""Examples of the times that a search takes."""
+
 _SNIPPET = 160
+_LAST_MONTH = 10_000 * 12
 _MOST = 2**31 - 1
 _MOST_WORDS, _LONGEST = 32, 1_000
+_AGO = re.compile(r"(\d{1,6}) ?(h|hours?|d|days?|w|weeks?)( ago)?", re.ASCII)
+_PERIOD = re.compile(r"(\d{4})(?:-(\d{2}))?", re.ASCII)
 _RE2_SPECIAL = re.compile(r"[!-/:-@\[-`{-~]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Vidurai stores tags as JSON, and writes what isn't ASCII as \uXXXX.
@@ -68,8 +74,8 @@ class SearchFilters:
     """Which memories a search looks at; see :meth:`RepoAnalyst.search_archive`."""
 
     project: int | str | None = None
-    since: Moment | None = None
-    until: Moment | None = None
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
     salience: str | Sequence[str] | None = None
     outcome: int | None = None
 
@@ -163,8 +169,8 @@ class Search:
             project = f"(lower($project) IN (lower(project_name), lower(project_path)) OR project_id IN ({known}))"
         return {
             "project": (project, wanted),
-            "since": ("created_ts >= $since", _moment("since", filters.since)),
-            "until": ("created_ts < $until", _moment("until", filters.until)),
+            "since": ("created_ts >= $since", filters.since),
+            "until": ("created_ts < $until", filters.until),
             "salience": ("list_contains($salience, salience_score)", _saliences(filters.salience)),
             "outcome": ("outcome = $outcome", filters.outcome),
         }
@@ -216,21 +222,48 @@ def _escape(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
-def _moment(name: str, value: Moment | None) -> dt.datetime | None:
+def read_moment(name: str, value: Moment | None, *, end: bool = False) -> dt.datetime | None:
+    """Read a time as people write it: see :data:`TIMES`. Vidurai writes UTC without saying so, and so may they.
+
+    Args:
+        name: what it is called in an error.
+        value: the time. ``7d`` is seven days before now; ``today`` and ``yesterday`` are days of the local time zone.
+        end: whether a month, a year, ``today`` or ``yesterday`` stands for its end, not for its beginning.
+
+    Returns:
+        the time in UTC, without its zone.
+
+    Raises:
+        QueryError: it is no time of the years 1 to 9999.
+    """
     if value is None:
         return None
-    if isinstance(value, str):
-        try:
-            value = dt.datetime.fromisoformat(value)
-        except ValueError:
-            raise QueryError(f"{name} is not an ISO date or time, such as 2024-12-31: {value!r}") from None
-    if not isinstance(value, dt.datetime):
-        return dt.datetime.combine(value, dt.time())
     try:
-        # Vidurai writes UTC without saying so.
-        return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+        moment = _read_text(value.strip().lower(), end=end) if isinstance(value, str) else value
+        if not isinstance(moment, dt.datetime):
+            return dt.datetime.combine(moment, dt.time())
+        return moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment
     except OverflowError:
         raise QueryError(f"{name} is no moment of the years 1 to 9999 in UTC: {value}") from None
+    except ValueError:
+        raise QueryError(f"{name} is no time that can be read: {value!r}", f"write it like {TIMES}") from None
+
+
+def _read_text(text: str, *, end: bool) -> dt.datetime:
+    if text in {"today", "yesterday"}:
+        day = dt.date.today() - dt.timedelta(days=text == "yesterday") + dt.timedelta(days=end)
+        return dt.datetime.combine(day, dt.time()).astimezone()
+    if ago := _AGO.fullmatch(text):
+        unit = {"h": "hours", "d": "days", "w": "weeks"}[ago[2][0]]
+        return dt.datetime.now(dt.UTC) - dt.timedelta(**{unit: int(ago[1])})
+    if period := _PERIOD.fullmatch(text):
+        year, month = int(period[1]), int(period[2] or 1)
+        start = dt.datetime(year, month, 1)
+        if not end:
+            return start
+        months = year * 12 + month - 1 + (1 if period[2] else 12)
+        return start.replace(year=months // 12, month=months % 12 + 1) if months < _LAST_MONTH else dt.datetime.max
+    return dt.datetime.fromisoformat(text.upper())
 
 
 def _saliences(salience: str | Sequence[str] | None) -> list[int] | None:
