@@ -360,3 +360,33 @@ def test_stats_of_many_years_show_the_last_two(home: Path):
     lines = cli("stats").stdout.splitlines()
     assert sum(bool(re.match(r"\s+20\d\d-\d\d ", line)) for line in lines) == 24
     assert any("37 earlier months" in line for line in lines)
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_a_search_says_when_there_is_more_than_the_limit(home: Path, form: str):
+    write_file(home / "archive", [memory(number) for number in range(3)])
+    more = cli("search", "memory", "--limit", "2", "--format", form)
+    assert more.stderr == "note: there are more matches than the 2 shown; --limit shows more\n"
+    whole = cli("search", "memory", "--limit", "3", "--format", form)
+    assert whole.stderr == ""
+    assert len(whole.stdout) > len(more.stdout)
+
+
+@pytest.mark.parametrize(("values", "said"), [((None, 1), "2 rows; · is NULL"), (("·",), "1 row")])
+def test_a_table_explains_how_null_is_shown(monkeypatch: pytest.MonkeyPatch, values: tuple[object, ...], said: str):
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("TERM", "dumb")
+    output.print_rows(["x"], [[value] for value in values], "table")
+    assert out.getvalue().splitlines()[-1].strip() == said
+
+
+def test_the_comments_of_the_time_columns_say_that_they_are_in_utc(home: Path):
+    write_file(home / "archive", [memory(1)])
+    sql = (
+        "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = 'history' AND suffix(column_name, '_ts')"
+    )
+    found = {row["column_name"]: row["comment"] for row in json.loads(cli("query", sql, "--format", "json").stdout)}
+    assert set(found) == {"created_ts", "expires_ts", "archived_ts"}
+    assert all("in UTC" in comment for comment in found.values())

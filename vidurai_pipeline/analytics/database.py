@@ -31,6 +31,7 @@ from vidurai_pipeline.analytics.file_schemas import Footers
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.search import FOUND, RANKED, Search
 from vidurai_pipeline.analytics.views import (
+    COMMENTS,
     HOT,
     IN_BOTH,
     PROJECTS,
@@ -41,7 +42,7 @@ from vidurai_pipeline.analytics.views import (
     hot_source,
     listed_memories,
 )
-from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files
+from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files, quote_literal
 from vidurai_pipeline.cold.manifest import Flaw, Manifests
 from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
 from vidurai_pipeline.hot.view import HotSnapshot, UnusualRowError
@@ -308,6 +309,8 @@ class ArchiveDatabase:
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW memories AS {listed_memories(self.columns)}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW projects AS {PROJECTS}")
+        for view, (name, text) in itertools.product(("history", "history_all"), COMMENTS.items()):
+            connection.execute(f"COMMENT ON COLUMN {view}.{name} IS {quote_literal(text)}")
         for statement in fill_in:
             connection.execute(statement)
 

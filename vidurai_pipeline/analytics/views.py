@@ -45,6 +45,13 @@ COMPANIONS = {
 }
 """Columns of the views that can be compared and counted with: their types, and what they are made of."""
 
+COMMENTS = {
+    name: f"{name.removesuffix('_ts')}_at as a time in UTC; text without an offset is taken as UTC"
+    for name in COMPANIONS
+    if name.endswith("_ts")
+} | {"salience_score": "the level of salience: CRITICAL 5, HIGH 4, MEDIUM 3, LOW 2, NOISE 1"}
+"""What the companions' comments say."""
+
 SALIENCE_SCORE = """(x VARCHAR) AS CASE upper(trim(x))
     WHEN 'CRITICAL' THEN 5 WHEN 'HIGH' THEN 4 WHEN 'MEDIUM' THEN 3 WHEN 'LOW' THEN 2 WHEN 'NOISE' THEN 1
     ELSE CASE try_cast(x AS DOUBLE) WHEN 5 THEN 5 WHEN 4 THEN 4 WHEN 3 THEN 3 WHEN 2 THEN 2 WHEN 1 THEN 1 END END,

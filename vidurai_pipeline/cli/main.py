@@ -274,8 +274,8 @@ def query(sql: str, skip_damaged: bool, timeout: float | None, form: str) -> Non
 @click.argument("words", nargs=-1, required=True)
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most memories to show.")
 @click.option("--project", help="Only memories of the project with this id, name or path.")
-@click.option("--since", help="Only memories created at or after this ISO date.")
-@click.option("--until", help="Only memories created before this ISO date.")
+@click.option("--since", help="Only memories created at or after this time.")
+@click.option("--until", help="Only memories created before this time, or before the end of this month or year.")
 @click.option("--salience", help="Only memories of this salience, such as HIGH.")
 @click.option("--outcome", type=click.IntRange(-1, 1), help="Only memories with this outcome: -1, 0 or 1.")
 @click.option(
@@ -294,21 +294,29 @@ def search(
     """Find the memories in which all the words occur.
 
     The most relevant come first, then the newest. The words are plain text in any case: in a memory's text, its gist,
-    its tags or its path. For example: vidurai-pipeline search timeout pytest --since 2026-01-01
+    its tags or its path. For example: vidurai-pipeline search timeout pytest --since 7d
+
+    Times are written like 7d, 2w, today, yesterday, 2026, 2026-11, 2026-11-27 or 2026-11-27T08:30. 7d is seven days
+    ago. today and yesterday are days of your time zone; the others are in UTC, as Vidurai stores them, unless they name
+    a zone (2026-11-27T08:30+01:00). --until 2026-11 includes November; --until 2026-11-27 ends before that day.
     """
     from vidurai_pipeline.analytics.search import result_columns
 
     with _analyst(timeout, skip_damaged) as analyst:
-        found = analyst.search_archive(" ".join(words), limit, **filters)
+        found = analyst.search_archive(" ".join(words), limit + 1, **filters)
+        more, found = len(found) > limit, found[:limit]
         if form == "json":
             output.print_json(found)
         elif found or form == "csv":
             names = result_columns(filters["tier"])
             if form == "table" and sys.stdout.isatty():  # which has no room for more
-                names = [name for name in ("id", "tier", "created_at", "salience", "snippet") if name in names]
+                shown = ("id", "tier", "created_at", "salience", "gist", "file_path", "snippet")
+                names = [name for name in shown if name in names]
             output.print_rows(names, ([row[name] for name in names] for row in found), form)
         else:
             click.echo("no memory matches", err=True)
+        if more:
+            click.echo(f"note: there are more matches than the {limit:,} shown; --limit shows more", err=True)
 
 
 @main.command()

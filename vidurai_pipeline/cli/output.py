@@ -23,13 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 from rich.text import Text
 
-from vidurai_pipeline.errors import NAMED
+from vidurai_pipeline.errors import NAMED, plural
 
 _LAST_STANDARD = 2
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ROWS_PER_TABLE = 1_000
 # Of a column whose values are longer, this much must fit; the rest goes on below.
 _READABLE = 16
+_NULL = "·"
 _PLACE = re.compile(r"\s*\nLINE (?P<line>\d+): (?P<excerpt>[^\n]*)\n(?P<indent> *)\^+")
 
 
@@ -132,8 +133,11 @@ def _tables(console: Console, names: Sequence[str], rows: Iterable[Sequence[Any]
     rows = iter(rows)
     count = 0
     wide = None
+    nulls = False
     while True:
-        part = [[cell(value, null="·") for value in row] for row in itertools.islice(rows, _ROWS_PER_TABLE)]
+        values = list(itertools.islice(rows, _ROWS_PER_TABLE))
+        nulls = nulls or any(value is None for row in values for value in row)
+        part = [[cell(value, null=_NULL) for value in row] for row in values]
         wide = _too_wide(console, names, part) if wide is None else wide
         with console.capture() as captured:
             if wide:
@@ -148,7 +152,7 @@ def _tables(console: Console, names: Sequence[str], rows: Iterable[Sequence[Any]
             count += len(part)
             last = len(part) < _ROWS_PER_TABLE
             if last:
-                console.print(f"[dim]{count:,} {'row' if count == 1 else 'rows'}", highlight=False)
+                console.print(f"[dim]{plural(count, 'row')}{f'; {_NULL} is NULL' if nulls else ''}", highlight=False)
         yield captured.get()
         if last:
             return
