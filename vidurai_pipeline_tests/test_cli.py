@@ -222,7 +222,16 @@ def test_stats(home: Path) -> None:
     full = loads(cli("stats", "--format", "json"))
     assert (full["hot_store"]["waiting"], full["archive"]["total_memories"], full["archive"]["files"]) == (0, 1_148, 1)
     assert sum(full["archive"]["by_month"].values()) == 1_148
-    assert "Archive" in cli("stats").stdout
+
+
+def test_stats_in_plain_words(home: Path) -> None:
+    assert "Archive\n  path: " in (empty := cli("stats").stdout)
+    assert "memories: none yet: `vidurai-pipeline run` archives those that wait\n" in empty
+    assert "waiting to be archived: 1,148\n" in empty
+    cli("flush")
+    full = cli("stats").stdout
+    assert "memories: 1,148\n" in full
+    assert not [word for word in ("archive empty", "none yet", "True", "False", "avg") if word in full]
 
 
 def test_doctor(home: Path) -> None:

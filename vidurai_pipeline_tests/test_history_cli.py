@@ -350,8 +350,8 @@ def test_stats_show_growth_and_shares(home: Path):
     ]
     assert any(line.startswith("MEDIUM") and line.endswith("50.0%") for line in lines)
     assert any(line.startswith("positive") and line.endswith("25.0%") for line in lines)
-    assert "growth per month: 1" in lines
-    assert "total memories: 4" in lines
+    assert "memories per month: 1" in lines
+    assert "memories: 4" in lines
 
 
 def test_stats_of_many_years_show_the_last_two(home: Path):

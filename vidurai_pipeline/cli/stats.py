@@ -16,6 +16,18 @@ from vidurai_pipeline.settings import Settings
 
 _MONTHS = 24
 _LONGEST_GAP = 600
+#: What the figures are called on the terminal, where their names in JSON don't say it plainly.
+_LABELS = {
+    "avg_reward_per_episode": "average reward per episode",
+    "avg_salience": "average salience (NOISE 1 to CRITICAL 5)",
+    "bytes": "size",
+    "epsilon": "random decisions",
+    "growth_per_month": "memories per month",
+    "newest_archive": "last archived",
+    "q_table_size": "states",
+    "total_memories": "memories",
+    "waiting": "waiting to be archived",
+}
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
@@ -77,9 +89,11 @@ def print_overview(view: dict[str, dict[str, Any]]) -> None:
             click.echo(f"{titles[tier]}\n  error: {figures['error']}")
             continue
         charts = {name: figures[name] for name in figures if name.startswith("by_")}
-        facts = {
-            name.replace("_", " "): _readable(name, value) for name, value in figures.items() if name not in charts
-        }
+        if figures.get("archive_empty"):  # whose other figures are zeros
+            shown = {"path": figures["path"], "memories": "none yet: `vidurai-pipeline run` archives those that wait"}
+        else:
+            shown = {name: figures[name] for name in figures if name not in (*charts, "archive_empty")}
+        facts = {_LABELS.get(name, name.replace("_", " ")): _readable(name, value) for name, value in shown.items()}
         output.print_facts(titles[tier], facts)
         for name, counts in charts.items():
             if counts:
@@ -116,4 +130,8 @@ def _without_gaps(counts: Mapping[str, int]) -> dict[str, int]:
 def _readable(name: str, value: Any) -> Any:
     if name == "bytes":
         return output.human_bytes(value)
-    return f"{value:.3f}" if isinstance(value, float) else value
+    if name == "epsilon":
+        return f"{value:.1%}"
+    if name == "maturity":
+        return f"{value:.1f}%"
+    return f"{value:,.2f}" if isinstance(value, float) else value
