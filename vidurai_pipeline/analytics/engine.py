@@ -308,7 +308,7 @@ class RepoAnalyst:
             HotStoreWarning: as for :meth:`query_archive`; in ``all`` tiers, a store that does not exist is no news.
         """
         if tier not in get_args(Tier):
-            raise QueryError(f"there is no tier {tier!r}: use {', '.join(get_args(Tier))}")
+            raise QueryError(f"there is no tier {tier!r}", f"use {', '.join(get_args(Tier))}")
         if isinstance(project, str):
             project = project.strip().rstrip("/") or "/"
         ids = self._hot.project_ids(project) if isinstance(project, str) else []

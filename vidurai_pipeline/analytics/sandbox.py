@@ -187,7 +187,7 @@ def _check_node(node: dict[str, Any]) -> None:
         verb = kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " ")
         raise QueryError(f"{verb} is not allowed here, not within a query either: the archive can only be read")
     if kind == "TABLE_FUNCTION" and (name := _function(node["function"])) not in _TABLE_FUNCTIONS:
-        raise QueryError(f"the table function {name!r} is not allowed here: ask the views {VIEWS}")
+        raise QueryError(f"the table function {name!r} is not allowed here", f"ask the views {VIEWS}")
     if kind == "BASE_TABLE" and _FILE_LIKE.search(name := _name(node, "table_name")):
         raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views {VIEWS}")
     if kind == "SHOW_REF" and _FILE_LIKE.search(name := _name(node, "table_name")):
@@ -196,7 +196,7 @@ def _check_node(node: dict[str, Any]) -> None:
     elsewhere = len(path) > 1 and str(path[0]).lower() not in {"main", "temp"}
     if kind in {"BASE_TABLE", "SHOW_REF"} and elsewhere and (name := str(path[-1]).lower()) in OF_BOTH_TIERS:
         # In the archive's own database a view of this name only stands for the one that is made when it is asked for.
-        raise QueryError(f"`{name}` goes by this name alone: ask for it without a database before it")
+        raise QueryError(f"`{name}` goes by this name alone", "ask for it without a database before it")
     if (name := _function(node)) in _REFUSED:
         raise QueryError(f"the function {name!r} is not allowed here: the archive can only be read")
 

@@ -271,7 +271,7 @@ def _saliences(salience: str | Sequence[str] | None) -> list[int] | None:
         return None
     wanted = [level.strip().upper() for level in ([salience] if isinstance(salience, str) else salience)]
     if unknown := [level for level in wanted if level not in SALIENCES]:
-        raise QueryError(f"there is no salience {unknown[0]!r}: use {', '.join(SALIENCES)}")
+        raise QueryError(f"there is no salience {unknown[0]!r}", f"use {', '.join(SALIENCES)}")
     return [len(SALIENCES) - SALIENCES.index(level) for level in wanted]
 
 
