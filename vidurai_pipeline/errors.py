@@ -3,6 +3,7 @@
     PipelineError
     ├── ConfigError             a setting or an argument is wrong
     ├── QueryError              the SQL, the search or its parameters are wrong
+    │   └── QueryTimeoutError   ... or took longer than it may
     ├── HotStoreError           the SQLite store can't be used
     │   ├── BusyError           ... because of a lock; it may be free later
     │   └── SchemaError         ... because of its tables
@@ -15,7 +16,9 @@ Each is one line that says what was wrong and where, and has a hint that says wh
 Dagster shows them as the step's failure. None ever holds a memory's text: ids and counts only.
 """
 
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 #: How many ids, files or rows a message names.
 NAMED = 5
@@ -96,6 +99,10 @@ class QueryError(PipelineError):
     """The SQL, the search or its parameters are wrong."""
 
 
+class QueryTimeoutError(QueryError):
+    """The query took longer than it may and was stopped."""
+
+
 class QTableError(PipelineError):
     """The Q-table file is damaged or can't be written."""
 
@@ -105,3 +112,9 @@ MORE_MEMORY = (
     "the query needs more memory than it may have: ask for less (fewer columns, a month at a time), or raise "
     "VIDURAI_MEMORY_LIMIT"
 )
+
+
+def refuse_to_run(commands: str) -> NoReturn:
+    """End a module that was started as a program: say what to type instead, exit code 2."""
+    sys.stderr.write(f"error: this module is not a program: type {commands}\n")
+    sys.exit(2)

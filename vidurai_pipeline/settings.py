@@ -1,6 +1,7 @@
 """Paths and settings, read once from ``VIDURAI_*`` environment variables."""
 
 import contextlib
+import difflib
 import itertools
 import os
 import re
@@ -317,6 +318,29 @@ _RETIRED = {
     )
     for name in names.split()
 }
+
+
+# Vidurai's own variables begin like the first two; the others are those of deploy/compose and docs/operations.md.
+_READ_ELSEWHERE = (
+    "VIDURAI_MULTI_AUDIENCE_",
+    "VIDURAI_SEMANTIC_COMPRESSION_",
+    *("VIDURAI_FOLDER", "VIDURAI_GID", "VIDURAI_PIPELINE_VERSION", "VIDURAI_PYTHON", "VIDURAI_UID"),
+)
+
+
+def unknown_variables() -> list[str]:
+    """What to say of each ``VIDURAI_*`` variable that nothing reads: most of them are misspelt."""
+    known = {name.upper() for name in Settings.model_fields}
+    said = []
+    for name in sorted(name for name, value in os.environ.items() if value and name.upper().startswith("VIDURAI_")):
+        own = name.upper().removeprefix("VIDURAI_")
+        if own in known or name in _RETIRED or name.startswith(_READ_ELSEWHERE):
+            continue
+        near = difflib.get_close_matches(own, known, n=1)
+        said.append(
+            f"{name} is not a setting" + (f": did you mean VIDURAI_{near[0]}?" if near else " and has no effect")
+        )
+    return said
 
 
 def load_settings() -> Settings:

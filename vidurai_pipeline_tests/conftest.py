@@ -28,8 +28,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     """No test may see, let alone touch, the memories of whoever runs it."""
     home = tmp_path_factory.mktemp("home")
     for name in [name for name in os.environ if name.startswith(("VIDURAI_", "DAGSTER_"))]:
-        if name != "VIDURAI_REFERENCE_PYTHON":
-            monkeypatch.delenv(name)
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("VIDURAI_HOME", str(home / ".vidurai"))
 

@@ -95,7 +95,7 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
 @pytest.fixture
 def page(browser: Chrome, tmp_path: Path) -> Iterator[Page]:
     """The UI on a sample store, as a stranger opens it."""
-    tool = [sys.executable, "-m", "vidurai_pipeline.cli"]
+    tool = [sys.executable, "-m", "vidurai_pipeline"]
     store = tmp_path / "sample"
     subprocess.run([*tool, "demo", str(store)], check=True, capture_output=True)
     port = free_port()

@@ -18,7 +18,7 @@ import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.support.archives import experience, write_file
-from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.cli import COMMAND, cli, loads
 from vidurai_pipeline_tests.support.stores import Store
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
@@ -267,7 +267,7 @@ def test_standard_streams_may_be_closed(home: Path, closed: list[int], command: 
     before = hot_rows(home / "vidurai.db")
     redirections = " ".join(f"{number}>&-" for number in closed)
     done = subprocess.run(
-        ["sh", "-c", f'exec "$0" -m vidurai_pipeline.cli "$@" {redirections}', sys.executable, *command],
+        ["sh", "-c", f'exec "$0" -m vidurai_pipeline "$@" {redirections}', sys.executable, *command],
         capture_output=True,
         text=True,
         check=False,
@@ -364,7 +364,7 @@ def test_the_next_step_that_demo_names_works_as_it_stands(tmp_path: Path, way: s
     words = {
         "as inside make": [".venv/bin/vidurai-pipeline"],
         "by its name": ["vidurai-pipeline"],
-        "as a module": [sys.executable, "-m", "vidurai_pipeline.cli"],
+        "as a module": [sys.executable, "-m", "vidurai_pipeline"],
     }[way]
     environment = {
         "PATH": f"{programs}:/usr/bin:/bin" if way == "by its name" else "/usr/bin:/bin",
@@ -460,3 +460,67 @@ def test_errors_are_one_readable_line(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("module", "argument", "instead"),
+    [
+        ("archival.archiver", "--flush", "vidurai-pipeline flush"),
+        ("archival.archiver", "--stats", "vidurai-pipeline stats"),
+        ("archival.archiver", "--test", "vidurai-pipeline doctor"),
+        ("analytics.engine", "--query=SELECT 1", "vidurai-pipeline query SQL"),
+        ("analytics.engine", "--search=error", "vidurai-pipeline search WORDS"),
+        ("rl.dreamer", "--run", "vidurai-pipeline dream"),
+    ],
+)
+def test_a_module_that_is_no_program_says_what_to_type(module: str, argument: str, instead: str) -> None:
+    command = [sys.executable, "-m", f"vidurai_pipeline.{module}", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: this module is not a program: type `vidurai-pipeline ")
+    assert instead in line
+
+
+@pytest.mark.parametrize("command", ["stats", "doctor", "policy"])
+def test_a_misspelt_variable_is_named_with_the_right_one(home: Path, command: str) -> None:
+    done = cli(command, VIDURAI_ARCHVE="/x", VIDURAI_SEMANTIC_COMPRESSION_ENABLED="1", VIDURAI_NONSENSE="")
+    assert done.stderr.startswith("warning: VIDURAI_ARCHVE is not a setting: did you mean VIDURAI_ARCHIVE?\n")
+    assert done.stderr.count("warning: ") == 1
+    if command == "doctor":
+        assert "warning unknown variables: VIDURAI_ARCHVE is not a setting" in done.stdout
+
+
+def test_a_variable_that_resembles_none_is_named_alone(home: Path) -> None:
+    assert cli("stats", VIDURAI_XYZZY_QQ="1").stderr == "warning: VIDURAI_XYZZY_QQ is not a setting and has no effect\n"
+
+
+def test_a_query_that_takes_too_long_has_an_exit_code_of_its_own(home: Path) -> None:
+    done = cli("query", "SELECT count(*) FROM range(1e12::BIGINT) AS t(x) WHERE x % 7 = 3", "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "took longer than 0.2 s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "code"),
+    [
+        (["stats"], {}, 0),
+        (["query", "SELECT * FROM range(100000)", "--format", "csv"], {}, 0),
+        (["doctor"], {"VIDURAI_SCHEDULE": "nope"}, 1),
+        (["flush", "--format", "json"], {"VIDURAI_ARCHIVE": "/proc/none"}, 1),
+        (["query", "SELEC"], {}, 2),
+    ],
+)
+def test_a_closed_pipe_does_not_change_the_exit_code(
+    home: Path, command: list[str], environment: dict[str, str], code: int
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*COMMAND, *command], env={**os.environ, **environment}, stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr

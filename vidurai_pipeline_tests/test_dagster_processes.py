@@ -210,7 +210,7 @@ def test_schedule_sensor_queue_and_command_line_at_once(
                     *["-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", "maintenance"],
                 ]
                 stack.enter_context(running(launch, os.environ, tmp_path / "launch.log", ROOT))
-                subprocess.run([sys.executable, "-m", "vidurai_pipeline.cli", "run"], check=True, capture_output=True)
+                subprocess.run([sys.executable, "-m", "vidurai_pipeline", "run"], check=True, capture_output=True)
             ways |= {
                 "sensor": any("dagster/sensor_name" in run.tags for run in runs) or ways.get("sensor", False),
                 "schedule": any("dagster/schedule_name" in run.tags for run in runs),

@@ -31,7 +31,7 @@ finally:
     status = pathlib.Path("/proc/self/status").read_text()
     print(re.search(r"VmHWM:\s*(\d+)", status).group(1), file=sys.stderr)
 """
-COMMAND = (sys.executable, "-m", "vidurai_pipeline.cli")
+COMMAND = (sys.executable, "-m", "vidurai_pipeline")
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:

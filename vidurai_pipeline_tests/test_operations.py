@@ -115,7 +115,7 @@ def test_a_killed_run(machine: Machine) -> None:
     environment = {**machine.environment}
     for seconds in (2.0, 3.0, 4.0):
         run = subprocess.Popen(
-            [sys.executable, "-m", "vidurai_pipeline.cli", "run"], env=environment, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "vidurai_pipeline", "run"], env=environment, stdout=subprocess.DEVNULL
         )
         time.sleep(seconds)
         run.send_signal(signal.SIGKILL)

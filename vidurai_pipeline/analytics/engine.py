@@ -32,7 +32,7 @@ from vidurai_pipeline.analytics.search import (
 )
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import Flaw
-from vidurai_pipeline.errors import ConfigError, QueryError
+from vidurai_pipeline.errors import ConfigError, QueryError, refuse_to_run
 from vidurai_pipeline.hot.view import HotView
 from vidurai_pipeline.settings import load_settings, store_in
 
@@ -409,3 +409,7 @@ class RepoAnalyst:
 
     def _query(self, sql: str, parameters: Parameters, hot_ids: Sequence[int] | None = None) -> Query:
         return Query(self._database, self._hot, sql, parameters, timeout=self._timeout, hot_ids=hot_ids)
+
+
+if __name__ == "__main__":
+    refuse_to_run("`vidurai-pipeline query SQL`, `vidurai-pipeline search WORDS`, or `vidurai-pipeline stats`")

@@ -14,7 +14,7 @@ from vidurai_pipeline.analytics import duckdb_errors, sandbox
 from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON, damage_message, find_damaged
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.views import NOT_READ
-from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError
+from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError, QueryTimeoutError
 from vidurai_pipeline.hot.view import HotSnapshot, HotView
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class TimeLimit:
             step: the work.
 
         Raises:
-            QueryError: the time is up; the step was stopped.
+            QueryTimeoutError: the time is up; the step was stopped.
         """
         future: Future[T] = Future()
 
@@ -71,9 +71,9 @@ class TimeLimit:
             raise
         if not done:
             self._stop(source, future)
-            raise QueryError(
-                f"the query took longer than {self._seconds:g} s and was stopped: ask for less, such as one month "
-                "(WHERE year = 2024 AND month = 12), or allow more time"
+            raise QueryTimeoutError(
+                f"the query took longer than {self._seconds:g} s and was stopped",
+                "ask for less, such as one month (WHERE year = 2024 AND month = 12), or allow more time",
             )
         if self._left is not None:
             self._left = max(0.0, self._left - (time.monotonic() - started))

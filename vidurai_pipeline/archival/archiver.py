@@ -29,6 +29,7 @@ from vidurai_pipeline.archival.report import (
 )
 from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.errors import refuse_to_run
 from vidurai_pipeline.hot.backlog import Backlog, read_backlog
 from vidurai_pipeline.hot.rows import read_archived
 from vidurai_pipeline.hot.sql import snapshot
@@ -194,3 +195,7 @@ class MemoryArchiver:
     def get_archive_stats(self) -> dict[str, Any]:
         """Counts and sizes of the archive's files; see :meth:`Archive.stats`."""
         return self.archive.stats()
+
+
+if __name__ == "__main__":
+    refuse_to_run("`vidurai-pipeline flush`, `vidurai-pipeline stats`, or `vidurai-pipeline doctor` to test")

@@ -27,12 +27,14 @@ from vidurai_pipeline.hot.backlog import read_backlog
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
-from vidurai_pipeline.settings import Settings
+from vidurai_pipeline.settings import Settings, unknown_variables
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything; one check's failure does not keep the others from running."""
     yield _definitions(settings)
+    if unknown := unknown_variables():
+        yield Finding("unknown variables", "warning", "; ".join(unknown))
     archive = Archive(settings.archive_path)
     store = HotStore(settings.db_path, settings.busy_timeout)
     waiting = yield from _hot_store(store, archive, settings.wal_limit)
@@ -160,9 +162,9 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
 
 def _last_run(settings: Settings, waiting: int) -> Iterator[Finding]:
     """Whether the nightly job still runs, and alerts arrive; cron or a login script can tell by the exit code."""
-    from vidurai_pipeline.cli import run  # noqa: PLC0415  (Dagster is slow to import)
-
     try:
+        from vidurai_pipeline.cli import run  # noqa: PLC0415  (slow; and it fails if Dagster refuses a setting)
+
         moment, since_setup = run.last_good_run(settings), run.set_up(settings)
         down = run.undelivered_alerts(settings)
         yield run.stuck(settings)

@@ -13,8 +13,16 @@ import click
 
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.limits import bound_memory
-from vidurai_pipeline.errors import MORE_MEMORY, ArchiveWarning, ConfigError, HotStoreWarning, PipelineError, QueryError
-from vidurai_pipeline.settings import Hyperparameters, load_settings, memory_bytes
+from vidurai_pipeline.errors import (
+    MORE_MEMORY,
+    ArchiveWarning,
+    ConfigError,
+    HotStoreWarning,
+    PipelineError,
+    QueryError,
+    QueryTimeoutError,
+)
+from vidurai_pipeline.settings import Hyperparameters, load_settings, memory_bytes, unknown_variables
 
 if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
@@ -23,25 +31,44 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Group(click.Group):
-    """Shows the errors that users are meant to read as one line: exit code 2 for a wrong request, 1 otherwise."""
+    """Shows the errors that users are meant to read as one line, and ends with the exit code that `--help` promises."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
         output.open_standard_streams()
         try:
-            return super().invoke(ctx)
+            for line in unknown_variables():
+                click.echo(f"warning: {line}", err=True)
+            super().invoke(ctx)
         except PipelineError as error:
-            click.echo(f"error: {output.one_line(str(error))}", err=True)
-            ctx.exit(2 if isinstance(error, ConfigError | QueryError) else 1)
+            wrong = 2 if isinstance(error, ConfigError | QueryError) else 1
+            _end_with(4 if isinstance(error, QueryTimeoutError) else wrong)
+            _complain(output.one_line(str(error)))
         except MemoryError:
-            click.echo(f"error: {MORE_MEMORY}", err=True)
-            ctx.exit(2)
+            _end_with(2)
+            _complain(MORE_MEMORY)
+        except KeyboardInterrupt:
+            _end_with(1)
+            _complain("stopped by Ctrl-C")
+        except BrokenPipeError:  # the reader (head, less) has seen enough
+            pass
         except OSError as error:
-            if not isinstance(error, BrokenPipeError):
-                click.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
-                ctx.exit(1)
-            # The reader (head, less) has seen enough.
-            sys.stderr.close()
-            ctx.exit(0)
+            _end_with(1)
+            _complain(f"{error.filename or 'output'}: {error.strerror}")
+        output.close_standard_streams()
+        ctx.exit(ctx.meta.get(_EXIT_CODE, 0))
+
+
+_EXIT_CODE = "vidurai_pipeline.exit_code"
+
+
+def _end_with(code: int) -> None:
+    """Let the command end with this exit code, also if nobody reads to the end what it prints from here on."""
+    click.get_current_context().meta[_EXIT_CODE] = code
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"error: {message}", err=True)
 
 
 def _format_option(*forms: str) -> Callable[[Command], Command]:
@@ -76,7 +103,10 @@ def _analyst(timeout: float | None, skip_damaged: bool) -> "Iterator[RepoAnalyst
         warnings.simplefilter("always", ArchiveWarning)
         try:
             with RepoAnalyst(timeout=timeout, skip_damaged=skip_damaged) as analyst:
-                yield analyst
+                try:
+                    yield analyst
+                finally:
+                    _end_with(3 if analyst.left_out else 0)
                 if analyst.is_empty():
                     click.echo(
                         f"no archive yet at {analyst.archive_base}; `vidurai-pipeline run` makes one, and VIDURAI_HOME "
@@ -86,8 +116,6 @@ def _analyst(timeout: float | None, skip_damaged: bool) -> "Iterator[RepoAnalyst
         finally:
             for message in dict.fromkeys(str(warning.message) for warning in caught):
                 click.echo(f"note: {message}", err=True)
-    if analyst.left_out:
-        raise click.exceptions.Exit(3)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -98,7 +126,8 @@ def main() -> None:
     VIDURAI_HOME says where Vidurai's folder is (default ~/.vidurai). VIDURAI_DB, VIDURAI_ARCHIVE and VIDURAI_Q_TABLE
     name the hot store, the archive and the Q-table one by one.
 
-    Exit code 0: done; 1: it failed; 2: the request was wrong; 3: answered without damaged files (`--skip-damaged`).
+    Exit code 0: done; 1: it failed; 2: the request was wrong; 3: answered without damaged files (`--skip-damaged`);
+    4: the time was up.
     """
 
 
@@ -113,12 +142,11 @@ def run(form: str) -> None:
 
     settings = load_settings()
     report = run_maintenance(settings)
+    _end_with(int(not report.success))
     if form == "json":
         output.print_json(report.to_dict())
     else:
         print_report(report, settings)
-    if not report.success:
-        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -155,6 +183,7 @@ def flush(dry_run: bool, form: str) -> None:
 
     with output.ProgressLine() as progress:
         result = MemoryArchiver(progress=progress).flush(dry_run=dry_run)
+    _end_with(int(bool(result.problems)))
     report = result.to_dict()
     if form == "json":
         output.print_json(report)
@@ -164,8 +193,6 @@ def flush(dry_run: bool, form: str) -> None:
         title = "Would be archived (dry run: nothing was changed)" if report.pop("dry_run") else "Flush"
         output.print_facts(title, {**report, "rejected": len(rejected), "files": ", ".join(files) or "none"})
         output.print_attention(rejected, notes, problems)
-    if result.problems:
-        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -193,6 +220,7 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
     empty = not list_settled(settings.archive_path)
     with Archive(settings.archive_path).lock("dream", settings.lock_timeout, make=False):
         report = DreamCycle(settings=settings).dream(rebuild=rebuild, order=order)
+    _end_with(int(not report.success))
     if form == "json":
         output.print_json(report.to_dict())
     elif report.success:
@@ -202,8 +230,7 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
     if report.success and empty:
         click.echo(f"note: no archive in {settings.archive_path} yet: `vidurai-pipeline flush` makes it", err=True)
     if not report.success:
-        click.echo(f"error: {report.error}", err=True)
-        raise click.exceptions.Exit(1)
+        _complain(str(report.error))
 
 
 @main.command()
@@ -235,12 +262,11 @@ def stats(form: str) -> None:
     from vidurai_pipeline.cli.stats import overview, print_overview
 
     view = overview(load_settings())
+    _end_with(int(any("error" in tier for tier in view.values())))
     if form == "json":
         output.print_json(view)
     else:
         print_overview(view)
-    if any("error" in tier for tier in view.values()):
-        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -350,6 +376,7 @@ def doctor(form: str) -> None:
     from vidurai_pipeline.cli.doctor import examine
 
     findings = list(examine(load_settings()))
+    _end_with(int(any(finding.status == "failed" for finding in findings)))
     if form == "json":
         output.print_json([asdict(finding) for finding in findings])
     else:
@@ -357,8 +384,6 @@ def doctor(form: str) -> None:
             colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding.status]
             detail = finding.detail.replace("\n", "\\n")  # a path may hold one
             click.echo(f"{click.style(f'{finding.status:<8}', fg=colour)}{finding.check}: {detail}")
-    if any(finding.status == "failed" for finding in findings):
-        raise click.exceptions.Exit(1)
 
 
 @main.command()

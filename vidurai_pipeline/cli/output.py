@@ -53,7 +53,18 @@ def program() -> str:
         return "vidurai-pipeline"
     if os.access(sys.argv[0], os.X_OK):
         return shlex.quote(sys.argv[0])
-    return f"{shlex.quote(sys.executable)} -m vidurai_pipeline.cli"
+    return f"{shlex.quote(sys.executable)} -m vidurai_pipeline"
+
+
+def close_standard_streams() -> None:
+    """Write what is still to be written; what nobody reads any more is dropped, and is no error at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 class ProgressLine:

@@ -33,7 +33,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
-from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError
+from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError, refuse_to_run
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Order
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableChangedError, TableFile
@@ -191,3 +191,7 @@ def _read_table(file: TableFile, report: DreamReport, rebuild: bool) -> StoredTa
             f"{error.args[0]}. It is now {aside.name}",
             f"{error.hint}; otherwise the next dream learns the whole archive from an empty table",
         ) from None
+
+
+if __name__ == "__main__":
+    refuse_to_run("`vidurai-pipeline dream`, or `vidurai-pipeline doctor` to test")

@@ -41,7 +41,7 @@ def hold(archive: Path, seconds: float) -> subprocess.Popen[str]:
 
 def cli(db: Path, *arguments: str, timeout: float) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "vidurai_pipeline.cli", *arguments],
+        [sys.executable, "-m", "vidurai_pipeline", *arguments],
         env={**os.environ, "VIDURAI_HOME": str(db.parent), "VIDURAI_LOCK_TIMEOUT": str(timeout)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

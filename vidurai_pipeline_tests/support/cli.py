@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from vidurai_pipeline.cli import main as command_line
 
-COMMAND = (sys.executable, "-m", "vidurai_pipeline.cli")
+COMMAND = (sys.executable, "-m", "vidurai_pipeline")
 Done = subprocess.CompletedProcess[str]
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# Read before any test begins: to the pipeline, which inherits a test's environment, it would be an unknown variable.
+_PYTHON = os.environ.get("VIDURAI_REFERENCE_PYTHON") or str(ROOT / ".venvs/reference/bin/python")
 
 
 def reference_python() -> str:
     """The Python that has the reference implementation; a test without it fails, it does not pass unseen."""
-    python = os.environ.get("VIDURAI_REFERENCE_PYTHON") or str(ROOT / ".venvs/reference/bin/python")
-    assert Path(python).exists(), "`make test` sets up the reference implementation's environment"
-    return python
+    assert Path(_PYTHON).exists(), "`make test` sets up the reference implementation's environment"
+    return _PYTHON
 
 
 def run_reference(code: str, *arguments: object, home: Path, data: Any = None) -> Any:

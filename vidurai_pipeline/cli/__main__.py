@@ -1,5 +1,0 @@
-"""``python -m vidurai_pipeline.cli.main``: the command line without its script."""
-
-from vidurai_pipeline.cli.main import main
-
-main(prog_name="vidurai-pipeline")
