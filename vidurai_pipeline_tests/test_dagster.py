@@ -270,6 +270,38 @@ def test_dream_alone(settings: Settings, instance: dg.DagsterInstance) -> None:
     assert materialized(result)["q_table"]["experiences learned"] == 439
 
 
+def said_in_the_end(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> list[str]:
+    """The lines that a run logged after its last step had ended."""
+    entries = instance.all_logs(result.run_id)
+    last = max(n for n, entry in enumerate(entries) if entry.dagster_event and entry.dagster_event.is_step_event)
+    return [entry.user_message for entry in entries[last + 1 :] if not entry.dagster_event]
+
+
+def test_a_run_says_in_one_line_what_it_did(settings: Settings, instance: dg.DagsterInstance) -> None:
+    with sqlite3.connect(settings.db_path) as con:
+        con.execute(
+            "UPDATE memories SET access_count = 'many' WHERE id = (SELECT max(id) FROM memories "
+            "WHERE status = 'ARCHIVED')"
+        )
+    con.close()
+    assert said_in_the_end(instance, execute(settings, instance)) == [
+        "1,147 memories archived and purged, 1 rejected, 1 new file, 438 experiences learned"
+    ]
+    assert said_in_the_end(instance, execute(settings, instance)) == [
+        "0 memories archived and purged, 1 rejected, 0 new files, 0 experiences learned"
+    ]
+    assert said_in_the_end(instance, execute(settings, instance, "dream_job")) == ["0 experiences learned"]
+
+
+def test_a_run_that_failed_does_not_say_what_it_did(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryArchiver, "purge", mock.Mock(side_effect=VerificationError("not as written")))
+    result = execute(settings, instance)
+    assert not result.success
+    assert not any("memories archived" in line for line in said_in_the_end(instance, result))
+
+
 def test_steps_can_be_run_one_by_one(settings: Settings, instance: dg.DagsterInstance) -> None:
     before = hot_rows(settings.db_path)
     job = build_definitions(settings).resolve_implicit_global_asset_job_def()

@@ -13,6 +13,7 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.defs.heartbeat import heartbeat
+from vidurai_pipeline.defs.runs import what_was_done
 from vidurai_pipeline.errors import BusyError, HotStoreError, PipelineError
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.rl.dreamer import DreamCycle
@@ -104,6 +105,13 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
             with readable_failures():
                 stack.enter_context(Archive(settings.archive_path).lock(run, settings.lock_timeout))
             yield
+            if (
+                context.run
+                and context.log
+                and context.instance
+                and (done := what_was_done(context.instance, context.run.run_id))
+            ):
+                context.log.info(done)
 
     @dg.resource(
         required_resource_keys={"archive_lock"},

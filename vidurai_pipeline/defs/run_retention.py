@@ -7,6 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from vidurai_pipeline.defs.runs import FINISHED
+from vidurai_pipeline.health import plural
 
 
 class PruneConfig(dg.Config):
@@ -49,7 +50,7 @@ def _delete_database(instance: dg.DagsterInstance, run_id: str) -> None:
 def prune(context: dg.OpExecutionContext, config: PruneConfig) -> None:
     """Delete old finished runs with their events and captured logs."""
     deleted = prune_runs(context.instance, datetime.now(tz=UTC) - timedelta(days=config.keep_days))
-    context.log.info(f"{deleted} runs deleted that ended more than {config.keep_days} days ago")
+    context.log.info(f"{plural(deleted, 'run')} deleted that ended more than {config.keep_days:,} days ago")
 
 
 @dg.job(executor_def=dg.in_process_executor, tags={"team": "memory", "tiers": "none"})

@@ -5,6 +5,7 @@ import time
 import dagster as dg
 
 from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.health import Finding, plural
 from vidurai_pipeline.settings import Settings
@@ -102,3 +103,25 @@ def stuck_runs(instance: dg.DagsterInstance, now: float) -> Finding:
         f"{plural(len(stuck), 'run')} queued or unfinished for too long: {names}. Later runs may wait for them. See "
         "whether Dagster's daemon runs; if it does, terminate them in the UI under Runs",
     )
+
+
+def what_was_done(instance: dg.DagsterInstance, run_id: str) -> str | None:
+    """What a run archived, purged and learned, in one line; None if a step failed, or none of these was asked for."""
+    if any((step.status and step.status.value) != "SUCCESS" for step in instance.get_run_step_stats(run_id)):
+        return None
+    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    reported = [made.metadata for entry in entries if (made := entry.asset_materialization)]
+    figures = {label: int(value) for one in reported for label, value in metadata.numbers(one).items()}
+    archived, purged = figures.get(metadata.MEMORIES_ARCHIVED), figures.get(metadata.MEMORIES_PURGED)
+    parts = []
+    if archived is not None and archived == purged:
+        parts.append(f"{plural(archived, 'memory')} archived and purged")
+    else:
+        moved = ((archived, "archived"), (purged, "purged"))
+        parts += [f"{plural(count, 'memory')} {done}" for count, done in moved if count is not None]
+    parts += [f"{count:,} {label}" for label in (metadata.REJECTED, metadata.KEPT) if (count := figures.get(label))]
+    if archived is not None:
+        parts.append(plural(sum(len(metadata.records(one, metadata.FILES)) for one in reported), "new file"))
+    if (learned := figures.get(metadata.EXPERIENCES_LEARNED)) is not None:
+        parts.append(f"{plural(learned, 'experience')} learned")
+    return ", ".join(parts) or None
