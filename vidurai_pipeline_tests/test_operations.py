@@ -147,9 +147,15 @@ def test_an_old_damaged_file(machine: Machine) -> None:
     machine.follow("An old file is damaged or gone", 0, BACKUP=backup, FILE=file)
     machine.assert_well()
     os.truncate(path, 1_000)
+    ask = "vidurai-pipeline query 'SELECT count(*) AS n FROM history' --format json"
+    assert machine.sh(ask).returncode == 1
+    rest = machine.sh(f"{ask} --skip-damaged")
+    assert rest.returncode == 3
+    assert "1,148 memories" in rest.stderr
     machine.follow("An old file is damaged or gone", 1, FILE=file)
     with RepoAnalyst(machine.archive) as analyst:
         assert analyst.query_archive("SELECT count(*) AS n FROM history") in ([], [{"n": 0}])
+    assert machine.sh("vidurai-pipeline dream").returncode == 0
 
 
 def test_a_full_disk(machine: Machine) -> None:
