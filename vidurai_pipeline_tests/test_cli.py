@@ -304,6 +304,18 @@ def test_ctrl_c_is_one_clear_line(home: Path) -> None:
     assert done.stderr == ("error: parquet_archive: stopped by Ctrl-C or a signal; the next run goes on from there\n")
 
 
+def test_a_flush_that_ctrl_c_stops_says_how_far_it_came_and_goes_on(home: Path) -> None:
+    before = hot_rows(home / "vidurai.db")
+    with mock.patch("vidurai_pipeline.hot.purger.Purger.purge", side_effect=KeyboardInterrupt):
+        done = cli("flush")
+    assert done.returncode == 1
+    told, error = done.stderr.splitlines()
+    assert told.startswith("note: done so far: archiving 1,148 of 1,148")
+    assert error == "error: stopped by Ctrl-C; running it again goes on from there"
+    assert cli("flush").returncode == 0
+    assert_one_tier(before, home / "vidurai.db", home / "archive")
+
+
 def test_a_file_that_held_the_only_copy_is_reported_by_run_and_doctor(home: Path) -> None:
     archiver = MemoryArchiver(home / "vidurai.db", home / "archive")
     with mock.patch.object(archiver.archive.pending, "remove"):

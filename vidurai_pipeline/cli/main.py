@@ -48,7 +48,8 @@ class _Group(click.Group):
             _complain(MORE_MEMORY)
         except KeyboardInterrupt:
             _end_with(1)
-            _complain("stopped by Ctrl-C")
+            again = "; running it again goes on from there" if ctx.invoked_subcommand == "flush" else ""
+            _complain(f"stopped by Ctrl-C{again}")
         except BrokenPipeError:  # the reader (head, less) has seen enough
             pass
         except OSError as error:

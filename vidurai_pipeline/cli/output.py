@@ -83,17 +83,21 @@ class ProgressLine:
         self._began = time.monotonic()
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._reached: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if kind is KeyboardInterrupt and self._reached:
+            sys.stderr.write(f"note: done so far: {', '.join(self._reached.values())}\n")
         self._stream.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Tell how many of how many memories a stage has dealt with."""
+        self._reached[stage] = f"{stage} {done:,}" + (f" of {total:,}" if total else "")
         if not self._console.is_terminal or time.monotonic() - self._began < self.slow_seconds:
             return
         if self._bar is None:
