@@ -9,6 +9,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from vidurai_pipeline.analytics.damage import (
     left_out_message,
 )
 from vidurai_pipeline.analytics.file_schemas import Footers
+from vidurai_pipeline.analytics.pushdown import Parameters, row_filter
+from vidurai_pipeline.analytics.sandbox import Statement
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.search import FOUND, RANKED, Search
 from vidurai_pipeline.analytics.views import (
@@ -45,7 +48,7 @@ from vidurai_pipeline.analytics.views import (
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files, quote_literal
 from vidurai_pipeline.cold.manifest import Flaw, Manifests
 from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
-from vidurai_pipeline.hot.view import HotSnapshot, UnusualRowError
+from vidurai_pipeline.hot.view import HotSnapshot, RowFilter, UnusualRowError
 
 _INCOMING = f"{HOT}_incoming"
 _WORTH_A_QUERY = 4 * 1024 * 1024
@@ -181,13 +184,28 @@ class ArchiveDatabase:
         plan = connection.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters).fetchall()
         return _scanned(json.loads(plan[0][1]))
 
+    def rows_needed(self, statement: Statement, tiers: BothTiers, parameters: Parameters) -> RowFilter:
+        """Which of the hot store's memories a statement can be about.
+
+        Args:
+            statement: the statement.
+            tiers: the outline of ``memories``.
+            parameters: the statement's values.
+        """
+        same = {name: type_ for name, type_ in tiers.hot.items() if tiers.columns.get(name) == type_}
+        if self._given is None:
+            return row_filter(statement, same, parameters)
+        # A connection of the caller's may compare text by another collation, and give rows in another order.
+        integers = {name: type_ for name, type_ in same.items() if type_ == "BIGINT"}
+        return replace(row_filter(statement, integers, parameters), most=None)
+
     def fill_memories(
         self,
         connection: duckdb.DuckDBPyConnection,
         hot: HotSnapshot,
         tiers: BothTiers,
         needed: Collection[str],
-        ids: Collection[int] | None = None,
+        rows: RowFilter,
     ) -> None:
         """Put the hot memories into the view ``memories``.
 
@@ -198,19 +216,22 @@ class ArchiveDatabase:
             hot: the snapshot of the hot store.
             tiers: the outline.
             needed: the columns to read; a statement that needs another fails with ``NOT_READ``.
-            ids: the memories to read; all by default.
+            rows: the memories that the statement can be about.
         """
         needed = {name for name in hot.schema.names if name in needed}
         if needed or self.files:  # to show each memory once takes their ids
             needed.add("id")
         schema = pa.schema([field for field in hot.schema if field.name in {"id", *needed}])
-        try:
-            _copy_in(connection, schema, hot.short_columns(needed) if needed and ids is None else ())
-        except UnusualRowError:
-            _copy_in(connection, schema, hot.batches(needed))
-        if ids is not None:
-            _copy_in(connection, schema, hot.memories(ids, needed))
-        duplicates = bool(self.files) and _find_duplicates(connection, hot)
+        duplicates = False
+        if self.files and rows and not rows.by_id:  # one that is not read must still hide its copy in the archive
+            _copy_first(connection, pa.schema([schema.field("id")]), hot.short_columns({"id"}), hot.batches({"id"}))
+            duplicates = _find_duplicates(connection, hot)
+        ways: list[Iterable[pa.RecordBatch]] = [hot.filtered(needed, rows)] if rows else []
+        if not rows.by_id:
+            ways.insert(0, hot.short_columns(needed) if needed else ())
+        _copy_first(connection, schema, *ways, hot.batches(needed))
+        if self.files and (rows.by_id or not rows):
+            duplicates = _find_duplicates(connection, hot)
         source = hot_source(HOT, tiers.hot, schema.names)
         connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(source, duplicates=duplicates)}")
 
@@ -325,6 +346,14 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
             waiting = []
     if waiting:
         yield pa.Table.from_batches(waiting)
+
+
+def _copy_first(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, *ways: Iterable[pa.RecordBatch]) -> None:
+    """Make the table of the hot memories in the first of several ways that can give them."""
+    for way in ways:
+        with contextlib.suppress(UnusualRowError):
+            _copy_in(connection, schema, way)
+            break
 
 
 def _copy_in(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

@@ -370,7 +370,7 @@ class RepoAnalyst:
             HotStoreError: the hot store is busy, damaged, or none of memories.
         """
         sql = "SELECT * FROM memories WHERE id = ? ORDER BY tier DESC, archived_ts DESC, created_ts DESC"
-        rows = self._answer(self._query(sql, [id_], hot_ids=[id_]))
+        rows = self.query_archive(sql, [id_])
         places = self.query_archive(
             "SELECT created_at, max_by(filename, coalesce(archived_ts, TIMESTAMP '0001-01-01')) AS file "
             "FROM history_all WHERE id = ? GROUP BY ALL",
@@ -407,8 +407,8 @@ class RepoAnalyst:
             stats[name] = {row["key"]: row["memories"] for row in self.query_archive(sql)}
         return stats
 
-    def _query(self, sql: str, parameters: Parameters, hot_ids: Sequence[int] | None = None) -> Query:
-        return Query(self._database, self._hot, sql, parameters, timeout=self._timeout, hot_ids=hot_ids)
+    def _query(self, sql: str, parameters: Parameters) -> Query:
+        return Query(self._database, self._hot, sql, parameters, timeout=self._timeout)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from typing import Protocol, TypeVar
@@ -13,12 +13,12 @@ import duckdb
 from vidurai_pipeline.analytics import duckdb_errors, sandbox
 from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON, damage_message, find_damaged
 from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.pushdown import Parameters
 from vidurai_pipeline.analytics.views import NOT_READ
 from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError, QueryTimeoutError
 from vidurai_pipeline.hot.view import HotSnapshot, HotView
 
 T = TypeVar("T")
-Parameters = Sequence[object] | Mapping[str, object] | None
 
 
 class Interruptible(Protocol):
@@ -96,7 +96,6 @@ class Query:
         sql: the statement.
         parameters: its values for ``?`` or ``$name``.
         timeout: seconds that it may take, with all that its answer is read in; None for no limit.
-        hot_ids: the only memories of the hot store that it can be about; None for all.
 
     Attributes:
         parameters: its values.
@@ -111,14 +110,12 @@ class Query:
         parameters: Parameters,
         *,
         timeout: float | None,
-        hot_ids: Collection[int] | None = None,
     ) -> None:
         self.about_nothing = False
         self._database = database
         self._hot = hot
         self._sql = sql
         self.parameters = parameters
-        self._hot_ids = hot_ids
         self._limit = TimeLimit(timeout)
         self._statement: sandbox.Statement | None = None
         self._tried_again = self._whole = False
@@ -185,7 +182,8 @@ class Query:
             tiers = database.outline_memories(connection, hot)
             self._columns = list(tiers.columns)
             needed = tiers.hot if self._whole else database.columns_needed(connection, statement.body, self.parameters)
-            self._limit.run(connection, lambda: database.fill_memories(connection, hot, tiers, needed, self._hot_ids))
+            rows = database.rows_needed(statement, tiers, self.parameters)
+            self._limit.run(connection, lambda: database.fill_memories(connection, hot, tiers, needed, rows))
             self.about_nothing = not database.files and hot.missing
             warn_of(hot)
 

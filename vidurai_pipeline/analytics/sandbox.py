@@ -70,6 +70,11 @@ class Statement:
         return self.prefix + self.body
 
     @property
+    def queries(self) -> int:
+        """How many queries it is made of: itself, and each within it."""
+        return sum(node.get("type") in _QUERY_NODES for node in _nodes(self.tree))
+
+    @property
     def quotes_at_will(self) -> bool:
         """Whether the statement makes its own error messages, of a memory's text perhaps."""
         return any(_function(node) == "error" for node in _nodes(self.tree))

@@ -34,6 +34,42 @@ class UnusualRowError(Exception):
     """A row that only :meth:`HotSnapshot.batches` can show."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A comparison of a column with values of its type: integers, or ASCII text.
+
+    Attributes:
+        field: the column, as the archive calls it.
+        operator: ``=``, ``<``, ``>``, ``<=``, ``>=`` or ``IN``.
+        values: what it is compared with; only of ``IN`` more than one.
+    """
+
+    field: str
+    operator: str
+    values: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFilter:
+    """Which memories are wanted; all, unless there is a comparison or a number.
+
+    Attributes:
+        comparisons: what they all meet.
+        most: how many are enough, whichever they are.
+    """
+
+    comparisons: tuple[Comparison, ...] = ()
+    most: int | None = None
+
+    @property
+    def by_id(self) -> bool:
+        """Whether they are picked by their ids."""
+        return any(comparison.field == "id" for comparison in self.comparisons)
+
+    def __bool__(self) -> bool:
+        return bool(self.comparisons) or self.most is not None
+
+
 class HotView:
     """The hot store as a reader of both tiers sees it; it need not exist.
 
@@ -165,6 +201,28 @@ class HotSnapshot:
             values += patterns * len(searched)
         yield from self._batches(names, " AND ".join(conditions), values)
 
+    def filtered(self, names: Collection[str], rows: RowFilter) -> Iterator[pa.RecordBatch]:
+        """Read columns of the memories that a filter wants, and perhaps of others.
+
+        Raises:
+            UnusualRowError: SQLite can't tell which they are; some batches may have been given already.
+        """
+        columns = {column.field: column for column in self._store_schema.columns}
+        if self._con.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":  # SQLite compares text byte by byte
+            columns = {name: column for name, column in columns.items() if column.type == pa.int64()}
+        usable = [comparison for comparison in rows.comparisons if comparison.field in columns]
+        conditions = ["1", *(_condition(columns[comparison.field], comparison) for comparison in usable)]
+        values: list[object] = [value for comparison in usable for value in comparison.values]
+        if rows.most is not None:
+            conditions.append("id IN (SELECT id FROM memories WHERE typeof(id) = 'integer' ORDER BY id LIMIT ?)")
+            values.append(rows.most)
+        try:
+            yield from self._batches(names, " AND ".join(conditions), values)
+        except sqlite3.Error as error:
+            if not is_row_error(error):
+                raise
+            raise UnusualRowError from None
+
     def memories(self, ids: Iterable[int], names: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Read columns of the memories with these ids."""
         yield from self._batches(names, "id IN (SELECT value FROM json_each(?))", [json_ids(ids)])
@@ -270,6 +328,20 @@ def _ranges(lowest: object, highest: object) -> Iterator[str]:
         raise UnusualRowError
     for first in range(lowest, highest + 1, _AT_ONCE):
         yield f"WHERE id >= {first} AND id < {first + _AT_ONCE}"
+
+
+def _condition(column: Column, comparison: Comparison) -> str:
+    """SQL that each value meets which the column shows as one that meets the comparison.
+
+    A value of another type than the column's may be shown as any value. The plus sign takes the column's affinity away,
+    by which SQLite would convert what it compares.
+    """
+    places = ", ".join("?" * len(comparison.values))
+    test = f"IN ({places})" if comparison.operator == "IN" else f"{comparison.operator} {places}"
+    if column.field == "id":
+        return f"id {test}"
+    name, kind = quote_identifier(column.name), "integer" if column.type == pa.int64() else "text"
+    return f"(+{name} COLLATE BINARY {test} OR typeof({name}) NOT IN ('{kind}', 'null'))"
 
 
 def _like(word: str) -> str:

@@ -30,7 +30,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     def spied(method: Callable) -> Callable:
         def spy(snapshot: HotSnapshot, names):
             readings.append(set(names))
-            return method(snapshot, names)
+            yield from method(snapshot, names)
 
         return spy
 
