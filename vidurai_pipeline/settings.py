@@ -161,6 +161,12 @@ class Settings(BaseSettings):
         description="The purge pauses when the hot store's write-ahead log grows beyond this because another program "
         "keeps reading. If that lasts for `VIDURAI_BUSY_TIMEOUT`, the next run does the rest",
     )
+    scrub_days: int = Field(
+        default=30,
+        ge=1,
+        description="`vidurai-pipeline scrub` reads a share of the archive. If it is run daily, it reads every file "
+        "within this many days",
+    )
     memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
         default="1GB",
         description="The most memory that DuckDB may use: an amount, or a share of this machine's such as `50%`",

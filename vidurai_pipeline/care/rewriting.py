@@ -97,7 +97,7 @@ def rewrite_folder(
 
 
 def read_recorded(archive: Archive, file: ArchiveFile) -> FileContents:
-    """Read a file, and hold it against what is recorded of it.
+    """Read a file, and hold it against what is recorded of it; if nothing is, record it.
 
     Raises:
         VerificationError: it is another.
@@ -105,7 +105,10 @@ def read_recorded(archive: Archive, file: ArchiveFile) -> FileContents:
     """
     contents = FileContents.read(archive.root / file.relative)
     entry = archive.manifests.entry(file.relative)
-    if entry is not None and entry.sha256 != contents.sha256:
+    if entry is None:
+        # Else nobody would know, after a crash, that the file had been rewritten and may go.
+        archive.manifests.record(file.relative, contents.entry(origin="adopted"))
+    elif not entry.allows(contents.sha256):
         raise VerificationError(
             f"{contents.path} is damaged: its content is not what was written; nothing was changed",
             hint="run `vidurai-pipeline scrub`, which says what can be done",

@@ -197,6 +197,48 @@ def flush(dry_run: bool, form: str) -> None:
 
 
 @main.command()
+@click.option("--all", "everything", is_flag=True, help="Read every file, not only the share that is due.")
+@click.option("--forget", is_flag=True, help="Accept that missing files are gone: remove their records.")
+@_format_option("table", "json")
+def scrub(everything: bool, forget: bool, form: str) -> None:
+    """Prove that archived files are still what was written.
+
+    Reads files and compares their SHA-256 with the manifest. Exit code 1: a file is damaged or missing.
+    """
+    from vidurai_pipeline.care.scrub import scrub as run_scrub
+    from vidurai_pipeline.cold.archive import Archive
+
+    settings = load_settings()
+    with output.ProgressLine() as progress:
+        report = run_scrub(
+            Archive(settings.archive_path),
+            days=None if everything else settings.scrub_days,
+            forget_missing=forget,
+            lock_timeout=settings.lock_timeout,
+            progress=progress,
+        )
+    if form == "json":
+        output.print_json(report.to_dict())
+    else:
+        counts = {
+            name: len(getattr(report, name)) for name in ("damaged", "missing", "unknown", "adopted", "forgotten")
+        }
+        facts = {"files read": report.files, "size": output.human_bytes(report.bytes), "intact": report.intact}
+        output.print_facts("Scrub", {**facts, **counts, "oldest proof": report.oldest_proof})
+        for flaw in [*report.damaged, *report.missing]:
+            held = "" if flaw.memories is None else f" ({flaw.memories:,} memories)"
+            click.echo(f"error: {settings.archive_path / flaw.file}: {flaw.reason}{held}", err=True)
+        if not report.sound:
+            click.echo(
+                "Restore these from a backup. Without one, move damaged files out of the archive, then run "
+                "`vidurai-pipeline scrub --forget`.",
+                err=True,
+            )
+    if not report.sound:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
 @click.option("--rebuild", is_flag=True, help="Learn the whole archive again, from an empty table.")
 @click.option(
     "--order",

@@ -170,7 +170,8 @@ def _clear(work: Path, root: Path, key: str) -> None:
         here = Path(folder)
         live = root / here.relative_to(work)
         recorded = Manifest.read(here).entries
-        for name in names:
+        # The manifest last: without it, a second try would not know which files are ours.
+        for name in sorted(names, key=lambda name: name == MANIFEST):
             ours = name == MANIFEST or name in recorded or f"_{key}_" in name or name.endswith(".part")
             if not ours and not _same(here / name, live / name):
                 _bring_back(here / name, live / name)

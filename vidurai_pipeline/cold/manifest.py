@@ -67,6 +67,12 @@ class FileEntry:
         """Whether this is the file's digest."""
         return sha256 == self.sha256
 
+    def difference(self, size: int) -> str:
+        """What is wrong with a file of another digest, in words, given its size in bytes."""
+        if self.bytes != size:
+            return f"its size is {size:,} bytes, {self.bytes:,} were written"
+        return "its content is not what was written: the SHA-256 differs"
+
     def proved_now(self, modified: int) -> Self:
         """The entry of a file that was read just now and found to be the same."""
         return replace(self, proved=utc_now(), modified=modified)
@@ -124,11 +130,11 @@ class Manifest:
             if content["format"] > FORMAT:
                 raise ArchiveError(f"{path} was written by a later version of vidurai-pipeline", hint="update this one")
             if content["sha256"] != _digest(content["files"], content["folders"]):
-                return cls(folder, damaged=f"{path} was altered: its own digest is another")
+                return cls(folder, damaged="it was altered: its own digest is another")
             entries = {name: FileEntry.from_json(values) for name, values in content["files"].items()}
             return cls(folder, entries, set(content["folders"]))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return cls(folder, damaged=f"{path} is damaged: it is not a manifest")
+            return cls(folder, damaged="it can't be read: it is not a manifest")
 
     def write(self) -> None:
         """Replace the folder's manifest, durably and at once. A damaged one is kept beside it.
@@ -264,9 +270,10 @@ class Manifests:
         """The folders that have a manifest, or files of a listing, relative to the archive."""
         return sorted({""} | self.of("").folders | {file.relative.rpartition("/")[0] for file in files})
 
-    def damaged(self, files: Iterable[ArchiveFile] = ()) -> list[str]:
-        """What is wrong with the manifests themselves, in words."""
-        return [reason for folder in self.folders(files) if (reason := self.of(folder).damaged) is not None]
+    def damaged(self, files: Iterable[ArchiveFile] = ()) -> list[Flaw]:
+        """What is wrong with the manifests themselves."""
+        found = ((folder, self.of(folder).damaged) for folder in self.folders(files))
+        return [Flaw(str(Path(folder, NAME)), reason, None) for folder, reason in found if reason is not None]
 
     def missing(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
         """The files that are recorded but are not in a listing."""
@@ -314,12 +321,7 @@ class Manifests:
                     except FileNotFoundError:  # withdrawn since it was listed
                         continue
                 if not known.allows(sha256):
-                    yield Flaw(file.relative, _altered(entry, size), known.rows)
+                    reason = "it was altered after it was written" if entry is None else entry.difference(size)
+                    yield Flaw(file.relative, reason, known.rows)
                     continue
             self._trusted.add(file)
-
-
-def _altered(entry: FileEntry | None, size: int) -> str:
-    if entry is not None and entry.bytes != size:
-        return f"its size is {size:,} bytes, {entry.bytes:,} were written"
-    return "its content is not what was written: the SHA-256 differs"

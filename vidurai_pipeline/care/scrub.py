@@ -1,0 +1,181 @@
+"""Read the archive's files again and hold them against what was recorded when they were verified."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.files import archive_errors
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
+from vidurai_pipeline.cold.manifest import FileEntry, Flaw, digest_file
+from vidurai_pipeline.errors import ArchiveError
+
+#: Called with what is being done, the bytes that were read, and how many there are to read.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class ScrubReport:
+    """What a scrub found.
+
+    Attributes:
+        files: files that were read.
+        bytes: their size.
+        intact: how many of them are what was recorded.
+        damaged: files, or manifests, that are not.
+        missing: files and folders that are recorded and gone.
+        unknown: files without a record that were not read this time.
+        adopted: files without a record that were read, found sound, and are recorded from now on.
+        forgotten: missing files whose record was removed, as asked.
+        oldest_proof: when the file whose proof is the oldest was last read, in UTC; None where no file is recorded.
+    """
+
+    files: int = 0
+    bytes: int = 0
+    intact: int = 0
+    damaged: list[Flaw] = field(default_factory=list)
+    missing: list[Flaw] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    adopted: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+    oldest_proof: str | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged or missing."""
+        return not self.damaged and not self.missing
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON's types."""
+        flaws = {name: [flaw._asdict() for flaw in getattr(self, name)] for name in ("damaged", "missing")}
+        return {**asdict(self), **flaws}
+
+
+def scrub(
+    archive: Archive,
+    *,
+    days: int | None = None,
+    forget_missing: bool = False,
+    lock_timeout: float = 0.0,
+    progress: Progress | None = None,
+) -> ScrubReport:
+    """Read files whose memories have left the hot store, and compare them with the manifest.
+
+    Files are read without the archive's lock, so a flush does not wait; it is taken to write down what was found.
+
+    Args:
+        archive: the archive.
+        days: read a share, such that every file is read once in this many days if it is done daily; by default all.
+        forget_missing: remove the records of files that are gone.
+        lock_timeout: seconds to wait for another run before what was found is recorded.
+        progress: told how far it is.
+
+    Raises:
+        ArchiveError: the archive can't be read.
+        LockedError: another run did not finish in time.
+    """
+    report = ScrubReport()
+    listed = list_settled(archive.root)
+    recorded = {file: archive.manifests.entry(file.relative) for file in listed}
+    due = _due(recorded, days)
+    report.unknown = [file.relative for file, entry in recorded.items() if entry is None and file not in due]
+    report.damaged += archive.manifests.damaged(listed)
+    total, found = sum(file.size for file in due), dict[str, FileEntry]()
+    for file in due:
+        if progress is not None:
+            progress("proving", report.bytes, total)
+        try:
+            entry = _proved(archive, file, recorded[file], report)
+        except FileNotFoundError:  # withdrawn since it was listed
+            continue
+        report.files += 1
+        report.bytes += file.size
+        if entry is not None:
+            found[file.relative] = entry
+    if found or forget_missing:
+        with archive.lock("scrub", lock_timeout):
+            _record(archive, found, report, forget_missing=forget_missing)
+    # Marks last: a file that is being purged is recorded before its mark goes.
+    report.missing = archive.manifests.missing(list_files(archive.root))
+    report.oldest_proof = min(
+        (entry.proved for file in listed if (entry := archive.manifests.entry(file.relative)) is not None), default=None
+    )
+    return report
+
+
+def _due(recorded: dict[ArchiveFile, FileEntry | None], days: int | None) -> list[ArchiveFile]:
+    """What is to be read: all; or what changed or has no record, what is overdue, and a day's share of the rest."""
+    if days is None:
+        return list(recorded)
+    overdue = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
+    share = sum(file.size for file in recorded) / days
+    due: list[ArchiveFile] = []
+    for file, entry in sorted(recorded.items(), key=lambda item: item[1].proved if item[1] else ""):
+        if entry is None or not entry.same_file(file) or entry.proved < overdue:
+            due.append(file)
+        elif share > 0:
+            due.append(file)
+            share -= file.size
+    return due
+
+
+def _proved(archive: Archive, file: ArchiveFile, entry: FileEntry | None, report: ScrubReport) -> FileEntry | None:
+    """Read one file; what is to be recorded of it, or None if it is damaged."""
+    path = archive.root / file.relative
+    if entry is None:
+        return _adopted(path, file, report)
+    try:
+        sha256, size, modified = digest_file(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        report.damaged.append(Flaw(file.relative, f"it can't be read: {os.strerror(error.errno or 0)}", entry.rows))
+        return None
+    if not entry.allows(sha256):
+        report.damaged.append(Flaw(file.relative, entry.difference(size), entry.rows))
+        return None
+    report.intact += 1
+    return entry.proved_now(modified)
+
+
+def _adopted(path: Path, file: ArchiveFile, report: ScrubReport) -> FileEntry | None:
+    """Read a file that nothing is recorded of, in full; whatever it holds is what it will be held against."""
+    try:
+        contents = FileContents.read(path)
+        with archive_errors(path), contents.parquet() as parquet:
+            if missing := {"id", "verbatim", "created_at"} - set(parquet.schema_arrow.names):
+                report.damaged.append(Flaw(file.relative, f"it has no column {', '.join(sorted(missing))}", None))
+                return None
+            for _ in contents.batches():
+                pass
+        entry = contents.entry(origin="adopted")
+    except ArchiveError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        what = "it can't be read as Parquet" if isinstance(error.__cause__, pa.ArrowException) else "it can't be read"
+        report.damaged.append(Flaw(file.relative, what, None))
+        return None
+    report.adopted.append(file.relative)
+    return entry
+
+
+def _record(archive: Archive, found: dict[str, FileEntry], report: ScrubReport, *, forget_missing: bool) -> None:
+    current: dict[str, FileEntry | None] = {}
+    for relative, entry in found.items():
+        known = archive.manifests.entry(relative)
+        # Another run may have rewritten the file, or removed it, while it was read.
+        if (archive.root / relative).exists() and (known is None or known.sha256 == entry.sha256):
+            current[relative] = entry
+    if forget_missing:
+        for flaw in archive.manifests.missing(list_files(archive.root)):
+            report.forgotten.append(flaw.file)
+            if (archive.root / flaw.file).suffix == ".parquet":
+                current[flaw.file] = None
+            else:
+                archive.manifests.forget_folder(flaw.file)
+    archive.manifests.update(current)
