@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.cold.archive import Archive, PublishedFile, count_rows, read_back
 from vidurai_pipeline.cold.files import free_bytes
+from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import NAMED, ArchiveError, PipelineError, plural, some_of
 from vidurai_pipeline.hot import backlog
@@ -119,6 +120,16 @@ def archive_readable(
         detail = (
             f"{len(broken)} of {plural(len(files), 'file')} can't be read: {names}. Restore them from a backup, or "
             "move them out of the archive"
+        )
+        return Finding("archive", "failed", detail), size
+    try:
+        flaws = archive.manifests.flaws(list_files(archive.root))
+    except PipelineError as error:
+        return Finding("archive", "failed", str(error)), size
+    if flaws:
+        names = some_of([f"{flaw.file}: {flaw.reason}" for flaw in flaws])
+        detail = (
+            f"{plural(len(flaws), 'file')} not as recorded: {names}. `vidurai-pipeline scrub` says what can be done"
         )
         return Finding("archive", "failed", detail), size
     if before is not None and rows < before.rows:

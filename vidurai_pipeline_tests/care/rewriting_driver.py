@@ -50,7 +50,7 @@ def rewrite(root: Path, *, without: int | None) -> None:
         archive.sweep()
         files = list_files(root)
         folder = files[0].relative.rpartition("/")[0]
-        leave_out = None if without is None else lambda table: pc.equal(table["id"], without)
+        leave_out = None if without is None else lambda table: pc.equal(table["id"], without)  # pyright: ignore[reportAttributeAccessIssue]
         rewrite_folder(archive, folder, files, rows_per_file=400, bytes_per_file=1 << 30, leave_out=leave_out)
 
 
