@@ -186,7 +186,9 @@ def test_a_wrong_query_is_the_users_fault(home: Path, sql: str) -> None:
 @pytest.mark.fast
 def test_search(home: Path) -> None:
     cli("flush")
-    found = loads(cli("search", "pytest", "passed", "--limit", "3", "--format", "json"))
+    asked = cli("search", "pytest", "passed", "--limit", "3", "--format", "json")
+    assert (asked.returncode, asked.stderr) == (0, "note: there are more matches than the 3 shown; --limit shows more\n")
+    found = json.loads(asked.stdout)
     assert len(found) == 3
     assert all("pytest" in row["content"].lower() or "pytest" in row["gist"].lower() for row in found)
     none = cli("search", "no-such-word-anywhere")

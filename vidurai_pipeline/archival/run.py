@@ -59,6 +59,8 @@ class Run:
         self._progress = progress
         #: Files found equal to the hot store, and the connection's data version when their comparison began.
         self._verified: dict[Path, int] = {}
+        #: How many memories there are to purge, for the progress.
+        self._to_purge = 0
         self._moment = datetime.now(UTC)
         self._batch = uuid.uuid4().hex
 
@@ -96,6 +98,7 @@ class Run:
         """
         # Without a write-ahead log, the second process's snapshot would hold up the purge's commits.
         apart = published.waiting >= self.rows_worth_a_process and self._has_log()
+        self._to_purge = published.waiting
         with self._leaving_the_rest(purge), self._staging(apart=apart) as staging:
             version = self._begin_file(staging, published, apart=apart)
             while mark := self._publish_file(staging, published, version):
@@ -189,9 +192,11 @@ class Run:
             HotStoreError: the hot store can't be read.
         """
         result = Verification()
-        for mark in self._marks():
+        marks = self._marks()
+        total = sum(mark.rows for mark in marks)
+        for mark in marks:
             path = self.archive.root / mark.file
-            self._progress("verifying", result.rows, 0)
+            self._progress("verifying", result.rows, total)
             result.files += 1
             result.rows += mark.rows
             with self.store.errors():
@@ -225,8 +230,10 @@ class Run:
             VerificationError: a file is not what was written; none of its memories was purged.
         """
         result = PurgeReport()
+        marks = self._marks()
+        self._to_purge = sum(mark.rows for mark in marks)
         with self._leaving_the_rest(result):
-            for mark in self._marks():
+            for mark in marks:
                 if not self.archive.is_void(mark):
                     self._purge_file(mark, self._read(mark), result)
         return result
@@ -268,7 +275,7 @@ class Run:
             with self.store.errors():
                 for copies in contents.batches():
                     self.purger.purge(copies, count, self._verified.get(path))
-                    self._progress("purging", result.purged + count.purged, 0)
+                    self._progress("purging", result.purged + count.purged, self._to_purge)
                 self.purger.finish(count, [] if certain else count.missing)
         finally:
             result.purged += count.purged
@@ -320,7 +327,9 @@ class Run:
         """Finish the work of a run that died: drop what was never published, purge what was."""
         self.archive.sweep()
         result = PurgeReport()
-        for mark in self._marks():
+        marks = self._marks()
+        self._to_purge = sum(mark.rows for mark in marks)
+        for mark in marks:
             path = self.archive.root / mark.file
             if self.archive.is_void(mark):
                 self.archive.pending.remove(mark)

@@ -88,7 +88,7 @@ def scrub(
     total, found = sum(file.size for file in due), dict[str, FileEntry]()
     for file in due:
         if progress is not None:
-            progress("proving", report.bytes, total)
+            progress("proving bytes", report.bytes, total)
         try:
             entry = _proved(archive, file, recorded[file], report)
         except FileNotFoundError:  # withdrawn since it was listed

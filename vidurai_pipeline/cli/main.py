@@ -33,6 +33,24 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class _Group(click.Group):
     """Shows the errors that users are meant to read as one line, and ends with the exit code that `--help` promises."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command; what click itself refuses is told in the same form as all other errors."""
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except click.UsageError as error:
+            if error.ctx is not None:
+                click.echo(error.ctx.get_usage(), err=True)
+                click.echo(f"Try '{error.ctx.command_path} --help' for help.\n", err=True)
+            click.echo(f"error: {error.format_message()}", err=True)
+            code = error.exit_code
+        except click.Abort:
+            click.echo("error: stopped", err=True)
+            code = 1
+        sys.exit(code or 0)
+
     def invoke(self, ctx: click.Context) -> None:
         output.open_standard_streams()
         try:
@@ -48,7 +66,9 @@ class _Group(click.Group):
             _complain(MORE_MEMORY)
         except KeyboardInterrupt:
             _end_with(1)
-            again = "; running it again goes on from there" if ctx.invoked_subcommand == "flush" else ""
+            again = (
+                "; running it again goes on from there" if ctx.invoked_subcommand in {"dream", "flush", "scrub"} else ""
+            )
             _complain(f"stopped by Ctrl-C{again}")
         except BrokenPipeError:  # the reader (head, less) has seen enough
             pass
@@ -138,6 +158,8 @@ def run(form: str) -> None:
     """Archive, verify, purge and learn: the nightly job, now.
 
     It runs through Dagster, which keeps its history for the UI.
+
+    For example: vidurai-pipeline run --format json
     """
     from vidurai_pipeline.cli.run import print_report, run_maintenance
 
@@ -156,6 +178,8 @@ def ui(port: int) -> None:
     """Open Dagster's UI.
 
     It shows the history of all runs. The nightly schedule is on for as long as it is open.
+
+    For example: vidurai-pipeline ui --port 3001
     """
     from vidurai_pipeline.cli.run import open_ui
 
@@ -167,6 +191,8 @@ def home() -> None:
     """Print where Dagster keeps its history.
 
     The folder is made ready, so that several services can start at the same time.
+
+    For example: export DAGSTER_HOME="$(vidurai-pipeline home)"
     """
     from vidurai_pipeline.cli.run import dagster_home, workspace_file
 
@@ -179,7 +205,10 @@ def home() -> None:
 @click.option("--dry-run", is_flag=True, help="Read and check every row, but write and delete nothing.")
 @_format_option("table", "json")
 def flush(dry_run: bool, form: str) -> None:
-    """Archive and purge, without Dagster and without learning."""
+    """Archive and purge, without Dagster and without learning.
+
+    For example: vidurai-pipeline flush --dry-run
+    """
     from vidurai_pipeline.archival.archiver import MemoryArchiver
 
     with output.ProgressLine() as progress:
@@ -204,6 +233,8 @@ def scrub(everything: bool, forget: bool, form: str) -> None:
     """Prove that archived files are still what was written.
 
     Reads files and compares their SHA-256 with the manifest. Exit code 1: a file is damaged or missing.
+
+    For example: vidurai-pipeline scrub --all
     """
     from vidurai_pipeline.care.scrub import scrub as run_scrub
     from vidurai_pipeline.cold.archive import Archive
@@ -252,6 +283,8 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
     """Learn from the archive what is worth keeping.
 
     Trains the Q-table on the archived memories with an outcome that it has not learned yet.
+
+    For example: vidurai-pipeline dream --rebuild
     """
     from vidurai_pipeline.cold.archive import Archive
     from vidurai_pipeline.cold.listing import list_settled
@@ -284,6 +317,8 @@ def policy(limit: int, pictures: Path | None, form: str) -> None:
     """Show what was learned.
 
     The best action in each state, a heat map, and the learning curve.
+
+    For example: vidurai-pipeline policy --limit 5
     """
     from vidurai_pipeline.cli.policy import print_policy, save_pictures
     from vidurai_pipeline.rl.summary import read_summary
@@ -301,7 +336,10 @@ def policy(limit: int, pictures: Path | None, form: str) -> None:
 @main.command()
 @_format_option("table", "json")
 def stats(form: str) -> None:
-    """Show the hot store, the archive and the Q-table at a glance."""
+    """Show the hot store, the archive and the Q-table at a glance.
+
+    For example: vidurai-pipeline stats --format json
+    """
     from vidurai_pipeline.cli.stats import overview, print_overview
 
     view = overview(load_settings())
@@ -397,6 +435,8 @@ def show(memory_id: int, skip_damaged: bool, timeout: float | None, form: str) -
     """Show one memory, whole, and where it is.
 
     It is looked up in both tiers. Of a memory with several versions, each is shown, the newest first.
+
+    For example: vidurai-pipeline show 1234
     """
     with _analyst(timeout, skip_damaged) as analyst:
         found = analyst.memory(memory_id)
@@ -415,7 +455,10 @@ def show(memory_id: int, skip_damaged: bool, timeout: float | None, form: str) -
 @main.command()
 @_format_option("table", "json")
 def doctor(form: str) -> None:
-    """Check settings, stores and files, and whether the tiers agree."""
+    """Check settings, stores and files, and whether the tiers agree.
+
+    For example: vidurai-pipeline doctor --format json
+    """
     from vidurai_pipeline.cli.doctor import examine
 
     findings = list(examine(load_settings()))
@@ -435,7 +478,10 @@ def doctor(form: str) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same memories.")
 @_format_option("table", "json")
 def demo(folder: Path, rows: int, seed: int, form: str) -> None:
-    """Make a sample hot store in FOLDER, for a machine without Vidurai."""
+    """Make a sample hot store in FOLDER, for a machine without Vidurai.
+
+    For example: vidurai-pipeline demo sample --rows 500
+    """
     from vidurai_pipeline.hot.sample_store import make_store
 
     with output.ProgressLine() as progress:

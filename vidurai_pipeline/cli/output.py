@@ -68,10 +68,10 @@ def close_standard_streams() -> None:
 
 
 class ProgressLine:
-    """Shows how far a long step is, on a terminal, once it has taken a second. Call it as a ``Progress``."""
+    """Shows how far a long step is, on a terminal, once it has taken a moment. Call it as a ``Progress``."""
 
     #: Seconds after which a step counts as long.
-    slow_seconds = 1.0
+    slow_seconds = 0.2
 
     def __init__(self) -> None:
         try:

@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.errors import plural
 from vidurai_pipeline.rl.learning_curve import thin
 from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, PolicySummary, bucket_in_words, heat_map
@@ -126,7 +127,7 @@ def save_pictures(summary: PolicySummary, folder: Path) -> list[Path]:
 
 def print_dream(report: DreamReport, table: Path) -> None:
     """Print what a dream did; what needs attention goes to stderr."""
-    learned = f"{report.episodes:,} experiences"
+    learned = plural(report.episodes, "experience")
     if report.episodes:
         learned += f" ({report.positive_rewards:,} good, {report.negative_rewards:,} bad)"
     facts = {
