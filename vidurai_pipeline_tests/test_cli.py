@@ -187,7 +187,8 @@ def test_a_wrong_query_is_the_users_fault(home: Path, sql: str) -> None:
 def test_search(home: Path) -> None:
     cli("flush")
     asked = cli("search", "pytest", "passed", "--limit", "3", "--format", "json")
-    assert (asked.returncode, asked.stderr) == (0, "note: there are more matches than the 3 shown; --limit shows more\n")
+    assert asked.returncode == 0
+    assert asked.stderr == "note: there are more matches than the 3 shown; --limit shows more\n"
     found = json.loads(asked.stdout)
     assert len(found) == 3
     assert all("pytest" in row["content"].lower() or "pytest" in row["gist"].lower() for row in found)
