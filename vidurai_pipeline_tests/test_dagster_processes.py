@@ -4,23 +4,20 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.errors import DagsterUserCodeUnreachableError
 
+from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.settings import Settings, load_settings
-from vidurai_pipeline_tests.support.dagster_runs import holding, status_of
+from vidurai_pipeline_tests.support.dagster_runs import leave_run, status_of
 from vidurai_pipeline_tests.support.processes import NOTHING_ON_ITS_OWN, dagster, running, successful_runs
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
@@ -87,97 +84,29 @@ def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_pat
     assert_one_tier(before, settings.db_path, settings.archive_path)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the runs' processes in /proc")
 def test_the_next_night_runs_whatever_state_the_last_was_killed_in(settings: Settings, tmp_path: Path) -> None:
-    """Live processes are killed; only the hour after which a run counts as dead is set back in the history."""
     home = tmp_path / "dagster"
     home.mkdir()
-    configuration = (ROOT / "dagster.yaml").read_text()
-    # So that several runs are alive at once: they wait for the archive's lock.
-    (home / "dagster.yaml").write_text(configuration.replace("default_limit: 1", "default_limit: 9"))
-    environment = {**os.environ, **NOTHING_ON_ITS_OWN, "DAGSTER_HOME": str(home), "VIDURAI_LOCK_TIMEOUT": "300"}
+    shutil.copy(ROOT / "dagster.yaml", home)
+    environment = {**os.environ, **NOTHING_ON_ITS_OWN, "DAGSTER_HOME": str(home)}
     before = hot_rows(settings.db_path)
-    killed: dict[str, str] = {}
-    with (
-        dg.DagsterInstance.from_config(str(home)) as instance,
-        holding(settings.archive_path),
-        running(DAEMON, environment, tmp_path / "daemon.log", ROOT) as daemon,
-    ):
-        creator = subprocess.Popen([sys.executable, "-c", CREATOR], env=environment, stdout=subprocess.PIPE, text=True)
-        assert creator.stdout
-        killed[creator.stdout.readline().strip()] = "NOT_STARTED"
-        creator.kill()
-        creator.communicate()
-        for state in ("STARTED", "CANCELING", "STARTING"):
-            alive = run_processes(daemon.pid)
-            dagster("job launch -j maintenance", environment, ROOT / "workspace.yaml", ROOT)
-            (run_id,) = {run.run_id for run in instance.get_runs()} - killed.keys()
-            (process,) = wait_for(lambda alive=alive: run_processes(daemon.pid) - alive)
-            if state != "STARTING":
-                wait_for(lambda run_id=run_id: status_of(instance, run_id).value == "STARTED")
-            os.kill(process, signal.SIGSTOP)
-            killed[run_id] = state
-        (canceled,) = (run_id for run_id, state in killed.items() if state == "CANCELING")
-        # It waits for the process to end, longer than this test does.
-        Thread(target=stop, args=(str(home), canceled), daemon=True).start()
-        wait_for(lambda: status_of(instance, canceled).value == "CANCELING")
-        assert {run_id: status_of(instance, run_id).value for run_id in killed} == killed
-        os.killpg(daemon.pid, signal.SIGKILL)
-
-    (home / "dagster.yaml").write_text(configuration)
-    with sqlite3.connect(home / "history/runs.db") as con:
-        con.execute("UPDATE runs SET update_timestamp = datetime('now', '-1 hour'), start_time = start_time - 3600")
-    con.close()
+    states = ["NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        # Without a daemon it is queued, and stays so.
-        dagster("job launch -j maintenance", environment, ROOT / "workspace.yaml", ROOT)
+        job = build_definitions(settings).resolve_job_def("maintenance")
+        left = [leave_run(instance, job, dg.DagsterRunStatus[state]) for state in states]
+        with sqlite3.connect(home / "history/runs.db") as con:
+            con.execute("UPDATE runs SET update_timestamp = datetime('now', '-1 hour'), start_time = start_time - 3600")
+        con.close()
         with running(DAEMON, environment, tmp_path / "daemon.log", ROOT):
-            wait_for(lambda: all(run.is_finished for run in instance.get_runs()))
-        ended = {killed.get(run.run_id, "the next night"): run.status.value for run in instance.get_runs()}
-    assert ended == {
-        "NOT_STARTED": "FAILURE",
-        "STARTING": "FAILURE",
-        "STARTED": "FAILURE",
-        "CANCELING": "CANCELED",
-        "the next night": "SUCCESS",
-    }
+            dagster("job launch -j maintenance", environment, ROOT / "workspace.yaml", ROOT)
+            deadline = time.monotonic() + 200
+            while time.monotonic() < deadline and not all(run.is_finished for run in instance.get_runs()):
+                time.sleep(0.5)
+        ended = [status_of(instance, run_id).value for run_id in left]
+        assert ended == ["FAILURE", "FAILURE", "FAILURE", "CANCELED"]
+        (night,) = [run for run in instance.get_runs() if run.run_id not in left]
+        assert night.is_success
     assert_one_tier(before, settings.db_path, settings.archive_path)
-
-
-CREATOR = """
-import time
-import dagster as dg
-from vidurai_pipeline.definitions import defs
-with dg.DagsterInstance.get() as instance:
-    print(instance.create_run_for_job(defs.resolve_job_def("maintenance")).run_id, flush=True)
-    time.sleep(60)
-"""
-
-
-def stop(home: str, run_id: str) -> None:
-    """Terminate a run, as the UI's button does."""
-    with suppress(DagsterUserCodeUnreachableError), dg.DagsterInstance.from_config(home) as instance:
-        instance.run_launcher.terminate(run_id)
-
-
-def run_processes(daemon: int) -> set[int]:
-    """The processes that execute runs, among those that a daemon started."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if os.getsid(int(folder.name)) == daemon and b"spawn_main" in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
-    return found
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 200) -> Any:
-    """What a condition gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not so within {seconds:g} s"
-        time.sleep(0.02)
-    return found
 
 
 def test_schedule_sensor_queue_and_command_line_at_once(

@@ -46,7 +46,8 @@ def test_its_examples_run(home: Path, monkeypatch: pytest.MonkeyPatch, name: str
     for command in commands("vidurai-pipeline"):
         if command[1] == name and name != "ui":  # which stays open; test_browser.py opens it
             done = cli(*command[1:])
-            assert (done.returncode, done.stderr) == (0, ""), command
+            assert done.returncode == 0, command
+            assert done.stderr == "" or done.stderr.startswith("note: there are more matches"), command
             assert done.stdout
 
 

@@ -123,7 +123,7 @@ def test_killed_before_every_call(archive: Archive, tmp_path: Path, leaves: bool
     id_ = pq.read_table(archive.root / list_files(archive.root)[0].relative)["id"][0].as_py() if leaves else "-"
     driver = [sys.executable, "-m", "vidurai_pipeline_tests.care.rewriting_driver"]
     done = subprocess.run(
-        [*driver, str(archive.root), str(tmp_path / "work"), str(id_), "6"],
+        [*driver, str(archive.root), str(tmp_path / "work"), str(id_), "12"],
         capture_output=True,
         text=True,
         check=True,
@@ -131,4 +131,4 @@ def test_killed_before_every_call(archive: Archive, tmp_path: Path, leaves: bool
     )
     result = json.loads(done.stdout)
     assert result["failures"] == [], done.stderr
-    assert result["deaths"] > 10
+    assert result["deaths"] > 5
