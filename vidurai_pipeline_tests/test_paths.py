@@ -21,6 +21,8 @@ COMMANDS = (
     ("stats",),
     ("query", "SELECT count(*) FROM history"),
     ("search", "error"),
+    ("scrub", "--all"),
+    ("scrub", "--forget"),
     ("doctor",),
     ("ui",),
     ("home",),

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from vidurai_pipeline.cold.archive import Archive, FileContents
 from vidurai_pipeline.cold.files import archive_errors
-from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import FileEntry, Flaw, digest_file
 from vidurai_pipeline.errors import ArchiveError
 
@@ -79,6 +79,7 @@ def scrub(
         ArchiveError: the archive can't be read.
         LockedError: another run did not finish in time.
     """
+    require_archive(archive.root)
     report = ScrubReport()
     listed = list_settled(archive.root)
     recorded = {file: archive.manifests.entry(file.relative) for file in listed}
@@ -98,7 +99,7 @@ def scrub(
         if entry is not None:
             found[file.relative] = entry
     if found or forget_missing:
-        with archive.lock("scrub", lock_timeout):
+        with archive.lock("scrub", lock_timeout, make=False):
             _record(archive, found, report, forget_missing=forget_missing)
     # Marks last: a file that is being purged is recorded before its mark goes.
     report.missing = archive.manifests.missing(list_files(archive.root))
