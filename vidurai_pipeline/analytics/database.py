@@ -134,8 +134,10 @@ class ArchiveDatabase:
                 self._connection = None
                 self.files = self._listed = files
                 flaws = self._manifests.flaws(files) if self._filter is None else ()
-                if flaws and not self.changed():
-                    raise ArchiveError(flaw_message(self.base, flaws), FLAW_ADVICE + ASK_ON)
+                if flaws:
+                    if last or not self.changed():
+                        raise ArchiveError(flaw_message(self.base, flaws), FLAW_ADVICE + ASK_ON)
+                    continue  # files were rewritten meanwhile: what was listed is not to be read
                 try:
                     connection = self._open(files)
                     if self.left_out and not last and self.changed():
