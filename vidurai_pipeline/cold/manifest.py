@@ -243,7 +243,6 @@ class Manifests:
             folder, _, name = relative.rpartition("/")
             folders.setdefault(folder, {})[name] = entry
         for folder, changed in folders.items():
-            self._announce(folder)
             manifest = Manifest.read(self.root / folder)
             for name, entry in changed.items():
                 if entry is None:
@@ -251,6 +250,8 @@ class Manifests:
                 else:
                     manifest.entries[name] = entry
             manifest.write()
+            # Afterwards: a folder that is announced and has no manifest is taken for one that lost its files.
+            self._announce(folder)
 
     def _announce(self, folder: str) -> None:
         """Note in the archive's own manifest that a folder has one."""

@@ -124,6 +124,7 @@ def check(before: dict, db: Path, archive: Path) -> None:
         pq.read_table(path)
     readable = set(hot_rows(db).values()) | set(cold_rows(archive))
     assert readable == set(before.values()), "a memory was lost, or came out changed"
+    assert Manifests(archive).flaws(list_files(archive)) == [], "a query would be refused"
     flush(db, archive)
     assert_one_tier(before, db, archive)
     con = sqlite3.connect(db)
