@@ -6,7 +6,7 @@ are exchanged in one step; see :mod:`vidurai_pipeline.cold.generation`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,7 +33,6 @@ class Rewriting:
         bytes_after: size of the new ones.
         rows: rows in the new files.
         left_out: rows that left the archive.
-        new_files: names of the new files.
     """
 
     folder: str
@@ -43,7 +42,6 @@ class Rewriting:
     bytes_after: int = 0
     rows: int = 0
     left_out: int = 0
-    new_files: list[str] = field(default_factory=list)
 
 
 def rewrite_folder(
@@ -150,4 +148,3 @@ def _write(
     done.files_after += 1
     done.bytes_after += entry.bytes
     done.rows += entry.rows
-    done.new_files.append(path.name)

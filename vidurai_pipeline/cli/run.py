@@ -224,12 +224,9 @@ def _require_free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             reason = f"port {port} can't be used: {os.strerror(error.errno or 0)}"
-            hint = f"close the program that uses it, or choose another: `vidurai-pipeline ui --port {_another(port)}`"
+            another = port + 1 if port < 65_535 else 3000
+            hint = f"close the program that uses it, or choose another: `vidurai-pipeline ui --port {another}`"
             raise ConfigError(reason, hint) from None
-
-
-def _another(port: int) -> int:
-    return port + 1 if port < 65_535 else 3000
 
 
 def run_maintenance(settings: Settings) -> RunReport:

@@ -174,7 +174,9 @@ def _clear(work: Path, root: Path, key: str) -> None:
         for name in sorted(names, key=lambda name: name == MANIFEST):
             ours = name == MANIFEST or name in recorded or f"_{key}_" in name or name.endswith(".part")
             if not ours and not _same(here / name, live / name):
-                _bring_back(here / name, live / name)
+                # Fails where the name is taken by another file; then the work folder stays, for a person to look at.
+                os.link(here / name, live / name, follow_symlinks=False)
+                sync_folder(live)
             (here / name).unlink()
         here.rmdir()
     sync_folder(work.parent)
@@ -184,9 +186,3 @@ def _same(one: Path, other: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(one.lstat(), other.lstat())
     return False
-
-
-def _bring_back(path: Path, live: Path) -> None:
-    # Fails where the name is taken by another file; then the work folder stays, for a person to look at.
-    os.link(path, live, follow_symlinks=False)
-    sync_folder(live.parent)
