@@ -12,7 +12,7 @@ import pytest
 
 from vidurai_pipeline.cli.main import main
 from vidurai_pipeline.hot.sample_store import make_store
-from vidurai_pipeline.settings import Settings
+from vidurai_pipeline.settings import Settings, unknown_variables
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.stores import flush
 
@@ -169,6 +169,18 @@ def test_make_run_never_takes_an_unnamed_store(tmp_path: Path) -> None:
     )
     assert f"VIDURAI_HOME := {ROOT}/sample" in done.stdout
     assert str(tmp_path / ".vidurai") not in done.stdout
+
+
+def test_make_sets_no_variable_that_the_pipeline_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIDURAI_", "MAKE"))}
+    make = ["make", "--eval", "printed: ; @env", "printed"]
+    printed = subprocess.run(make, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    given = dict(line.split("=", 1) for line in printed.splitlines() if line.startswith("VIDURAI_"))
+    assert given == {"VIDURAI_HOME": f"{ROOT}/sample"}
+    for name in [name for name in os.environ if name.startswith("VIDURAI_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VIDURAI_HOME", given["VIDURAI_HOME"])
+    assert unknown_variables() == []
 
 
 def test_python_examples(home: Path) -> None:
