@@ -56,12 +56,15 @@ class Generation:
         live: the folder as readers see it.
         folder: the work folder, where the next contents are put.
         entries: what the new manifest records.
+        replaced: the files that were ever left out, for the mirror.
     """
 
     def __init__(self, live: Path, folder: Path, key: str) -> None:
         self.live = live
         self.folder = folder
-        self.entries = dict(Manifest.read(live).entries)
+        before = Manifest.read(live)
+        self.entries = before.entries
+        self.replaced = before.replaced
         self.generation = 1 + max((entry.generation for entry in self.entries.values()), default=0)
         self._key = key
         self._made = 0
@@ -80,7 +83,8 @@ class Generation:
     def leave_out(self, name: str) -> None:
         """Let a file of the folder go."""
         self._gone.add(name)
-        self.entries.pop(name, None)
+        if entry := self.entries.pop(name, None):
+            self.replaced[name] = entry.sha256
 
     def commit(self) -> None:
         """Put the next contents in the folder's place; all files that were not left out stay.
@@ -94,7 +98,7 @@ class Generation:
                     if entry.is_dir(follow_symlinks=False):
                         raise ArchiveError(f"{entry.path} is a folder within a month of the archive: move it away")
                     os.link(entry.path, self.folder / entry.name, follow_symlinks=False)
-            Manifest(self.folder, self.entries).write()
+            Manifest(self.folder, self.entries, replaced=self.replaced).write()
             shutil.copymode(self.live, self.folder)
             sync_folder(self.folder)
             try:

@@ -102,12 +102,15 @@ class Manifest:
         folder: the folder.
         entries: what is recorded, by file name.
         folders: of the archive's own folder: the folders below it that have a manifest, as relative paths.
+        replaced: files whose rows were written anew, or left the archive on purpose: the SHA-256 by file name. Only
+            these may go from a mirror.
         damaged: why the manifest can't be relied on; None if it is well, or not there yet.
     """
 
     folder: Path
     entries: dict[str, FileEntry] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
+    replaced: dict[str, str] = field(default_factory=dict)
     damaged: str | None = None
 
     @classmethod
@@ -129,10 +132,11 @@ class Manifest:
             content = json.loads(text)
             if content["format"] > FORMAT:
                 raise ArchiveError(f"{path} was written by a later version of vidurai-pipeline", hint="update this one")
-            if content["sha256"] != _digest(content["files"], content["folders"]):
+            replaced = content.get("replaced", {})
+            if content["sha256"] != _digest(content["files"], content["folders"], replaced):
                 return cls(folder, damaged="it was altered: its own digest is another")
             entries = {name: FileEntry.from_json(values) for name, values in content["files"].items()}
-            return cls(folder, entries, set(content["folders"]))
+            return cls(folder, entries, set(content["folders"]), replaced)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return cls(folder, damaged="it can't be read: it is not a manifest")
 
@@ -144,7 +148,8 @@ class Manifest:
         """
         files = {name: asdict(entry) for name, entry in sorted(self.entries.items())}
         folders = sorted(self.folders)
-        content = {"format": FORMAT, "files": files, "folders": folders, "sha256": _digest(files, folders)}
+        content = {"format": FORMAT, "files": files, "folders": folders, "replaced": self.replaced}
+        content["sha256"] = _digest(files, folders, self.replaced)
         path = self.folder / NAME
         with archive_errors(path):
             if self.damaged:
@@ -153,8 +158,10 @@ class Manifest:
             durable_write(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _digest(files: dict[str, Any], folders: list[str]) -> str:
-    return hashlib.sha256(json.dumps([files, folders], sort_keys=True).encode()).hexdigest()
+def _digest(files: dict[str, Any], folders: list[str], replaced: dict[str, str]) -> str:
+    # A manifest without replaced files has the digest that it had before there were any.
+    content = [files, folders, *([replaced] if replaced else [])]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def digest_file(path: Path) -> tuple[str, int, int]:
