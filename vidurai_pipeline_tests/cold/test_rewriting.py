@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.care.rewriting import rewrite_folder
+from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.cold import generation
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.errors import ArchiveError, VerificationError
-from vidurai_pipeline_tests.care import rewriting_driver
+from vidurai_pipeline_tests.cold import rewriting_driver
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.stores import change
 
@@ -121,7 +121,7 @@ def test_rows_leave(archive: Archive) -> None:
 @pytest.mark.parametrize("leaves", [False, True])
 def test_killed_before_every_call(archive: Archive, tmp_path: Path, leaves: bool) -> None:
     id_ = pq.read_table(archive.root / list_files(archive.root)[0].relative)["id"][0].as_py() if leaves else "-"
-    driver = [sys.executable, "-m", "vidurai_pipeline_tests.care.rewriting_driver"]
+    driver = [sys.executable, "-m", "vidurai_pipeline_tests.cold.rewriting_driver"]
     done = subprocess.run(
         [*driver, str(archive.root), str(tmp_path / "work"), str(id_), "12"],
         capture_output=True,

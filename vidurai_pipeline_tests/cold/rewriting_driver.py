@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.care.rewriting import rewrite_folder
+from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 
