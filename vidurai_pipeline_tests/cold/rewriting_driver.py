@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
+from vidurai_pipeline.cold.rewriting import rewrite_folder
 
 CALLS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.scandir", "ctypes.dlsym"}
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.cold import generation
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
+from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 from vidurai_pipeline_tests.cold import rewriting_driver
 from vidurai_pipeline_tests.support.archives import memory, write_file
