@@ -23,12 +23,7 @@ from vidurai_pipeline.defs.automation import (
     health_job,
     maintenance,
 )
-from vidurai_pipeline.defs.checks import (
-    HEALTH_CHECKS,
-    archive_equals_hot_store,
-    q_table_is_not_worse,
-    q_table_is_well_formed,
-)
+from vidurai_pipeline.defs.checks import HEALTH_CHECKS, archive_equals_hot_store
 from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.resources import build_resources
 from vidurai_pipeline.defs.run_retention import prune_history
@@ -65,7 +60,7 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
             ),
             vidurai_agent,
         ],
-        asset_checks=[archive_equals_hot_store, q_table_is_well_formed, q_table_is_not_worse, *HEALTH_CHECKS],
+        asset_checks=[archive_equals_hot_store, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, health_job, prune_history],
         schedules=build_schedules(settings),
         sensors=[

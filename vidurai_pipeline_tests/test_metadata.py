@@ -41,7 +41,7 @@ def test_assets_write_each_label_that_is_read_and_no_two_are_alike(
     made = materialized(execute(settings, instance))
     written = {label for values in made.values() for label in values}
     read = labels_read() - NOT_BY_ASSETS
-    assert {"ROW_COUNT", "KEPT", "REJECTED", "MEMORIES_PURGED", "GATE"} <= read
+    assert {"ROW_COUNT", "KEPT", "REJECTED", "MEMORIES_PURGED"} <= read
     assert {LABELS[name] for name in read} <= written
     assert len(set(LABELS.values())) == len(LABELS)
     never = {LABELS[name] for name in LABELS.keys() - NOT_BY_ASSETS} - written

@@ -18,6 +18,8 @@ from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.resources import Dreams, Tiers, readable_failures
 from vidurai_pipeline.health import archive_readable, plural
 from vidurai_pipeline.hot.salvage import Rejected
+from vidurai_pipeline.rl.evaluation import Verdict
+from vidurai_pipeline.rl.summary import PolicySummary
 
 GROUP = "memory_lifecycle"
 OWNERS = ["team:memory"]
@@ -25,6 +27,8 @@ OWNERS = ["team:memory"]
 POOL = "vidurai_archive"
 NEEDS_NOBODY = "no_file_needs_a_person"
 NONE_REJECTED = "no_memory_is_rejected"
+WELL_FORMED = "q_table_is_well_formed"
+NOT_WORSE = "q_table_is_not_worse"
 
 vidurai_store = dg.AssetSpec(
     "vidurai_store",
@@ -166,7 +170,28 @@ purged_rows = dg.AssetsDefinition.from_op(
 ).map_asset_specs(lambda spec: spec.replace_attributes(owners=OWNERS, kinds={"sqlite"}))
 
 
-@dg.asset(deps=[purged_rows], kinds={"python", "json"}, group_name=GROUP, owners=OWNERS, pool=POOL)
+@dg.asset(
+    deps=[purged_rows],
+    kinds={"python", "json"},
+    group_name=GROUP,
+    owners=OWNERS,
+    pool=POOL,
+    check_specs=[
+        dg.AssetCheckSpec(
+            WELL_FORMED,
+            asset="q_table",
+            description="Fails when a value is not finite or not possible, an action is unknown, or a state can't be "
+            "read. It looks at the table in use and at a new one, which does not replace the one in use if it fails.",
+        ),
+        dg.AssetCheckSpec(
+            NOT_WORSE,
+            asset="q_table",
+            description="Fails when the new table predicts held-out experiences worse than the table in use. The new "
+            "table is then kept as a candidate, the table in use stays, and the next dream learns the same experiences "
+            "again. `docs/learning.md` explains the method and its limits.",
+        ),
+    ],
+)
 def q_table(
     context: dg.AssetExecutionContext,
     dream: dg.ResourceParam[Dreams],
@@ -197,7 +222,48 @@ def q_table(
     context.log.info(
         f"{plural(report.episodes, 'experience')} learned; the table knows {plural(len(policy.states), 'state')}"
     )
-    return dg.MaterializeResult(metadata=metadata.of_dream(report, policy, time.monotonic() - began))
+    return dg.MaterializeResult(
+        metadata=metadata.of_dream(report, policy, time.monotonic() - began),
+        check_results=[_well_formed(policy, report.gate), _not_worse(report.gate)],
+    )
+
+
+def _well_formed(policy: PolicySummary, gate: Verdict | None) -> dg.AssetCheckResult:
+    faults = policy.faults or (gate.faults if gate else [])
+    values = sum(len(one.values) for one in policy.states)
+    return dg.AssetCheckResult(
+        check_name=WELL_FORMED,
+        passed=not faults,
+        description=faults[0]
+        if faults
+        else f"{plural(values, 'value')} in {plural(len(policy.states), 'state')} are well-formed",
+        metadata={
+            "values": values,
+            "bound (points)": round(policy.bound, 2),
+            "taught by another program only": policy.inherited,
+            "what is wrong": metadata.bullets(faults),
+        },
+    )
+
+
+def _not_worse(gate: Verdict | None) -> dg.AssetCheckResult:
+    if gate is None:
+        return dg.AssetCheckResult(
+            check_name=NOT_WORSE, passed=True, description="no new table: there was nothing to learn"
+        )
+    numbers = {
+        "held-out experiences": gate.held_out,
+        "error of the table in use (points)": gate.old_error,
+        "error of the new table (points)": gate.new_error,
+        "margin (points squared)": gate.margin,
+    }
+    return dg.AssetCheckResult(
+        check_name=NOT_WORSE,
+        passed=gate.not_worse is not False,
+        severity=dg.AssetCheckSeverity.ERROR if gate.enforced else dg.AssetCheckSeverity.WARN,
+        description=gate.reason,
+        metadata={name: round(value, 2) for name, value in numbers.items() if value is not None},
+    )
 
 
 vidurai_agent = dg.AssetSpec(

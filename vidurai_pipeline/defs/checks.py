@@ -1,4 +1,4 @@
-"""Asset checks: the one that stands before the purge, the Q-table's gate, and those of the tiers' health."""
+"""Asset checks: the one before the purge, and those of the tiers' health. Those of `q_table` are its own."""
 
 import time
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import dagster as dg
 from vidurai_pipeline import health
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.defs.assets import POOL, archived_rows, parquet_archive, purged_rows, q_table
+from vidurai_pipeline.defs.assets import POOL, archived_rows, parquet_archive, purged_rows
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.defs.runs import stuck_runs
 
@@ -34,63 +34,6 @@ def archive_equals_hot_store(archiver: dg.ResourceParam[MemoryArchiver]) -> dg.A
     else:
         description = f"Nothing is purged: {len(found.problems)} of {health.plural(found.files, 'file')} not as written"
     return dg.AssetCheckResult(passed=found.passed, description=description, metadata=metadata.of_verification(found))
-
-
-@dg.asset_check(asset=q_table, pool=POOL)
-def q_table_is_well_formed(
-    context: dg.AssetCheckExecutionContext, tiers: dg.ResourceParam[Tiers]
-) -> dg.AssetCheckResult:
-    """Whether every value is finite and possible, every action known, and every state readable.
-
-    It looks at the table in use, and at the one that the last dream learned. If that one fails, it is kept beside the
-    table in use as a candidate, and the table in use was not changed.
-    """
-    with readable_failures():
-        found = tiers.policy()
-    values = sum(len(one.values) for one in found.states)
-    faults = found.faults or list(_last_verdict(context).get("faults", ()))
-    return dg.AssetCheckResult(
-        passed=not faults,
-        description=faults[0] if faults else f"{values:,} values in {len(found.states):,} states are well-formed",
-        metadata={
-            "states": len(found.states),
-            "values": values,
-            "bound (points)": round(found.bound, 2),
-            "taught by another program only": found.inherited,
-            "what is wrong": metadata.bullets(faults),
-        },
-    )
-
-
-@dg.asset_check(asset=q_table, pool=POOL)
-def q_table_is_not_worse(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Whether the new table predicts held-out experiences about as well as the table in use, or better.
-
-    While it fails, the new table is kept as a candidate, the table in use stays, and the next dream learns the same
-    experiences again. See docs/learning.md for the method and its limits.
-    """
-    verdict = _last_verdict(context)
-    if not verdict:
-        return dg.AssetCheckResult(passed=True, description="no new table: there was nothing to learn")
-    numbers = {
-        "held-out experiences": verdict["held_out"],
-        "error of the table in use (points)": verdict["old_error"],
-        "error of the new table (points)": verdict["new_error"],
-        "margin (points squared)": verdict["margin"],
-    }
-    return dg.AssetCheckResult(
-        passed=verdict["not_worse"] is not False,
-        severity=dg.AssetCheckSeverity.ERROR if verdict["enforced"] else dg.AssetCheckSeverity.WARN,
-        description=verdict["reason"],
-        metadata={name: round(value, 2) for name, value in numbers.items() if value is not None},
-    )
-
-
-def _last_verdict(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
-    """What the gate said in the last dream that Dagster ran; nothing if it had no new table."""
-    event = context.instance.get_latest_materialization_event(q_table.key)
-    made = event.asset_materialization if event is not None else None
-    return metadata.document(made.metadata, metadata.GATE) if made is not None else {}
 
 
 # The checks below hold no lock and wait for no run: they never stand in the purge's way. The job `health` makes them.

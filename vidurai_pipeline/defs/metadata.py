@@ -97,8 +97,6 @@ EPISODES = Label("episodes")
 EPSILON = Label("epsilon")
 SKIPPED = Label("skipped")
 HELD_BACK = Label("held back")
-#: The verdict on the new table, as JSON; empty if there was none.
-GATE = Label("gate")
 POLICY = Label("policy")
 HEAT_MAP = Label("heat map")
 LEARNING_CURVE = Label("learning curve")
@@ -133,12 +131,6 @@ def numbers(metadata: Mapping[str, dg.MetadataValue]) -> dict[Label, float]:
         for name, value in metadata.items()
         if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue) and value.value is not None
     }
-
-
-def document(metadata: Mapping[str, dg.MetadataValue], label: Label) -> dict[str, Any]:
-    """A JSON object among an asset's metadata; empty if it isn't there."""
-    value = metadata.get(label)
-    return value.value if isinstance(value, dg.JsonMetadataValue) and isinstance(value.value, dict) else {}
 
 
 def lines(metadata: Mapping[str, dg.MetadataValue], label: Label) -> list[str]:
@@ -288,7 +280,6 @@ def of_dream(report: DreamReport, policy: PolicySummary, seconds: float) -> dict
         EPSILON: None if report.epsilon is None else round(report.epsilon, 4),
         SKIPPED: sum(report.skipped.values()),
         HELD_BACK: report.held_back,
-        GATE: dg.MetadataValue.json(report.gate.to_dict() if report.gate else {}),
         POLICY: _table(
             [
                 {
