@@ -46,6 +46,85 @@ class Past:
 
 
 @dataclass(frozen=True)
+class Situation:
+    """How things stand; times are in seconds since 1970.
+
+    Attributes:
+        counted: what waits.
+        past: what the runs before tell.
+        now: the time.
+        written: when the store was last written to.
+        wanted_since: since when a run has been wanted without a pause, if it has.
+        store_free: bytes free on the hot store's disk.
+        archive_free: bytes free on the archive's.
+    """
+
+    counted: BacklogCount
+    past: Past
+    now: float
+    written: float
+    wanted_since: float | None
+    store_free: int
+    archive_free: int
+
+    @property
+    def fresh(self) -> int:
+        """Memories that wait and that the last run has not tried in vain."""
+        return max(0, self.counted.waiting - self.past.left)
+
+    @property
+    def grown(self) -> int:
+        """By how many bytes the hot store has grown since the last run."""
+        return self.counted.used_bytes - (self.past.used_bytes or 0)
+
+    def reasons(self, thresholds: Thresholds) -> list[str]:
+        """Which thresholds are passed, in words."""
+        reasons = []
+        if thresholds.rows and self.fresh >= thresholds.rows:
+            reasons.append(f"{self.fresh:,} memories wait (a run starts at {thresholds.rows:,})")
+        if self.fresh < WORTH_A_RUN:
+            return reasons
+        if thresholds.bytes and self.grown >= thresholds.bytes:
+            reasons.append(f"the hot store has grown by {_mb(self.grown)} (a run starts at {_mb(thresholds.bytes)})")
+        if thresholds.free_disk and self.store_free < thresholds.free_disk:
+            limit = _mb(thresholds.free_disk)
+            reasons.append(f"only {_mb(self.store_free)} are free on its disk (a run starts below {limit})")
+        return reasons
+
+    def no_need(self, thresholds: Thresholds) -> str:
+        """How far each figure is from its threshold, in words."""
+        waiting = f"{self.fresh:,} of {thresholds.rows:,} memories" if thresholds.rows else f"{self.fresh:,} memories"
+        left = f", and {self.past.left:,} that the last run could not move" if self.past.left else ""
+        growth = _mb(max(0, self.grown)) + (f" of {_mb(thresholds.bytes)}" if thresholds.bytes else "")
+        limit = f" (a run starts below {_mb(thresholds.free_disk)})" if thresholds.free_disk else ""
+        return (
+            f"no need: {waiting} wait{left}; the hot store has grown by {growth}; free on its disk: "
+            f"{_mb(self.store_free)}{limit}"
+        )
+
+    def obstacle(self, quiet: float) -> str | None:
+        """What stands in the way of a run, in words.
+
+        Args:
+            quiet: seconds without a write to the store for which a run waits.
+        """
+        if self.archive_free < (needed := bytes_needed(self.counted)):
+            return f"But the archive's disk has {_mb(self.archive_free)} free and may need {_mb(needed)}: free some"
+        if failures := self.past.failures:
+            delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (failures - 1))
+            if (wait := self.past.ended + delay - self.now) > 0:
+                runs = "the last run" if failures == 1 else f"the last {failures} runs"
+                return f"But {runs} failed or was stopped: waits for another {_minutes(wait)}"
+        patience = PATIENCE_SECONDS - (self.now - (self.wanted_since or self.now))
+        if 0 <= (since := self.now - self.written) < quiet and patience > 0:
+            return (
+                f"But the store was written to {since:.0f} s ago: waits for {quiet:g} s without a write, "
+                f"at most for another {_minutes(patience)}"
+            )
+        return None
+
+
+@dataclass(frozen=True)
 class Decision:
     """Whether to start a run now, and why, in words.
 
@@ -60,77 +139,14 @@ class Decision:
     why: str
 
 
-def decide(
-    counted: BacklogCount,
-    thresholds: Thresholds,
-    past: Past,
-    *,
-    now: float,
-    written: float,
-    wanted_since: float | None,
-    store_free: int,
-    archive_free: int,
-) -> Decision:
-    """Decide whether to start a run.
-
-    Args:
-        counted: what waits.
-        thresholds: when a run starts early.
-        past: what the runs before tell.
-        now: the time, in seconds since 1970, as are the next two.
-        written: when the store was last written to.
-        wanted_since: since when a run has been wanted without a pause, if it has.
-        store_free: bytes free on the hot store's disk.
-        archive_free: bytes free on the archive's.
-    """
-    fresh = max(0, counted.waiting - past.left)
-    grown = counted.used_bytes - past.used_bytes if past.used_bytes is not None else counted.used_bytes
-    reasons = []
-    if thresholds.rows and fresh >= thresholds.rows:
-        reasons.append(f"{fresh:,} memories wait (a run starts at {thresholds.rows:,})")
-    if thresholds.bytes and fresh >= WORTH_A_RUN and grown >= thresholds.bytes:
-        reasons.append(f"the hot store has grown by {_mb(grown)} (a run starts at {_mb(thresholds.bytes)})")
-    if thresholds.free_disk and fresh >= WORTH_A_RUN and store_free < thresholds.free_disk:
-        reasons.append(f"only {_mb(store_free)} are free on its disk (a run starts below {_mb(thresholds.free_disk)})")
-    if not reasons:
-        waiting = f"{fresh:,} of {thresholds.rows:,} memories" if thresholds.rows else f"{fresh:,} memories"
-        left = f", and {past.left:,} that the last run could not move" if past.left else ""
-        growth = _mb(max(0, grown)) + (f" of {_mb(thresholds.bytes)}" if thresholds.bytes else "")
-        room = _mb(store_free) + (f" (a run starts below {_mb(thresholds.free_disk)})" if thresholds.free_disk else "")
-        why = f"no need: {waiting} wait{left}; the hot store has grown by {growth}; free on its disk: {room}"
-        return Decision(start=False, wanted=False, why=why)
-    why = "; ".join(reasons)
-    if obstacle := _obstacle(
-        counted, thresholds, past, now=now, written=written, wanted_since=wanted_since, archive_free=archive_free
-    ):
+def decide(situation: Situation, thresholds: Thresholds) -> Decision:
+    """Decide whether to start a run."""
+    why = "; ".join(situation.reasons(thresholds))
+    if not why:
+        return Decision(start=False, wanted=False, why=situation.no_need(thresholds))
+    if obstacle := situation.obstacle(thresholds.quiet):
         return Decision(start=False, wanted=True, why=f"{why}. {obstacle}")
     return Decision(start=True, wanted=True, why=why)
-
-
-def _obstacle(
-    counted: BacklogCount,
-    thresholds: Thresholds,
-    past: Past,
-    *,
-    now: float,
-    written: float,
-    wanted_since: float | None,
-    archive_free: int,
-) -> str | None:
-    if archive_free < (needed := bytes_needed(counted)):
-        return f"But the archive's disk has {_mb(archive_free)} free and may need {_mb(needed)}: free some"
-    if past.failures:
-        delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (past.failures - 1))
-        if (wait := past.ended + delay - now) > 0:
-            runs = "the last run" if past.failures == 1 else f"the last {past.failures} runs"
-            return f"But {runs} failed or was stopped: waits for another {_minutes(wait)}"
-    quiet, patience = now - written, PATIENCE_SECONDS - (now - (wanted_since or now))
-    if 0 <= quiet < thresholds.quiet and patience > 0:
-        return (
-            f"But the store was written to {quiet:.0f} s ago: waits for {thresholds.quiet:g} s without a write, "
-            f"at most for another {_minutes(patience)}"
-        )
-    return None
 
 
 def _mb(size: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from vidurai_pipeline.archival.early_run import Past, Thresholds, decide
+from vidurai_pipeline.archival.early_run import Past, Situation, Thresholds, decide
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.defs import metadata
@@ -49,9 +49,8 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
         try:
             past, latest = _past(instance)
             counted = _count(store, memo.get("count"), now, past.ended)
-            decision = decide(
+            situation = Situation(
                 counted,
-                thresholds,
                 past,
                 now=now,
                 written=backlog.last_write(store.path),
@@ -59,6 +58,7 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
                 store_free=free_bytes(store.path.parent),
                 archive_free=free_bytes(archive.root),
             )
+            decision = decide(situation, thresholds)
             since = memo.get("wanted_since", now) if decision.wanted and not decision.start else None
             context.update_cursor(json.dumps({"count": asdict(counted)} | ({"wanted_since": since} if since else {})))
             if not decision.start:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vidurai_pipeline.archival.early_run import Past, Thresholds, decide
+from vidurai_pipeline.archival.early_run import Past, Situation, Thresholds, decide
 from vidurai_pipeline.hot.backlog import BacklogCount
 
 NOW = 1_800_000_000.0
@@ -25,7 +25,7 @@ def decision(found: BacklogCount, thresholds: Thresholds = THRESHOLDS, past: Pas
     given: dict[str, Any] = {
         "now": NOW, "written": NOW - 3_600, "wanted_since": None, "store_free": PLENTY, "archive_free": PLENTY, **others
     }  # fmt: skip
-    return decide(found, thresholds, past or Past(), **given)
+    return decide(Situation(found, past or Past(), **given), thresholds)
 
 
 @pytest.mark.parametrize(
