@@ -19,7 +19,14 @@ from vidurai_pipeline.errors import LogHeldError
 from vidurai_pipeline.hot.comparison import compare
 from vidurai_pipeline.hot.schema import StoreSchema
 from vidurai_pipeline.hot.search_index import SearchIndex
-from vidurai_pipeline.hot.sql import busy_timeout, data_version, is_row_error, json_ids, quote_identifier
+from vidurai_pipeline.hot.sql import (
+    WriteTransaction,
+    busy_timeout,
+    data_version,
+    is_row_error,
+    json_ids,
+    quote_identifier,
+)
 
 #: What one transaction aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.025
@@ -79,7 +86,6 @@ class Purger:
         self._schema_version = self._stored_schema_version()
         self._schema = read_schema(con)
         self._weight = self.first_weight
-        self._pause = 0.0
         self._transactions = 0
         self.log_bytes = 0
         self._page_size = con.execute("PRAGMA page_size").fetchone()[0]
@@ -150,32 +156,35 @@ class Purger:
 
     def _delete_portion(self, copies: pa.RecordBatch, version: int, count: PurgeCount, *, grow: bool = True) -> bool:
         """Delete one portion in one transaction; returns whether it could: if not, nothing of it was deleted."""
-        self._con.execute("BEGIN IMMEDIATE")
-        began = time.monotonic()
         changed = deleted = False
         found = PurgeCount()
+        ids: list[int] = []
+        transaction = WriteTransaction(self._con)
         try:
-            if changed := data_version(self._con) != version:
-                self._refresh_schema()
-                copies = self._equal(copies, found)
-            ids = copies.column("id").to_pylist()
-            if deleted := self._delete(ids):
-                self._con.execute("COMMIT")
-                count.kept |= found.kept
-                count.missing += found.missing
-                count.purged += len(ids)
-                self._purged += ids
+            with transaction:
+                if changed := data_version(self._con) != version:
+                    self._refresh_schema()
+                    copies = self._equal(copies, found)
+                ids = copies.column("id").to_pylist()
+                deleted = self._delete(ids)
+                if not deleted:
+                    transaction.undo()
         except sqlite3.Error as error:
             if not is_row_error(error):
                 raise
             deleted = False
-        finally:
-            if self._con.in_transaction:
-                self._con.execute("ROLLBACK")
-        held = time.monotonic() - began
-        count.longest_hold = max(count.longest_hold, held)
-        self._adapt(held, changed=changed, grow=grow and deleted)
-        time.sleep(self._pause)
+        if deleted:
+            count.kept |= found.kept
+            count.missing += found.missing
+            count.purged += len(ids)
+            self._purged += ids
+        count.longest_hold = max(count.longest_hold, transaction.seconds)
+        # What failed early took no time, which says nothing.
+        self._weight = transaction.next_size(
+            self._weight, most=self.most_weight, target=TARGET_SECONDS, grow=grow and deleted
+        )
+        # A waiting writer polls: it finds the lock free as often as we leave it free.
+        time.sleep(transaction.seconds if changed else 0.001)
         self._transactions += 1
         if self._transactions % _TRANSACTIONS_PER_CHECKPOINT == 0:
             self.checkpoint()
@@ -223,21 +232,14 @@ class Purger:
 
         None if the index was made anew since its scan: nothing was deleted then.
         """
-        self._con.execute("BEGIN IMMEDIATE")
-        began = time.monotonic()
-        try:
+        with WriteTransaction(self._con) as transaction:
             if self._refresh_schema():
                 return None
             # An id can have been given to another memory.
             again = {id_ for (id_,) in self._con.execute(_STILL_THERE, (json_ids(ids),))}
             self._index.delete([row for row in self._index.rows(ids) if row[0] not in again])
-            self._con.execute("COMMIT")
-        finally:
-            if self._con.in_transaction:
-                self._con.execute("ROLLBACK")
-        held = time.monotonic() - began
-        time.sleep(held)
-        return held
+        time.sleep(transaction.seconds)
+        return transaction.seconds
 
     def checkpoint(self) -> None:
         """Move the write-ahead log's pages into the store, between transactions, as far as its readers let us.
@@ -268,14 +270,6 @@ class Purger:
                     )
                 time.sleep(0.05)
         self.log_bytes = 0
-
-    def _adapt(self, held: float, *, changed: bool, grow: bool) -> None:
-        """Size the next transaction by how long this one took, and leave the lock alone while others want it."""
-        ratio = TARGET_SECONDS / max(held, 1e-4)
-        # What failed early took no time, which says nothing.
-        self._weight = min(self.most_weight, max(1.0, self._weight * min(1.5 if grow else 1.0, max(0.25, ratio))))
-        # A waiting writer polls: it finds the lock free as often as we leave it free.
-        self._pause = held if changed else 0.001
 
 
 def _only(copies: pa.RecordBatch, ids: list[int]) -> pa.RecordBatch:

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 # What a row, or the store's own rules for it, can cause.
 _ROW_CODES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
@@ -21,6 +23,40 @@ def quote_identifier(name: str) -> str:
 def json_ids(ids: Iterable[int]) -> str:
     """The ids as a JSON array: one bound parameter for ``json_each``, however many they are."""
     return json.dumps(list(ids))
+
+
+class WriteTransaction:
+    """Within: a transaction with the store's write lock, committed at the end and undone by an error.
+
+    Attributes:
+        seconds: how long it held the lock.
+    """
+
+    def __init__(self, con: sqlite3.Connection) -> None:
+        self._con = con
+        self.seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._con.execute("BEGIN IMMEDIATE")
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None and self._con.in_transaction:
+                self._con.execute("COMMIT")
+        finally:
+            self.undo()
+            self.seconds = time.monotonic() - self._began
+
+    def undo(self) -> None:
+        """Take back what was done in it."""
+        if self._con.in_transaction:
+            self._con.execute("ROLLBACK")
+
+    def next_size(self, size: float, *, most: float, target: float, grow: bool = True) -> float:
+        """How much the next transaction should do, if this one did so much, to hold the lock for some seconds."""
+        return min(most, max(1.0, size * min(1.5 if grow else 1.0, max(0.25, target / max(self.seconds, 1e-4)))))
 
 
 @contextlib.contextmanager

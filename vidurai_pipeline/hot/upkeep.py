@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vidurai_pipeline.errors import HotStoreError
-from vidurai_pipeline.hot.sql import busy_timeout, data_version
+from vidurai_pipeline.hot.sql import WriteTransaction, busy_timeout, data_version, is_busy
 from vidurai_pipeline.hot.store import HotStore
 
 #: What one step aims at, so that the slow ones among them stay below 100 ms.
@@ -81,14 +81,7 @@ def keep_small(
     try:
         with store.errors():
             if search_index and purged:
-                worthwhile = _worth_merging(con, purged)
-                _in_steps(
-                    con,
-                    lambda pages: _merge(con, pages, first=worthwhile and done.merge_steps == 0),
-                    done,
-                    MERGE_SECONDS + purged * MERGE_SECONDS_PER_MEMORY,
-                    log_limit,
-                )
+                _merge_in_steps(con, done, purged, log_limit)
             before = store.path.stat().st_size
             if vacuum == "incremental":
                 _vacuum_in_steps(con, done, log_limit)
@@ -112,8 +105,8 @@ def _worth_merging(con: sqlite3.Connection, purged: int) -> bool:
 
 def _in_steps(
     con: sqlite3.Connection, step: Callable[[int], bool], done: Upkeep, seconds: float, log_limit: int
-) -> None:
-    """Repeat a short transaction until it finds nothing to do, or time is up; its size follows from its time."""
+) -> int:
+    """Repeat a short transaction until it finds nothing to do, or time is up; returns how often it did something."""
     # SQLite would checkpoint inside the COMMIT that fills the log; between the steps nobody waits for it.
     (automatic,) = con.execute("PRAGMA wal_autocheckpoint").fetchone()
     (page_size,) = con.execute("PRAGMA page_size").fetchone()
@@ -121,38 +114,38 @@ def _in_steps(
     pages, ends, count = _FIRST_PAGES, time.monotonic() + seconds, 0
     try:
         while True:
-            con.execute("BEGIN IMMEDIATE")
-            began = time.monotonic()
-            try:
+            with WriteTransaction(con) as transaction:
                 more = step(pages)
-                con.execute("COMMIT")
-            finally:
-                if con.in_transaction:
-                    con.execute("ROLLBACK")
-            held = time.monotonic() - began
-            done.longest_hold = max(done.longest_hold, held)
+            done.longest_hold = max(done.longest_hold, transaction.seconds)
             if not more:
-                return
-            done.merge_steps, count = done.merge_steps + 1, count + 1
-            pages = round(min(_MOST_PAGES, max(1.0, pages * min(1.5, max(0.25, TARGET_SECONDS / max(held, 1e-4))))))
+                return count
+            count += 1
+            pages = round(transaction.next_size(pages, most=_MOST_PAGES, target=TARGET_SECONDS))
             if count % _STEPS_PER_CHECKPOINT == 1:
                 _, log_pages, _ = con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 if log_pages * page_size > log_limit:
-                    return
+                    return count
             if time.monotonic() >= ends:
-                return
+                return count
             # A waiting writer polls: it finds the lock free as often as we leave it free.
-            time.sleep(held)
+            time.sleep(transaction.seconds)
     finally:
         con.execute(f"PRAGMA wal_autocheckpoint = {automatic}")
 
 
-def _merge(con: sqlite3.Connection, pages: int, *, first: bool) -> bool:
-    # A first step with a negative number makes one level of all segments, as `optimize` does; a positive one goes on
-    # with a merge that was begun, and begins none that SQLite would not begin itself.
-    before = con.total_changes
-    con.execute("INSERT INTO memories_fts (memories_fts, rank) VALUES ('merge', ?)", (-pages if first else pages,))
-    return con.total_changes - before >= 2
+def _merge_in_steps(con: sqlite3.Connection, done: Upkeep, purged: int, log_limit: int) -> None:
+    anew = _worth_merging(con, purged)
+
+    def step(pages: int) -> bool:
+        # A first step with a negative number makes one level of all segments, as `optimize` does; a positive one goes
+        # on with a merge that was begun, and begins none that SQLite would not begin itself.
+        nonlocal anew
+        before = con.total_changes
+        con.execute("INSERT INTO memories_fts (memories_fts, rank) VALUES ('merge', ?)", (-pages if anew else pages,))
+        anew = False
+        return con.total_changes - before >= 2
+
+    done.merge_steps = _in_steps(con, step, done, MERGE_SECONDS + purged * MERGE_SECONDS_PER_MEMORY, log_limit)
 
 
 def _vacuum_in_steps(con: sqlite3.Connection, done: Upkeep, log_limit: int) -> None:
@@ -161,14 +154,12 @@ def _vacuum_in_steps(con: sqlite3.Connection, done: Upkeep, log_limit: int) -> N
             "VIDURAI_VACUUM=incremental needs a store that was vacuumed in full once: set it to full for one run"
         )
         return
-    steps, merged = Upkeep(), done.merge_steps
 
     def step(pages: int) -> bool:
         con.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
         return con.execute("PRAGMA freelist_count").fetchone()[0] > 0
 
-    _in_steps(con, step, steps, VACUUM_SECONDS, log_limit)
-    done.merge_steps, done.longest_hold = merged, max(done.longest_hold, steps.longest_hold)
+    _in_steps(con, step, done, VACUUM_SECONDS, log_limit)
 
 
 def _vacuum_at_once(store: HotStore, con: sqlite3.Connection, share: float, done: Upkeep) -> None:
@@ -192,7 +183,7 @@ def _vacuum_at_once(store: HotStore, con: sqlite3.Connection, share: float, done
             con.execute("PRAGMA auto_vacuum = INCREMENTAL")  # from now on it can be done in steps
             con.execute("VACUUM")
         except sqlite3.OperationalError as error:
-            if not (error.sqlite_errorname or "").startswith("SQLITE_BUSY"):
+            if not is_busy(error):
                 raise
             done.notes.append("no vacuum: Vidurai uses the store; the next run tries again")
             return
