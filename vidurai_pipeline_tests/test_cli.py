@@ -293,18 +293,29 @@ def test_a_share_of_the_memory_will_do(home: Path) -> None:
     assert loads(done) == [{"n": 1_148}]
 
 
-def test_ctrl_c_is_one_clear_line(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "done"),
+    [
+        ("archiver.MemoryArchiver.publish", ""),
+        ("archiver.MemoryArchiver.purge", " (1,148 of 1,148 written, 1,148 of 1,148 verified)"),
+        ("run.Run.keep_small", " (1,148 of 1,148 written, 1,148 of 1,148 verified, 1,148 of 1,148 purged)"),
+    ],
+)
+def test_a_run_that_ctrl_c_stops_says_in_one_line_how_far_it_came_and_goes_on(home: Path, step: str, done: str) -> None:
+    before = hot_rows(home / "vidurai.db")
     script = (
-        "import os, signal; from unittest import mock; from vidurai_pipeline.archival.archiver import MemoryArchiver\n"
+        "import os, signal; from unittest import mock\n"
         "def stop(*_):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    raise AssertionError('not stopped')\n"
-        "with mock.patch.object(MemoryArchiver, 'publish', stop):\n"
+        f"with mock.patch('vidurai_pipeline.archival.{step}', stop):\n"
         "    from vidurai_pipeline.cli.main import main; main(['run'])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1
-    assert done.stderr == ("error: parquet_archive: stopped by Ctrl-C or a signal; the next run goes on from there\n")
+    stopped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert (stopped.returncode, stopped.stdout) == (1, "")
+    assert stopped.stderr == f"error: stopped by Ctrl-C or a signal{done}; running it again goes on from there\n"
+    assert cli("run").returncode == 0
+    assert_one_tier(before, home / "vidurai.db", home / "archive")
 
 
 def test_a_flush_that_ctrl_c_stops_says_how_far_it_came_and_goes_on(home: Path) -> None:
@@ -313,7 +324,7 @@ def test_a_flush_that_ctrl_c_stops_says_how_far_it_came_and_goes_on(home: Path) 
         done = cli("flush")
     assert done.returncode == 1
     told, error = done.stderr.splitlines()
-    assert told.startswith("note: done so far: archiving 1,148 of 1,148")
+    assert told.startswith("note: done so far: 1,148 of 1,148 written")
     assert error == "error: stopped by Ctrl-C; running it again goes on from there"
     assert cli("flush").returncode == 0
     assert_one_tier(before, home / "vidurai.db", home / "archive")

@@ -211,6 +211,8 @@ class Run:
                 result.changed += len(found.differing) + len(found.missing)
             else:
                 self._verified[path] = version
+        if marks:
+            self._progress("verifying", total, total)
         return result
 
     def _differences(self, path: Path) -> str:

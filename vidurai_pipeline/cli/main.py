@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+#: Commands that go on where they were stopped.
+_RESUMABLE = {"dream", "flush", "run", "scrub"}
 
 
 class _Group(click.Group):
@@ -66,9 +68,7 @@ class _Group(click.Group):
             _complain(MORE_MEMORY)
         except KeyboardInterrupt:
             _end_with(1)
-            again = (
-                "; running it again goes on from there" if ctx.invoked_subcommand in {"dream", "flush", "scrub"} else ""
-            )
+            again = "; running it again goes on from there" if ctx.invoked_subcommand in _RESUMABLE else ""
             _complain(f"stopped by Ctrl-C{again}")
         except BrokenPipeError:  # the reader (head, less) has seen enough
             pass

@@ -31,6 +31,8 @@ _ROWS_PER_TABLE = 1_000
 # Of a column whose values are longer, this much must fit; the rest goes on below.
 _READABLE = 16
 _NULL = "·"
+# What a step has done when Ctrl-C stops it, where its name doesn't say it.
+_DONE = {"archiving": "written", "verifying": "verified", "purging": "purged", "writing": "written"}
 _PLACE = re.compile(r"\s*\nLINE (?P<line>\d+): (?P<excerpt>[^\n]*)\n(?P<indent> *)\^+")
 
 
@@ -92,12 +94,17 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
         if kind is KeyboardInterrupt and self._reached:
-            sys.stderr.write(f"note: done so far: {', '.join(self._reached.values())}\n")
+            sys.stderr.write(f"note: done so far: {self.reached}\n")
         self._stream.close()
+
+    @property
+    def reached(self) -> str:
+        """How far each step has come, in words; empty if none has begun."""
+        return ", ".join(self._reached.values())
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Tell how many of how many memories a stage has dealt with."""
-        self._reached[stage] = f"{stage} {done:,}" + (f" of {total:,}" if total else "")
+        self._reached[stage] = f"{done:,}{f' of {total:,}' if total else ''} {_DONE.get(stage, stage)}"
         if not self._console.is_terminal or time.monotonic() - self._began < self.slow_seconds:
             return
         if self._bar is None:

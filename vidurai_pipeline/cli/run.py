@@ -52,6 +52,7 @@ class RunReport:
         rejected: memories that stay hot: id, column, reason.
         notes: what was put right, and what could not be done this time.
         errors: what failed or needs a person, in words.
+        stopped: Ctrl-C or a signal ended it.
     """
 
     success: bool
@@ -63,6 +64,7 @@ class RunReport:
     rejected: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    stopped: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types; a step that did not run has no figures."""
@@ -250,6 +252,10 @@ def run_maintenance(settings: Settings) -> RunReport:
     for event in result.all_events:
         if event.is_step_materialization:
             _note_materialization(event.step_materialization_data.materialization, report)
+        elif event.is_step_failure and _was_stopped(event):
+            report.stopped = True
+            done = f" ({progress.reached})" if progress.reached else ""
+            report.errors.append(f"stopped by Ctrl-C or a signal{done}; running it again goes on from there")
         elif event.is_step_failure:
             report.errors.append(_failure(event))
     for check in result.get_asset_check_evaluations():
@@ -275,10 +281,13 @@ def _note_materialization(materialization: dg.AssetMaterialization, report: RunR
     report.errors += metadata.lines(made, metadata.PROBLEMS)
 
 
+def _was_stopped(event: dg.DagsterEvent) -> bool:
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
+
+
 def _failure(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
-    if data.error and data.error.cls_name == "DagsterExecutionInterruptedError":
-        return f"{event.step_key}: stopped by Ctrl-C or a signal; the next run goes on from there"
     described = data.user_failure_data.description if data.user_failure_data else None
     return f"{event.step_key}: {described or (data.error.message.strip() if data.error else 'failed')}"
 
@@ -295,6 +304,9 @@ def _cause(event: dg.DagsterEvent) -> str:
 
 def print_report(report: RunReport, settings: Settings) -> None:
     """Say what happened in numbers, where the files are, and what to do next."""
+    if report.stopped:
+        output.print_attention(report.rejected, report.notes, report.errors)
+        return
     facts = report.to_dict()
     files = facts.pop("files")
     attention = {name: facts.pop(name) for name in ("rejected", "notes", "errors")}
