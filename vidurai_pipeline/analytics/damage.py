@@ -104,7 +104,7 @@ class DamageFilter:
             ArchiveError: a manifest can't be read.
             duckdb.Error: as for :func:`find_damaged`.
         """
-        flaws = self._manifests.missing(listing.files)
+        flaws = [*self._manifests.missing(listing.files), *self._manifests.damaged(listing.files)]
         for file in listing.files:
             try:
                 flaws += self._manifests.altered([file])

@@ -56,6 +56,7 @@ class Generation:
         live: the folder as readers see it.
         folder: the work folder, where the next contents are put.
         entries: what the new manifest records.
+        folders: those that the new manifest names.
         replaced: the files that were ever left out, for the mirror.
     """
 
@@ -64,6 +65,7 @@ class Generation:
         self.folder = folder
         before = Manifest.read(live)
         self.entries = before.entries
+        self.folders = before.folders
         self.replaced = before.replaced
         self.generation = 1 + max((entry.generation for entry in self.entries.values()), default=0)
         self._key = key
@@ -98,7 +100,7 @@ class Generation:
                     if entry.is_dir(follow_symlinks=False):
                         raise ArchiveError(f"{entry.path} is a folder within a month of the archive: move it away")
                     os.link(entry.path, self.folder / entry.name, follow_symlinks=False)
-            Manifest(self.folder, self.entries, replaced=self.replaced).write()
+            Manifest(self.folder, self.entries, self.folders, self.replaced).write()
             shutil.copymode(self.live, self.folder)
             sync_folder(self.folder)
             try:

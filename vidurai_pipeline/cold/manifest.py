@@ -1,12 +1,14 @@
 """What each file of the archive was when it was verified, so that it can be proved to be the same years later.
 
 Each folder that holds Parquet files has a manifest, ``.manifest.json``, with an entry for each file. An entry is
-written when the file's memories have left the hot store, before its pending mark is removed. The manifest of the
-archive's own folder also names the folders that have one, so that a whole folder that is gone is noticed.
+written when the file's memories have left the hot store, before its pending mark is removed. Manifests also name the
+folders that have one, so that a whole folder that is gone is noticed: that of the archive's own folder names all of
+them, and each month's those that were there when it was written, and the next month.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from vidurai_pipeline.cold.files import archive_errors, durable_write
-from vidurai_pipeline.cold.listing import ArchiveFile
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
 
@@ -94,6 +96,25 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def age_in_days(moment: str) -> float:
+    """How long ago a moment was, as manifests write it."""
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() / 86_400
+
+
+class Proofs(NamedTuple):
+    """When the files of an archive were last proved to be what was written.
+
+    Attributes:
+        oldest: when the file whose proof is the oldest was last read, in UTC; None where no file is recorded.
+        newest: when a file was last read.
+        unknown: files of which nothing is recorded, so that nothing can prove them.
+    """
+
+    oldest: str | None
+    newest: str | None
+    unknown: list[str]
+
+
 @dataclass
 class Manifest:
     """The manifest of one folder.
@@ -101,7 +122,7 @@ class Manifest:
     Attributes:
         folder: the folder.
         entries: what is recorded, by file name.
-        folders: of the archive's own folder: the folders below it that have a manifest, as relative paths.
+        folders: folders of the archive that are known to have a manifest, as relative paths.
         replaced: files whose rows were written anew, or left the archive on purpose: the SHA-256 by file name. Only
             these may go from a mirror.
         damaged: why the manifest can't be relied on; None if it is well, or not there yet.
@@ -164,8 +185,13 @@ def _digest(files: dict[str, Any], folders: list[str], replaced: dict[str, str])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def digest_file(path: Path) -> tuple[str, int, int]:
+def digest_file(path: Path, *, from_disk: bool = False) -> tuple[str, int, int]:
     """Read a file of any size.
+
+    Args:
+        path: the file.
+        from_disk: read what the disk holds, not what memory still has of it, and leave nothing of it in memory.
+            Where the operating system can't do that, it makes no difference.
 
     Returns:
         its SHA-256 in hexadecimal; its size in bytes; its time of modification before it was read, in nanoseconds.
@@ -176,11 +202,20 @@ def digest_file(path: Path) -> tuple[str, int, int]:
     digest, size = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
         modified = path.stat().st_mtime_ns
+        if from_disk:
+            _drop_from_cache(file.fileno())
         buffer = bytearray(_PIECE)
         while count := file.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
             size += count
+        if from_disk:
+            _drop_from_cache(file.fileno())
     return digest.hexdigest(), size, modified
+
+
+def _drop_from_cache(descriptor: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Flaw(NamedTuple):
@@ -231,6 +266,17 @@ class Manifests:
         folder, _, name = relative.rpartition("/")
         return self.of(folder).entries.get(name)
 
+    def proofs(self, files: Iterable[ArchiveFile]) -> Proofs:
+        """When the files of a listing were last proved.
+
+        Raises:
+            ArchiveError: a manifest can't be read.
+        """
+        entries = {file.relative: self.entry(file.relative) for file in files}
+        moments = [entry.proved for entry in entries.values() if entry is not None]
+        unknown = [name for name, entry in entries.items() if entry is None]
+        return Proofs(min(moments, default=None), max(moments, default=None), unknown)
+
     def record(self, relative: str, entry: FileEntry) -> None:
         """Write what is known of a file, durably.
 
@@ -256,49 +302,66 @@ class Manifests:
                     manifest.entries.pop(name, None)
                 else:
                     manifest.entries[name] = entry
+            manifest.folders |= self.of("").folders
             manifest.write()
             # Afterwards: a folder that is announced and has no manifest is taken for one that lost its files.
-            self._announce(folder)
+            if folder and folder not in self.of("").folders:
+                self._announce(folder)
 
     def _announce(self, folder: str) -> None:
-        """Note in the archive's own manifest that a folder has one."""
-        top = Manifest.read(self.root)
-        if folder and folder not in top.folders:
-            top.folders.add(folder)
-            top.write()
+        """Note in the archive's own manifest that a folder has one, and in the month before, should that one go too."""
+        known = self.folders(list_files(self.root))
+        before = [one for one in known if one not in ("", folder) and (self.root / one / NAME).exists()]
+        for place in ["", *before[-1:]]:
+            manifest = Manifest.read(self.root / place)
+            manifest.folders |= {one for one in known if one} | {folder}
+            manifest.write()
 
     def forget_folder(self, folder: str) -> None:
         """Note that a folder is gone for good."""
-        top = Manifest.read(self.root)
-        if folder in top.folders:
-            top.folders.remove(folder)
-            top.write()
+        for place in self.folders(list_files(self.root)):
+            manifest = Manifest.read(self.root / place)
+            if folder in manifest.folders:
+                manifest.folders.remove(folder)
+                manifest.write()
 
-    def folders(self, files: Iterable[ArchiveFile] = ()) -> list[str]:
-        """The folders that have a manifest, or files of a listing, relative to the archive."""
-        return sorted({""} | self.of("").folders | {file.relative.rpartition("/")[0] for file in files})
+    def folders(self, files: Iterable[ArchiveFile]) -> list[str]:
+        """The folders of a listing's files, and those that their manifests name, relative to the archive."""
+        named = {"", *(file.relative.rpartition("/")[0] for file in files)}
+        return sorted(named.union(*(self.of(folder).folders for folder in named)))
 
-    def damaged(self, files: Iterable[ArchiveFile] = ()) -> list[Flaw]:
+    def damaged(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
         """What is wrong with the manifests themselves."""
         found = ((folder, self.of(folder).damaged) for folder in self.folders(files))
         return [Flaw(str(Path(folder, NAME)), reason, None) for folder, reason in found if reason is not None]
 
     def missing(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
-        """The files that are recorded but are not in a listing."""
+        """The files that are recorded but are not in a listing, nor were put there since."""
+        files = list(files)
         present = {file.relative for file in files}
-        gone = []
-        for folder in self.folders():
+        filled = {file.relative.rpartition("/")[0] for file in files}
+        announced = set[str]().union(*(self.of(folder).folders for folder in filled | {""}))
+        return [
+            flaw for folder in sorted(announced | filled | {""}) for flaw in self._missing(folder, present, announced)
+        ]
+
+    def _missing(self, folder: str, present: set[str], announced: set[str]) -> list[Flaw]:
+        while True:
             manifest = self.of(folder)
-            if folder and not manifest.entries and not (manifest.folder / NAME).exists() and not manifest.damaged:
-                gone.append(Flaw(folder, "the folder, or its manifest, is gone", None))
-            for name, entry in manifest.entries.items():
-                relative = f"{folder}/{name}" if folder else name
-                if relative not in present:
-                    gone.append(Flaw(relative, "the file is gone", entry.rows))
-        return gone
+            if folder in announced and not (self.root / folder / NAME).exists():
+                return [Flaw(folder, "the folder, or its manifest, is gone", None)]
+            paths = {f"{folder}/{name}" if folder else name: entry for name, entry in manifest.entries.items()}
+            gone = [
+                Flaw(path, "the file is gone", entry.rows)
+                for path, entry in paths.items()
+                if path not in present and not (self.root / path).exists()
+            ]
+            # Else another run has changed the folder meanwhile.
+            if not gone or self.of(folder) is manifest:
+                return gone
 
     def flaws(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
-        """Find the files of a listing that are not what is recorded of them, and those that are gone.
+        """Find what is wrong with manifests, which files of a listing are not as recorded, and which ones are gone.
 
         Only a file whose size or time is not the recorded one is read; see :meth:`altered`. What no record knows is
         trusted.
@@ -307,7 +370,7 @@ class Manifests:
             ArchiveError: a manifest, or a file, can't be read.
         """
         files = list(files)
-        return [*self.missing(files), *self.altered(files)]
+        return [*self.missing(files), *self.damaged(files), *self.altered(files)]
 
     def altered(self, files: Iterable[ArchiveFile]) -> Iterator[Flaw]:
         """Find the files of a listing whose bytes are not the recorded ones, reading those that may have changed.

@@ -112,7 +112,7 @@ def read_archive(
     manifests = Manifests(archive_base)
     for attempt in range(1, _READ_ATTEMPTS + 1):
         files = list_files(archive_base)
-        if flaws := list(manifests.altered(files)):
+        if flaws := [*manifests.damaged(files), *manifests.altered(files)]:
             if attempt == _READ_ATTEMPTS or list_files(archive_base) == files:
                 raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned", FLAW_ADVICE)
             continue
