@@ -23,6 +23,7 @@ from vidurai_pipeline.defs.automation import (
     health_job,
     maintenance,
 )
+from vidurai_pipeline.defs.care import archive_is_proved, care
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS, archive_equals_hot_store
 from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.resources import build_resources
@@ -60,8 +61,8 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
             ),
             vidurai_agent,
         ],
-        asset_checks=[archive_equals_hot_store, *HEALTH_CHECKS],
-        jobs=[maintenance, dream_job, health_job, prune_history],
+        asset_checks=[archive_equals_hot_store, archive_is_proved, *HEALTH_CHECKS],
+        jobs=[maintenance, dream_job, care, health_job, prune_history],
         schedules=build_schedules(settings),
         sensors=[
             dream_after_failure,

@@ -164,8 +164,7 @@ class Settings(BaseSettings):
     scrub_days: int = Field(
         default=30,
         ge=1,
-        description="`vidurai-pipeline scrub` reads a share of the archive. If it is run daily, it reads every file "
-        "within this many days",
+        description="Every archived file is read again within this many days, a share of them each night",
     )
     memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
         default="1GB",
@@ -205,6 +204,9 @@ class Settings(BaseSettings):
         default=None, description="The time zone of the schedules, such as `Europe/Paris`. By default this machine's"
     )
     health_schedule: str = Field(default="0 4 * * *", description="When all tiers are checked, as a cron line")
+    care_schedule: str = Field(
+        default="0 3 * * *", description="When archived files are read again and cared for, as a cron line"
+    )
     stale_hours: float = Field(
         default=52.0,
         ge=0.02,

@@ -279,7 +279,7 @@ def test_standard_streams_may_be_closed(home: Path, closed: list[int], command: 
     assert_one_tier(before, home / "vidurai.db", home / "archive")
 
 
-@pytest.mark.parametrize("name", ["VIDURAI_SCHEDULE", "VIDURAI_HEALTH_SCHEDULE"])
+@pytest.mark.parametrize("name", ["VIDURAI_SCHEDULE", "VIDURAI_CARE_SCHEDULE", "VIDURAI_HEALTH_SCHEDULE"])
 def test_doctor_refuses_a_schedule_that_is_none(home: Path, name: str) -> None:
     done = cli("doctor", **{name: "nope"})
     assert done.returncode == 1

@@ -1,6 +1,8 @@
 """Read the archive's files again and hold them against what was recorded when they were verified."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,9 +14,16 @@ import pyarrow as pa
 from vidurai_pipeline.cold.archive import Archive, FileContents
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled, require_archive
-from vidurai_pipeline.cold.manifest import FileEntry, Flaw, digest_file
-from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.cold.manifest import FileEntry, Flaw, age_in_days, digest_file
+from vidurai_pipeline.errors import ArchiveError, LockedError
 
+#: What to do about files that are damaged or missing.
+ADVICE = (
+    "Restore them from a backup. Without one, move damaged files out of the archive, then run "
+    "`vidurai-pipeline scrub --forget`"
+)
+#: What was found is written down this often, so that a scrub that is killed loses little.
+RECORD_SECONDS = 60.0
 #: Called with what is being done, the bytes that were read, and how many there are to read.
 Progress = Callable[[str, int, int], None]
 
@@ -29,7 +38,7 @@ class ScrubReport:
         intact: how many of them are what was recorded.
         damaged: files, or manifests, that are not.
         missing: files and folders that are recorded and gone.
-        unknown: files without a record that were not read this time.
+        unknown: files that still have no record.
         adopted: files without a record that were read, found sound, and are recorded from now on.
         forgotten: missing files whose record was removed, as asked.
         oldest_proof: when the file whose proof is the oldest was last read, in UTC; None where no file is recorded.
@@ -44,6 +53,11 @@ class ScrubReport:
     adopted: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     oldest_proof: str | None = None
+
+    @property
+    def oldest_proof_days(self) -> float | None:
+        """How old the oldest proof is, in days."""
+        return None if self.oldest_proof is None else age_in_days(self.oldest_proof)
 
     @property
     def sound(self) -> bool:
@@ -84,10 +98,15 @@ def scrub(
     listed = list_settled(archive.root)
     recorded = {file: archive.manifests.entry(file.relative) for file in listed}
     due = _due(recorded, days)
-    report.unknown = [file.relative for file, entry in recorded.items() if entry is None and file not in due]
     report.damaged += archive.manifests.damaged(listed)
     total, found = sum(file.size for file in due), dict[str, FileEntry]()
+    written_down = time.monotonic()
     for file in due:
+        if time.monotonic() - written_down > RECORD_SECONDS:
+            with contextlib.suppress(LockedError):
+                _record(archive, found, 0.0)
+                found.clear()
+            written_down = time.monotonic()
         if progress is not None:
             progress("proving bytes", report.bytes, total)
         try:
@@ -98,14 +117,13 @@ def scrub(
         report.bytes += file.size
         if entry is not None:
             found[file.relative] = entry
-    if found or forget_missing:
-        with archive.lock("scrub", lock_timeout, make=False):
-            _record(archive, found, report, forget_missing=forget_missing)
-    # Marks last: a file that is being purged is recorded before its mark goes.
+    if found:
+        _record(archive, found, lock_timeout)
+    if forget_missing:
+        report.forgotten = _forget_missing(archive, lock_timeout)
     report.missing = archive.manifests.missing(list_files(archive.root))
-    report.oldest_proof = min(
-        (entry.proved for file in listed if (entry := archive.manifests.entry(file.relative)) is not None), default=None
-    )
+    proofs = archive.manifests.proofs(list_settled(archive.root))
+    report.oldest_proof, report.unknown = proofs.oldest, proofs.unknown
     return report
 
 
@@ -131,7 +149,7 @@ def _proved(archive: Archive, file: ArchiveFile, entry: FileEntry | None, report
     if entry is None:
         return _adopted(path, file, report)
     try:
-        sha256, size, modified = digest_file(path)
+        sha256, size, modified = digest_file(path, from_disk=True)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -165,18 +183,22 @@ def _adopted(path: Path, file: ArchiveFile, report: ScrubReport) -> FileEntry | 
     return entry
 
 
-def _record(archive: Archive, found: dict[str, FileEntry], report: ScrubReport, *, forget_missing: bool) -> None:
-    current: dict[str, FileEntry | None] = {}
-    for relative, entry in found.items():
-        known = archive.manifests.entry(relative)
-        # Another run may have rewritten the file, or removed it, while it was read.
-        if (archive.root / relative).exists() and (known is None or known.sha256 == entry.sha256):
-            current[relative] = entry
-    if forget_missing:
-        for flaw in archive.manifests.missing(list_files(archive.root)):
-            report.forgotten.append(flaw.file)
-            if (archive.root / flaw.file).suffix == ".parquet":
-                current[flaw.file] = None
-            else:
-                archive.manifests.forget_folder(flaw.file)
-    archive.manifests.update(current)
+def _record(archive: Archive, found: dict[str, FileEntry], lock_timeout: float) -> None:
+    with archive.lock("scrub", lock_timeout, make=False):
+        current: dict[str, FileEntry | None] = {}
+        for relative, entry in found.items():
+            known = archive.manifests.entry(relative)
+            # Another run may have rewritten the file, or removed it, while it was read.
+            if (archive.root / relative).exists() and (known is None or known.sha256 == entry.sha256):
+                current[relative] = entry
+        archive.manifests.update(current)
+
+
+def _forget_missing(archive: Archive, lock_timeout: float) -> list[str]:
+    with archive.lock("scrub", lock_timeout, make=False):
+        gone = [flaw.file for flaw in archive.manifests.missing(list_files(archive.root))]
+        files = [name for name in gone if name.endswith(".parquet")]
+        archive.manifests.update(dict.fromkeys(files))
+        for folder in set(gone) - set(files):
+            archive.manifests.forget_folder(folder)
+    return gone

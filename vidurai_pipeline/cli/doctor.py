@@ -66,7 +66,7 @@ def _definitions(settings: Settings) -> Finding:
         "settings",
         "ok",
         f"runs at {settings.schedule!r} in the time zone {zone.name}, next {moment}; "
-        f"checks at {settings.health_schedule!r}",
+        f"care at {settings.care_schedule!r}, checks at {settings.health_schedule!r}",
     )
 
 

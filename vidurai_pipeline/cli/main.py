@@ -236,6 +236,7 @@ def scrub(everything: bool, forget: bool, form: str) -> None:
 
     For example: vidurai-pipeline scrub --all
     """
+    from vidurai_pipeline.care.scrub import ADVICE
     from vidurai_pipeline.care.scrub import scrub as run_scrub
     from vidurai_pipeline.cold.archive import Archive
 
@@ -260,11 +261,7 @@ def scrub(everything: bool, forget: bool, form: str) -> None:
             held = "" if flaw.memories is None else f" ({flaw.memories:,} memories)"
             click.echo(f"error: {settings.archive_path / flaw.file}: {flaw.reason}{held}", err=True)
         if not report.sound:
-            click.echo(
-                "Restore these from a backup. Without one, move damaged files out of the archive, then run "
-                "`vidurai-pipeline scrub --forget`.",
-                err=True,
-            )
+            click.echo(ADVICE, err=True)
     if not report.sound:
         raise click.exceptions.Exit(1)
 

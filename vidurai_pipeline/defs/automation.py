@@ -3,6 +3,7 @@
 import dagster as dg
 
 from vidurai_pipeline.defs.assets import GROUP, q_table
+from vidurai_pipeline.defs.care import archive_is_proved
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS
 from vidurai_pipeline.defs.runs import LIFECYCLE_JOBS
 
@@ -11,7 +12,8 @@ _TAGS = {"team": "memory"}
 maintenance = dg.define_asset_job(
     "maintenance",
     tags=_TAGS | {"tiers": "hot, cold"},
-    selection=dg.AssetSelection.groups(GROUP).materializable() - dg.AssetSelection.checks(*HEALTH_CHECKS),
+    selection=dg.AssetSelection.groups(GROUP).materializable()
+    - dg.AssetSelection.checks(archive_is_proved, *HEALTH_CHECKS),
     executor_def=dg.in_process_executor,
     description="The nightly job: archives what waits, compares it with SQLite, purges it there, and learns from it. "
     "The steps run one after the other in one process.",

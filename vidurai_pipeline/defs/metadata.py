@@ -15,6 +15,7 @@ from typing import Any, NewType
 import dagster as dg
 
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
+from vidurai_pipeline.care.scrub import ScrubReport
 from vidurai_pipeline.cold.archive import PublishedFile
 from vidurai_pipeline.health import ArchiveSize
 from vidurai_pipeline.hot.backlog import Backlog
@@ -100,6 +101,18 @@ HELD_BACK = Label("held back")
 POLICY = Label("policy")
 HEAT_MAP = Label("heat map")
 LEARNING_CURVE = Label("learning curve")
+
+# archive_is_proved
+
+MB_READ = Label("read (MB)")
+INTACT = Label("intact")
+DAMAGED = Label("damaged")
+MISSING = Label("missing")
+ADOPTED = Label("adopted")
+UNKNOWN = Label("unknown")
+OLDEST_PROOF = Label("oldest proof (days)")
+#: Files that are damaged or missing, one line each.
+FLAWS = Label("damaged or missing files")
 
 # Checks
 
@@ -303,6 +316,21 @@ def of_verification(found: Verification) -> dict[str, Any]:
         "rows": found.rows,
         "changed meanwhile": found.changed,
         WHAT_DIFFERS: bullets(found.problems[:_SHOWN]),
+    }
+
+
+def of_scrub(report: ScrubReport) -> dict[str, Any]:
+    """What ``archive_is_proved`` reports: numbers alone."""
+    age = report.oldest_proof_days
+    return {
+        FILES: report.files,
+        MB_READ: _mb(report.bytes),
+        INTACT: report.intact,
+        DAMAGED: len(report.damaged),
+        MISSING: len(report.missing),
+        ADOPTED: len(report.adopted),
+        UNKNOWN: len(report.unknown),
+        **({} if age is None else {OLDEST_PROOF: round(age, 2)}),
     }
 
 

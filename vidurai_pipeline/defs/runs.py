@@ -14,7 +14,7 @@ from vidurai_pipeline.settings import Settings
 LIFECYCLE_JOBS = ("maintenance", "__ASSET_JOB")
 #: Those whose runs hold the archive's lock.
 LOCKING_JOBS = (*LIFECYCLE_JOBS, "dream_job")
-ALL_JOBS = (*LOCKING_JOBS, "health")
+ALL_JOBS = (*LOCKING_JOBS, "care", "health")
 FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 #: For this long, a run without the archive's lock may be alive: it loads its code, or is about to take the lock.
 GRACE_SECONDS = {

@@ -12,6 +12,7 @@ import dagster as dg
 from tzlocal import get_localzone_name
 
 from vidurai_pipeline.defs.automation import health_job, maintenance
+from vidurai_pipeline.defs.care import care
 from vidurai_pipeline.defs.run_retention import PruneConfig, prune, prune_history
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings
@@ -145,6 +146,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     return [
         _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the job `maintenance`."),
         _schedule(settings, "health_check", health_job.name, "health_schedule", "Checks all tiers."),
+        _schedule(settings, "nightly_care", care.name, "care_schedule", "Runs the job `care`."),
         dg.ScheduleDefinition(
             name="weekly_prune",
             job=prune_history,

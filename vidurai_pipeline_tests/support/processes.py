@@ -20,6 +20,7 @@ import dagster as dg
 NOTHING_ON_ITS_OWN = {
     "VIDURAI_EARLY_RUN": "false",
     "VIDURAI_SCHEDULE": "0 0 29 2 *",
+    "VIDURAI_CARE_SCHEDULE": "0 0 29 2 *",
     "VIDURAI_HEALTH_SCHEDULE": "0 0 29 2 *",
 }
 
