@@ -23,6 +23,9 @@ QUESTIONS = {
     "salience by count": "analyst.query_archive('SELECT salience, count(*) FROM memories GROUP BY 1')",
     "count": "analyst.query_archive('SELECT count(*) FROM memories')",
     "newest": "analyst.query_archive('SELECT max(created_at) FROM memories')",
+    "one by its id": "analyst.query_archive('SELECT * FROM memories WHERE id = ?', [900_000])",
+    "some by their ids": "analyst.query_archive('SELECT * FROM memories WHERE id IN (7, 400_000, 900_000)')",
+    "any ten": "analyst.query_archive('SELECT * FROM memories LIMIT 10')",
     "search": "analyst.search_archive('pytest', tier='all')",
     "search, nothing found": "analyst.search_archive('nothing-like-this', tier='all')",
 }

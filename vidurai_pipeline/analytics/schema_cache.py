@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -21,7 +21,8 @@ from vidurai_pipeline.analytics.file_schemas import Columns
 from vidurai_pipeline.cold.listing import ArchiveFile
 
 FEWEST_FILES = 32
-"""Fewer files are opened in no time."""
+FEWEST_BYTES = 8 * 1024 * 1024
+"""An archive of fewer files, with fewer bytes, is opened in no time."""
 
 SETTLED_SECONDS = 2.0
 """A file that changed more recently may change again within one tick of its file system's clock."""
@@ -48,7 +49,7 @@ class ListingCache:
             the columns of each file that is known; and the places of superseded copies, or None unless the listing is
             the very one that they were found in.
         """
-        if len(files) < FEWEST_FILES:
+        if _is_small(files):
             return {}, None
         try:
             found = json.loads(self.path.read_bytes())
@@ -65,7 +66,7 @@ class ListingCache:
 
     def save(self, columns: Mapping[ArchiveFile, Columns], superseded: Iterable[int]) -> None:
         """Keep what was found out."""
-        if len(columns) < FEWEST_FILES:
+        if _is_small(columns):
             return
         places = list(superseded)
         settled = time.time_ns() - int(SETTLED_SECONDS * 1e9)
@@ -88,6 +89,10 @@ class ListingCache:
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
+
+
+def _is_small(files: Collection[ArchiveFile]) -> bool:
+    return len(files) < FEWEST_FILES and sum(file.size for file in files) < FEWEST_BYTES
 
 
 def _digest(files: Sequence[ArchiveFile]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.errors import QueryError
 
 SALIENCES = ("CRITICAL", "HIGH", "MEDIUM", "LOW", "NOISE")
@@ -149,7 +150,12 @@ class Search:
             if value is not None:
                 conditions.append(condition)
                 parameters[name] = value
-        own = {"content": "verbatim AS content", "score": f"{' + '.join(scores)} AS score"}
+        own = {
+            "content": "verbatim AS content",
+            "score": f"{' + '.join(scores)} AS score",
+            # The view's own column would be made of every memory, before the words are looked for.
+            "created_ts": f"{utc_timestamp('created_at')} AS created_ts",
+        }
         selected = ", ".join(own.get(name, name) for name in columns)
         sql = f"""
             SELECT {selected} FROM {source} WHERE {" AND ".join(conditions)}

@@ -11,7 +11,7 @@ import math
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, compress
 from operator import itemgetter
@@ -114,7 +114,11 @@ def read_archived(
 
 
 def read_all(
-    con: sqlite3.Connection, schema: StoreSchema, which: str = "1", values: Sequence[object] = ()
+    con: sqlite3.Connection,
+    schema: StoreSchema,
+    which: str = "1",
+    values: Sequence[object] = (),
+    shown_as: Mapping[str, str] | None = None,
 ) -> Iterator[RowBatch]:
     """Read every memory in order of id, whatever its status, in batches of bounded size.
 
@@ -127,8 +131,9 @@ def read_all(
         schema: the store's schema, or a part of it.
         which: a condition, to read only the memories that meet it.
         values: of its parameters.
+        shown_as: SQL to read instead of a column, by the column's Parquet name.
     """
-    reader = _Reader(con, schema, which, values)
+    reader = _Reader(con, schema, which, values, shown_as)
     if which == "1" and (others := reader.without_integer_id()):
         yield RowBatch([], None, {}, others)
     with contextlib.closing(reader.rows(None)) as source:
@@ -144,13 +149,22 @@ class _Reader:
         schema: the store's schema.
         which: the SQL condition for those that are read.
         values: of its parameters.
+        shown_as: SQL to read instead of a column, by the column's Parquet name.
     """
 
-    def __init__(self, con: sqlite3.Connection, schema: StoreSchema, which: str, values: Sequence[object] = ()) -> None:
+    def __init__(
+        self,
+        con: sqlite3.Connection,
+        schema: StoreSchema,
+        which: str,
+        values: Sequence[object] = (),
+        shown_as: Mapping[str, str] | None = None,
+    ) -> None:
         self._con = con
         self._schema = schema
         self._which = which
         self._values = values
+        self._shown_as = shown_as or {}
         self._salvage = Salvage(con, schema)
         self._projects = pa.Table.from_batches([], pa.schema([("id", pa.int64()), *PROJECT_FIELDS]))
         if schema.projects:
@@ -170,7 +184,7 @@ class _Reader:
     def rows(self, after: int | None) -> Generator[tuple, None, None]:
         """Rows as tuples in order of id, with their size in bytes behind the columns."""
         columns = self._schema.archived
-        names = [quote_identifier(column.name) for column in columns]
+        names = [self._shown_as.get(column.field, quote_identifier(column.name)) for column in columns]
         # What the specification bounds to a few words can't fill the memory; texts of unknown kind can. SQLite adds
         # their sizes up far faster than Python would.
         sizes = [

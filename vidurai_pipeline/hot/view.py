@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +28,10 @@ _SHORT = {"salience", "created_at", "expires_at", "event_type", "file_path"}
 _AT_ONCE = 1_000_000
 _INTEGERS = re.compile(r"\[-?\d[\d,-]*\]")
 _SEARCHED = ("verbatim", "gist", "tags", "file_path")
+# Tags are JSON, which may write a letter as its number: such tags are looked at by whoever reads them. A word of
+# printable ASCII can only be hidden by numbers of ASCII, or by U+017F and U+212A, whose other case is ASCII.
+_ESCAPED, _ESCAPED_ASCII = r"*\*", r"*\u[02][01][0-7]*"
+_ONE_WAY = re.compile(r"[!#-.0-[\]-~]+")
 
 
 class UnusualRowError(Exception):
@@ -179,27 +183,34 @@ class HotSnapshot:
                 raise
             raise UnusualRowError from None
 
-    def matching(self, words: Iterable[Iterable[str]], names: Collection[str]) -> Iterator[pa.RecordBatch]:
+    def matching(self, words: Sequence[Sequence[str]], names: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Read the memories that may hold every word, in batches of bounded size.
 
         Case is overlooked; so is, in letters beyond ASCII that have a case, which letter it is: some memories may hold
         no such word. What follows a NUL character in a text is not found.
 
+        If all words are ASCII, ``verbatim`` gives instead of a memory's text those of the words that are in it.
+
         Args:
             words: the words, each in all its spellings.
             names: the columns to read.
         """
-        searched = [column.name for column in self._store_schema.columns if column.field in _SEARCHED]
-        tags = [column.name for column in self._store_schema.columns if column.field == "tags"]
-        conditions, values = ["1"], []
+        columns = {column.field: quote_identifier(column.name) for column in self._store_schema.columns}
+        searched = [columns[field] for field in _SEARCHED if field in columns]
+        if not searched:
+            return
+        conditions, patterns = [], []
         for spellings in words:
-            patterns = [_like(spelling) for spelling in spellings]
-            hits = [f"{quote_identifier(name)} LIKE ? ESCAPE '\\'" for name in searched for _ in patterns]
-            # Tags are JSON, which may write a letter as its number: these are looked at by whoever reads them.
-            hits += [f"instr({quote_identifier(name)}, '\\')" for name in tags]
-            conditions.append(f"({' OR '.join(hits) or '0'})")
-            values += patterns * len(searched)
-        yield from self._batches(names, " AND ".join(conditions), values)
+            escaped = _ESCAPED_ASCII if _ONE_WAY.fullmatch(spellings[0]) else _ESCAPED
+            hits = [f"{columns['tags']} GLOB '{escaped}'"] if "tags" in columns else []
+            for spelling in spellings:
+                patterns.append(_like(spelling))
+                hits += [f"{name} LIKE ?{len(patterns)} ESCAPE '\\'" for name in searched]
+            conditions.append(f"({' OR '.join(hits)})")
+        shown_as = {}
+        if "verbatim" in columns and all(word.isascii() and word.isprintable() for word, *_ in words):
+            shown_as["verbatim"] = _words_in(columns["verbatim"], [word for word, *_ in words])
+        yield from self._batches(names, " AND ".join(conditions), patterns, shown_as)
 
     def filtered(self, names: Collection[str], rows: RowFilter) -> Iterator[pa.RecordBatch]:
         """Read columns of the memories that a filter wants, and perhaps of others.
@@ -262,10 +273,14 @@ class HotSnapshot:
         ]
 
     def _batches(
-        self, names: Collection[str], which: str = "1", values: Sequence[object] = ()
+        self,
+        names: Collection[str],
+        which: str = "1",
+        values: Sequence[object] = (),
+        shown_as: Mapping[str, str] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         schema, fields = self._narrowed(names), self._fields(names)
-        for batch in read_all(self._con, schema, which, values):
+        for batch in read_all(self._con, schema, which, values, shown_as):
             self._losses += len(batch.rejected)
             self._lost += batch.rejected[: _NAMED - len(self._lost)]
             yield batch.record_batch(schema, archived_at=None).select(fields.names)
@@ -356,6 +371,19 @@ def _like(word: str) -> str:
         return char if char.lower() == char.upper() == char.casefold() else "_"
 
     return f"%{''.join(map(place, word))}%"
+
+
+def _words_in(text: str, words: Sequence[str]) -> str:
+    """SQL for those of some words that a text holds, one a line; for the value itself if it is no text."""
+
+    def literal(value: str) -> str:
+        return "'" + value.replace("'", "''") + "'"
+
+    lines = (
+        rf"CASE WHEN {text} LIKE {literal(_like(word))} ESCAPE '\' THEN {literal(word)} || char(10) ELSE '' END"
+        for word in words
+    )
+    return f"CASE WHEN typeof({text}) = 'text' THEN {' || '.join(lines)} ELSE {text} END"
 
 
 @contextlib.contextmanager

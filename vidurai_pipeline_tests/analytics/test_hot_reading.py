@@ -122,8 +122,25 @@ TEXTS = [
     {"verbatim": "a_b [x] back\\slash", "gist": "na\u0131ve task"},
     {"verbatim": "nai\u0308ve", "gist": None, "tags": json.dumps(["naïve", 'say "hi"'])},
     {"verbatim": "認証トークン", "gist": "", "file_path": "src/auth_token.py"},
+    {"verbatim": "plain", "gist": "it's 100 % \x01", "tags": r'["\u0061uth\u0054oken", "\u017fun", "a\/c", "x\u0001"]'},
+    {"verbatim": "it's plain AND 50% of a_c", "gist": "plain", "tags": r'["\u00e9t\u00e9", "\ud83d\ude00"]'},
+    {"verbatim": b"fixed auth token", "gist": "a blob", "tags": '["auth"]'},
 ]
 WORDS = "auth AUTH token привет größe 100% a_b [x] \\ naïve 認証 hi fixed task ab".split()  # noqa: SIM905
+WORDS += [
+    "it's",
+    "a/c",
+    "sun",
+    "été",
+    "😀",
+    "\x01",
+    "plain it's",
+    "auth plain",
+    "100 %",
+    "auth blob",
+    "50% a_c",
+    "plain été",
+]
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -132,7 +149,8 @@ def test_both_tiers_find_the_same_in_the_same_texts(tmp_path: Path, word: str):
     bare = {"tags": None, "file_path": None}
     rows: list[dict[str, Any]] = [bare | row | {"id": n, "created_at": "2024-03-01"} for n, row in enumerate(TEXTS)]
     small_store(store, *rows)
-    write_file(archive, [memory(100 + n, **(bare | row)) for n, row in enumerate(TEXTS)])
+    texts = [{name: None if isinstance(value, bytes) else value for name, value in row.items()} for row in TEXTS]
+    write_file(archive, [memory(100 + n, **(bare | row)) for n, row in enumerate(texts)])
     analyst = RepoAnalyst(archive)
     tiers: list[Tier] = ["hot", "cold", "all"]
     found = {tier: [row["id"] for row in analyst.search_archive(word, tier=tier)] for tier in tiers}

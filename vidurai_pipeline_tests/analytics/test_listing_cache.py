@@ -60,6 +60,17 @@ def test_what_did_not_change_is_not_read_again(archive: Path, cache: Path):
     assert "secret" not in path.read_text()
 
 
+@pytest.mark.parametrize(("fewest_bytes", "remembered"), [(1_000, True), (10_000_000, False)])
+def test_few_files_are_remembered_if_they_are_large(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, fewest_bytes: int, remembered: bool
+):
+    monkeypatch.setattr(schema_cache, "FEWEST_BYTES", fewest_bytes)
+    write_file(tmp_path / "archive", [memory(n) for n in range(100)])
+    assert files_read(tmp_path / "archive") == 1
+    assert files_read(tmp_path / "archive") == (0 if remembered else 1)
+    assert bool(cached(cache)) == remembered
+
+
 def test_only_new_files_are_read(archive: Path):
     ask(archive)
     write_file(archive, [memory(900)], month="2025-03", schema=OWN.append(pa.field("mood", pa.string())))
