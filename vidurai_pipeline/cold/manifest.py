@@ -311,10 +311,12 @@ class Manifests:
     def _announce(self, folder: str) -> None:
         """Note in the archive's own manifest that a folder has one, and in the month before, should that one go too."""
         known = self.folders(list_files(self.root))
-        before = [one for one in known if one not in ("", folder) and (self.root / one / NAME).exists()]
-        for place in ["", *before[-1:]]:
+        have = [one for one in known if one not in ("", folder) and (self.root / one / NAME).exists()]
+        named = set[str]().union(*(self.of(one).folders for one in ("", *have)))
+        for place in ["", *have[-1:]]:
             manifest = Manifest.read(self.root / place)
-            manifest.folders |= {one for one in known if one} | {folder}
+            # Not those whose files nobody has recorded yet: they never had a manifest.
+            manifest.folders |= named | {*have, folder}
             manifest.write()
 
     def forget_folder(self, folder: str) -> None:
