@@ -50,6 +50,8 @@ from vidurai_pipeline.cold.manifest import Flaw, Manifests
 from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
 from vidurai_pipeline.hot.view import HotSnapshot, RowFilter, UnusualRowError
 
+#: How often files may be rewritten while they are read, before that is an error. Between two times lies a moment.
+CHANGES = 20
 _INCOMING = f"{HOT}_incoming"
 _WORTH_A_QUERY = 4 * 1024 * 1024
 _MAKE_MEMORIES = "CREATE OR REPLACE TEMPORARY VIEW memories AS"
@@ -127,7 +129,7 @@ class ArchiveDatabase:
             ArchiveWarning: damaged files are left out, as the database was told.
         """
         with self._lock:
-            for last in (False, False, True):
+            for last in [*[False] * CHANGES, True]:
                 files = list_files(self.base)
                 if self._connection is not None and files == self._listed:
                     break

@@ -9,7 +9,8 @@ query that names one of these two, and by no other; of it, the columns are read 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -202,20 +203,23 @@ class RepoAnalyst:
             ArchiveError: as for :meth:`query_archive`; also while the batches are read.
         """
 
-        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatchReader:
+        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             answer = connection.sql(text, params=parameters)
             # On a connection that others use, the next query would end this one.
-            return answer.to_arrow_table().to_reader(_BATCH) if self._shared else answer.to_arrow_reader(_BATCH)
+            reader = answer.to_arrow_table().to_reader(_BATCH) if self._shared else answer.to_arrow_reader(_BATCH)
+            # The first rows are read here, where the query begins anew if files are rewritten meanwhile.
+            first = next(reader, None)
+            return reader.schema, itertools.chain([] if first is None else [first], reader)
 
         query = self._query(sql, parameters)
-        reader = query.run(fetch)
+        schema, read = query.run(fetch)
 
         def batches() -> Iterator[pa.RecordBatch]:
             # The query holds the connection that the reader reads from.
-            while (batch := query.read(lambda: next(reader, None))) is not None:
+            while (batch := query.read(lambda: next(read, None))) is not None:
                 yield batch
 
-        return pa.RecordBatchReader.from_batches(reader.schema, batches())
+        return pa.RecordBatchReader.from_batches(schema, batches())
 
     def query_rows(self, sql: str, parameters: Parameters = None) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """Run one statement and read its answer row by row, while it runs.
@@ -235,20 +239,20 @@ class RepoAnalyst:
             HotStoreError: as for :meth:`query_archive`.
         """
 
-        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], Callable[[], list[tuple]]]:
+        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], Iterator[list[tuple]]]:
             result = connection.execute(text, parameters)
             names = unique_names([column[0] for column in result.description or ()])
-            if not self._shared:
-                return names, lambda: result.fetchmany(_BATCH)
-            # On a connection that others use, the next query would end this one.
-            whole = iter([result.fetchall()])
-            return names, lambda: next(whole, [])
+            if self._shared:  # the next query would end this one
+                return names, iter([result.fetchall()])
+            # The first rows are read here, where the query begins anew if files are rewritten meanwhile.
+            first = result.fetchmany(_BATCH)
+            return names, itertools.chain([first], iter(lambda: result.fetchmany(_BATCH), []))
 
         query = self._query(sql, parameters)
-        names, more = query.run(fetch)
+        names, batches = query.run(fetch)
 
         def rows() -> Iterator[tuple[Any, ...]]:
-            while batch := query.read(more):
+            while batch := query.read(lambda: next(batches, [])):
                 yield from batch
 
         return names, iter(()) if query.about_nothing else rows()

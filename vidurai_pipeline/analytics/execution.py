@@ -12,7 +12,7 @@ import duckdb
 
 from vidurai_pipeline.analytics import duckdb_errors, sandbox
 from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON, damage_message, find_damaged
-from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.database import CHANGES, ArchiveDatabase
 from vidurai_pipeline.analytics.pushdown import Parameters
 from vidurai_pipeline.analytics.views import NOT_READ
 from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError, QueryTimeoutError
@@ -118,13 +118,14 @@ class Query:
         self.parameters = parameters
         self._limit = TimeLimit(timeout)
         self._statement: sandbox.Statement | None = None
-        self._tried_again = self._whole = False
+        self._whole = False
+        self._changes = 0
         self._connection: duckdb.DuckDBPyConnection
         #: The columns of the view ``memories``, once it has been made for this statement.
         self._columns: Sequence[str] = ()
 
     def run(self, fetch: Callable[[duckdb.DuckDBPyConnection, str], T]) -> T:
-        """Run the statement; once more, over what is there now, if a file was withdrawn while it ran.
+        """Run the statement; again, over what is there now, if a file was withdrawn while it ran.
 
         Args:
             fetch: executes the text on the connection, and gives the answer or what reads it.
@@ -143,19 +144,19 @@ class Query:
                 if sandbox.reads_hot_store(self._statement):
                     self._show_memories(self._statement)
                 return self._limit.run(self._connection, partial(fetch, self._connection, self._statement.sql))
-            except duckdb.Error as error:
+            except (OSError, ValueError, duckdb.Error) as error:  # Arrow's own errors are among them
                 if not self._is_worth_another_attempt(error):
                     raise self._explained(error) from None
 
-    def _is_worth_another_attempt(self, error: duckdb.Error) -> bool:
+    def _is_worth_another_attempt(self, error: Exception) -> bool:
         """Whether a file was withdrawn while the statement ran, or it needs more of the hot store than was read."""
         if not self._whole and self._columns and NOT_READ in str(error):
             self._whole = True
             return True
-        if self._tried_again or not duckdb_errors.names_a_file(str(error)):
+        if self._changes == CHANGES or not duckdb_errors.names_a_file(str(error)) or not self._database.changed():
             return False
-        self._tried_again = self._database.changed()
-        return self._tried_again
+        self._changes += 1
+        return True
 
     def read(self, step: Callable[[], T], source: Interruptible | None = None) -> T:
         """Read a further part of the answer.
@@ -170,7 +171,9 @@ class Query:
         """
         try:
             return self._limit.run(source or self._connection, step)
-        except (OSError, ValueError, duckdb.Error) as error:  # Arrow's own errors are among them
+        except (OSError, ValueError, duckdb.Error) as error:
+            if duckdb_errors.names_a_file(str(error)) and self._database.changed():
+                raise ArchiveError("files were rewritten while the answer was read", "ask once more") from None
             raise self._explained(error) from None
 
     def _show_memories(self, statement: sandbox.Statement) -> None:

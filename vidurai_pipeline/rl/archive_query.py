@@ -20,7 +20,7 @@ from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, IMPORTANCES, MAX_TOKENS, SALIENCES
 
 _COLUMNS = ("id", "verbatim", "gist", "salience", "created_at", "outcome", "archived_at")
-_READ_ATTEMPTS = 3
+_READ_ATTEMPTS = 20
 _NAME = "vidurai_experiences"
 #: The temporary table, in the connection that read the archive.
 TABLE = f"temp.{_NAME}"
