@@ -15,7 +15,7 @@ endif
 # More for pytest: make test PYTEST_ARGS="-k query -x"
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream clean
+.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -60,6 +60,9 @@ bench-history: $(VENV)/installed $(REFERENCE)/installed  ## the same for questio
 
 bench-dream: $(VENV)/installed $(REFERENCE)/installed  ## compare the learning with the reference implementation
 	$(BIN)/python -m benchmarks.dream
+
+bench-compaction: $(VENV)/installed  ## measure what compaction costs and saves
+	$(BIN)/python -m benchmarks.compaction
 
 clean:  ## remove the sample stores and the virtual environments
 	rm -rf sample another $(VENV) .venvs

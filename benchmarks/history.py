@@ -118,15 +118,16 @@ def make_archive(base: Path, rows: int, files: int) -> Path:
         moment = FIRST_DAY + timedelta(days=730 * number / files)
         path = archive.new_path(moment)
         with archive.writer(path, schema) as writer:
-            writer.write(_batch(random, ids, moment, (texts, gists)).cast(schema))
+            writer.write(batch(random, ids, moment, (texts, gists)).cast(schema))
         writer.path.rename(path)
     done.touch()
     return base
 
 
-def _batch(
+def batch(
     random: np.random.Generator, ids: np.ndarray, moment: datetime, pools: tuple[pa.Array, pa.Array]
 ) -> pa.RecordBatch:
+    """Made-up memories with these ids, archived at a moment."""
     rows = len(ids)
     texts, gists = pools
 

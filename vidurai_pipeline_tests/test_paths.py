@@ -23,6 +23,7 @@ COMMANDS = (
     ("search", "error"),
     ("scrub", "--all"),
     ("scrub", "--forget"),
+    ("compact",),
     ("doctor",),
     ("ui",),
     ("home",),

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from vidurai_pipeline.cold.archive import Archive, FileContents
 from vidurai_pipeline.cold.files import archive_errors
-from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled, require_archive
+from vidurai_pipeline.cold.listing import REQUIRED, ArchiveFile, list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import FileEntry, Flaw, age_in_days, digest_file
 from vidurai_pipeline.errors import ArchiveError, LockedError
 
@@ -167,7 +167,7 @@ def _adopted(path: Path, file: ArchiveFile, report: ScrubReport) -> FileEntry | 
     try:
         contents = FileContents.read(path)
         with archive_errors(path), contents.parquet() as parquet:
-            if missing := {"id", "verbatim", "created_at"} - set(parquet.schema_arrow.names):
+            if missing := REQUIRED - set(parquet.schema_arrow.names):
                 report.damaged.append(Flaw(file.relative, f"it has no column {', '.join(sorted(missing))}", None))
                 return None
             for _ in contents.batches():

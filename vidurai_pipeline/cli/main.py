@@ -4,14 +4,15 @@ import contextlib
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.compact import compact
 from vidurai_pipeline.cli.limits import bound_memory
 from vidurai_pipeline.errors import (
     MORE_MEMORY,
@@ -27,9 +28,8 @@ from vidurai_pipeline.settings import Hyperparameters, load_settings, memory_byt
 if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 #: Commands that go on where they were stopped.
-_RESUMABLE = {"dream", "flush", "run", "scrub"}
+_RESUMABLE = {"compact", "dream", "flush", "run", "scrub"}
 
 
 class _Group(click.Group):
@@ -92,12 +92,6 @@ def _complain(message: str) -> None:
         click.echo(f"error: {message}", err=True)
 
 
-def _format_option(*forms: str) -> Callable[[Command], Command]:
-    return click.option(
-        "--format", "form", type=click.Choice(forms), default="table", show_default=True, help="How to print it."
-    )
-
-
 _timeout_option = click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True, max=31_536_000),
@@ -153,7 +147,7 @@ def main() -> None:
 
 
 @main.command()
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def run(form: str) -> None:
     """Archive, verify, purge and learn: the nightly job, now.
 
@@ -203,7 +197,7 @@ def home() -> None:
 
 @main.command()
 @click.option("--dry-run", is_flag=True, help="Read and check every row, but write and delete nothing.")
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def flush(dry_run: bool, form: str) -> None:
     """Archive and purge, without Dagster and without learning.
 
@@ -228,7 +222,7 @@ def flush(dry_run: bool, form: str) -> None:
 @main.command()
 @click.option("--all", "everything", is_flag=True, help="Read every file, not only the share that is due.")
 @click.option("--forget", is_flag=True, help="Accept that missing files are gone: remove their records.")
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def scrub(everything: bool, forget: bool, form: str) -> None:
     """Prove that archived files are still what was written.
 
@@ -275,7 +269,7 @@ def scrub(everything: bool, forget: bool, form: str) -> None:
     show_default=True,
     help="The order of learning. newest-first needs --rebuild; it is how Vidurai's own dreamer learns.",
 )
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def dream(rebuild: bool, order: Any, form: str) -> None:
     """Learn from the archive what is worth keeping.
 
@@ -309,7 +303,7 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
 @main.command()
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The most states to list.")
 @click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Also write PNG files there.")
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def policy(limit: int, pictures: Path | None, form: str) -> None:
     """Show what was learned.
 
@@ -331,7 +325,7 @@ def policy(limit: int, pictures: Path | None, form: str) -> None:
 
 
 @main.command()
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def stats(form: str) -> None:
     """Show the hot store, the archive and the Q-table at a glance.
 
@@ -351,7 +345,7 @@ def stats(form: str) -> None:
 @click.argument("sql")
 @_skip_option
 @_timeout_option
-@_format_option("table", "json", "csv")
+@output.format_option("table", "json", "csv")
 def query(sql: str, skip_damaged: bool, timeout: float | None, form: str) -> None:
     """Run SQL over the memories.
 
@@ -391,7 +385,7 @@ def query(sql: str, skip_damaged: bool, timeout: float | None, form: str) -> Non
 )
 @_skip_option
 @_timeout_option
-@_format_option("table", "json", "csv")
+@output.format_option("table", "json", "csv")
 def search(
     words: tuple[str, ...], limit: int, skip_damaged: bool, timeout: float | None, form: str, **filters: Any
 ) -> None:
@@ -427,7 +421,7 @@ def search(
 @click.argument("memory_id", metavar="ID", type=int)
 @_skip_option
 @_timeout_option
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def show(memory_id: int, skip_damaged: bool, timeout: float | None, form: str) -> None:
     """Show one memory, whole, and where it is.
 
@@ -450,7 +444,7 @@ def show(memory_id: int, skip_damaged: bool, timeout: float | None, form: str) -
 
 
 @main.command()
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def doctor(form: str) -> None:
     """Check settings, stores and files, and whether the tiers agree.
 
@@ -473,7 +467,7 @@ def doctor(form: str) -> None:
 @click.argument("folder", default="sample", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--rows", type=click.IntRange(min=0), default=2_000, show_default=True, help="How many memories.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same memories.")
-@_format_option("table", "json")
+@output.format_option("table", "json")
 def demo(folder: Path, rows: int, seed: int, form: str) -> None:
     """Make a sample hot store in FOLDER, for a machine without Vidurai.
 
@@ -490,6 +484,9 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
     else:
         output.print_facts("Sample store", {"path": made.path, "memories": made.rows, **made.by_status})
         click.echo(f"\nnext: VIDURAI_HOME={shlex.quote(str(folder))} {output.program()} run")
+
+
+main.add_command(compact)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import click
 from rich.cells import cell_len
@@ -25,6 +25,7 @@ from rich.text import Text
 
 from vidurai_pipeline.errors import NAMED, plural
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 _LAST_STANDARD = 2
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ROWS_PER_TABLE = 1_000
@@ -120,6 +121,13 @@ class ProgressLine:
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=None)
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
+
+
+def format_option(*forms: str) -> Callable[[Command], Command]:
+    """The option ``--format``, with the forms that a command can print; the first is the default."""
+    return click.option(
+        "--format", "form", type=click.Choice(forms), default=forms[0], show_default=True, help="How to print it."
+    )
 
 
 def print_json(value: Any) -> None:

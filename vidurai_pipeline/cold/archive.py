@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,6 +67,22 @@ class PublishedFile:
     bytes: int
 
 
+class Footer(NamedTuple):
+    """What a file's footer says of it.
+
+    Attributes:
+        kind: what two files must have in common for their rows to share one: columns, and what the footer says of all.
+        names: its columns.
+        rows: how many rows it holds.
+        bytes: their size, not compressed.
+    """
+
+    kind: tuple
+    names: frozenset[str]
+    rows: int
+    bytes: int
+
+
 class Archive:
     """The cold archive in a folder, which need not exist yet.
 
@@ -87,9 +103,9 @@ class Archive:
 
     def stats(self) -> dict[str, Any]:
         """Counts and sizes of the files: in all, and by partition."""
-        files = self.files()
-        size = sum(path.stat().st_size for path in files)
-        partitions = Counter("/".join(path.relative_to(self.root).parts[:-1]) for path in files)
+        files = list_files(self.root)
+        size = sum(file.size for file in files)
+        partitions = Counter(file.relative.rpartition("/")[0] for file in files)
         return {
             "total_files": len(files),
             "total_size_bytes": size,
@@ -231,15 +247,21 @@ class Archive:
             sync_folder(path.parent)
         return replace(rewritten, path=path)
 
-    def kind(self, file: ArchiveFile) -> tuple:
-        """What two files must have in common for their rows to share one: columns, and what their footers say of them.
+    def footer(self, file: ArchiveFile) -> "Footer":
+        """Read a file's footer.
 
         Raises:
             ArchiveError: it can't be read.
         """
         with archive_errors(self.root / file.relative), pq.ParquetFile(self.root / file.relative) as parquet:
-            columns = tuple(str((field.name, field.type, field.metadata)) for field in parquet.schema_arrow)
-            return columns, tuple(sorted(_shared_metadata(parquet).items()))
+            columns = tuple((field.name, str(field.type), str(field.metadata)) for field in parquet.schema_arrow)
+            groups = [parquet.metadata.row_group(n) for n in range(parquet.metadata.num_row_groups)]
+            return Footer(
+                kind=(columns, tuple(sorted(_shared_metadata(parquet).items()))),
+                names=frozenset(parquet.schema_arrow.names),
+                rows=parquet.metadata.num_rows,
+                bytes=sum(group.total_byte_size for group in groups),
+            )
 
     def write_rewritten(self, path: Path, table: pa.Table, like: ArchiveFile) -> "FileContents":
         """Write rows of settled files to a new file in a work folder, and read it back.

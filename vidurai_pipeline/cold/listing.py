@@ -20,6 +20,8 @@ from vidurai_pipeline.cold.files import require_usable
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
 
+#: What each file of an archive has: files without these columns are of other programs.
+REQUIRED = frozenset({"id", "verbatim", "created_at"})
 _PARTITION = re.compile(r"year=\d{1,4}/month=\d{1,2}/[^/]+")
 _GLOB = re.compile(r"[*?\[]")
 
@@ -54,8 +56,8 @@ class ArchiveFile(NamedTuple):
         return _PARTITION.fullmatch(self.relative) is not None
 
 
-def list_files(base: Path) -> tuple[ArchiveFile, ...]:
-    """List the archive's Parquet files in order of their paths.
+def list_files(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
+    """List the archive's Parquet files in order of their paths; all, or those in one of its folders.
 
     This is the one rule of what belongs to an archive. Links to files and folders are followed, a link back to a folder
     above is not. Hidden files and folders are left out, and so is ``lost+found``. There are no files where there is no
@@ -68,14 +70,14 @@ def list_files(base: Path) -> tuple[ArchiveFile, ...]:
         if not base.exists():
             require_usable(base)
             return ()
-        return tuple(sorted(_walk(base, base, frozenset()), key=lambda file: file.relative))
+        return tuple(sorted(_walk(base / folder, base, frozenset()), key=lambda file: file.relative))
     except NotADirectoryError:
         raise ArchiveError(f"{base} is a file, not an archive's folder: set VIDURAI_ARCHIVE") from None
     except OSError as error:
         raise ArchiveError(f"{error.filename or base} can't be read: {error.strerror}") from None
 
 
-def list_settled(base: Path) -> tuple[ArchiveFile, ...]:
+def list_settled(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
     """List the files without a pending mark: the others may yet be found damaged, or lose memories that changed.
 
     Raises:
@@ -83,7 +85,7 @@ def list_settled(base: Path) -> tuple[ArchiveFile, ...]:
     """
     marks = PendingMarks(base)
     # The files first: one that is purged in between has then been settled all the while.
-    return tuple(file for file in list_files(base) if not marks.path(file.name).exists())
+    return tuple(file for file in list_files(base, folder) if not marks.path(file.name).exists())
 
 
 def require_archive(base: Path) -> None:
@@ -111,36 +113,56 @@ def require_archive(base: Path) -> None:
         return
     if first is None or columns is None:
         return
-    if missing := {"id", "verbatim", "created_at"} - set(columns):
+    if missing := REQUIRED - set(columns):
         raise ArchiveError(
             f"{base} is no archive of memories: {first.relative} has no column {', '.join(sorted(missing))}; {advice}"
         )
 
 
 def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterator[ArchiveFile]:
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
+    here, folders, files = _scan(folder, base)
     if here in above:  # a link that leads back to a folder it lies in
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "lost+found":  # for root alone, on an archive's own disk
-                continue
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), base, above | {here})
-            elif entry.name.endswith(".parquet"):
-                try:
-                    found = entry.stat()
-                except FileNotFoundError:  # withdrawn since the folder was read
-                    if entry.is_symlink():
-                        raise
+    yield from files
+    for path in folders:
+        yield from _walk(path, base, above | {here})
+
+
+def _scan(folder: Path, base: Path) -> tuple[tuple[int, int], list[Path], list[ArchiveFile]]:
+    """One folder: which it is, the folders in it, and the archive's files in it."""
+    while True:
+        here = _identity(folder)
+        folders: list[Path] = []
+        files: list[ArchiveFile] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "lost+found":  # for root alone, on an archive's own disk
                     continue
-                if not stat.S_ISREG(found.st_mode):
-                    raise ArchiveError(f"{entry.path} is not a file of the archive: move it away")
-                relative = entry.path[len(str(base)) :].lstrip("/")
-                yield ArchiveFile(
-                    relative, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, entry.is_symlink()
-                )
+                if entry.is_dir():
+                    folders.append(Path(entry.path))
+                elif entry.name.endswith(".parquet") and (file := _file(entry, base)):
+                    files.append(file)
+        # A folder whose files were rewritten gives its place to another while it is read; half of each is neither.
+        if _identity(folder) == here:
+            return here, folders, files
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _file(entry: os.DirEntry[str], base: Path) -> ArchiveFile | None:
+    try:
+        found = entry.stat()
+    except FileNotFoundError:  # withdrawn since the folder was read
+        if entry.is_symlink():
+            raise
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise ArchiveError(f"{entry.path} is not a file of the archive: move it away")
+    relative = entry.path[len(str(base)) :].lstrip("/")
+    return ArchiveFile(relative, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, entry.is_symlink())
 
 
 @dataclass(frozen=True)

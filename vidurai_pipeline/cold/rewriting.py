@@ -15,7 +15,12 @@ from vidurai_pipeline.cold.archive import Archive, FileContents
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.generation import Generation, next_generation
 from vidurai_pipeline.cold.listing import ArchiveFile
+from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.errors import VerificationError
+
+#: The most rows of a new file, and the most bytes of them before they are compressed.
+ROWS_PER_FILE = 131_072
+BYTES_PER_FILE = 48 * 1024 * 1024
 
 #: Says which rows leave, given rows of a file: a boolean array.
 LeaveOut = Callable[[pa.Table], pa.ChunkedArray | pa.Array]
@@ -49,8 +54,8 @@ def rewrite_folder(
     folder: str,
     files: Sequence[ArchiveFile],
     *,
-    rows_per_file: int,
-    bytes_per_file: int,
+    rows_per_file: int = ROWS_PER_FILE,
+    bytes_per_file: int = BYTES_PER_FILE,
     leave_out: LeaveOut | None = None,
 ) -> Rewriting:
     """Put the rows of some files of a folder into new ones, in the order of their ids. The archive must be locked.
@@ -68,9 +73,15 @@ def rewrite_folder(
         ArchiveError: it could not be done. In either case nothing has changed.
     """
     done = Rewriting(folder)
+    if reason := archive.manifests.of(folder).damaged:
+        raise VerificationError(
+            f"{archive.root / folder / MANIFEST}: {reason}, so the month's files can't be proved; nothing was changed",
+            hint="run `vidurai-pipeline scrub --all`, which records them anew",
+        )
     with next_generation(archive.root, folder) as new:
         for kind in _kinds(archive, files):
             waiting: list[pa.Table] = []
+            rows = size = 0
             first = kind[0]
             for file in kind:
                 contents = read_recorded(archive, file)
@@ -85,10 +96,11 @@ def rewrite_folder(
                 if not waiting:
                     first = file
                 waiting.append(table)
+                rows, size = rows + table.num_rows, size + table.nbytes
                 new.leave_out(file.name)
-                if _rows(waiting) >= rows_per_file or sum(part.nbytes for part in waiting) >= bytes_per_file:
+                if rows >= rows_per_file or size >= bytes_per_file:
                     _write(archive, new, first, waiting, done)
-                    waiting = []
+                    waiting, rows, size = [], 0, 0
             _write(archive, new, first, waiting, done)
         new.commit()
     return done
@@ -118,27 +130,20 @@ def _kinds(archive: Archive, files: Sequence[ArchiveFile]) -> Iterator[list[Arch
     """Files that can share one: of the same columns, and the same zone and format in their footers."""
     kinds: dict[tuple, list[ArchiveFile]] = {}
     for file in sorted(files, key=lambda file: file.name):
-        kinds.setdefault(archive.kind(file), []).append(file)
+        kinds.setdefault(archive.footer(file).kind, []).append(file)
     yield from kinds.values()
-
-
-def _rows(tables: Sequence[pa.Table]) -> int:
-    return sum(table.num_rows for table in tables)
 
 
 def _write(
     archive: Archive, new: Generation, source: ArchiveFile, waiting: Sequence[pa.Table], done: Rewriting
 ) -> None:
-    if not _rows(waiting):
+    if not any(table.num_rows for table in waiting):
         return
     before = pa.concat_tables(waiting)
     order = pc.sort_indices(before.column("id"))  # pyright: ignore[reportAttributeAccessIssue]
     path = new.new_path(source.name)
     contents = archive.write_rewritten(path, before.take(order), like=source)
-    with archive_errors(path), contents.parquet() as parquet:
-        after = parquet.read(use_threads=False)
-    # Back in the old order: a mistake in the sorting can't hide itself.
-    if not after.take(pc.sort_indices(order)).equals(before):  # pyright: ignore[reportAttributeAccessIssue]
+    if not _equal(before, order, contents):
         raise VerificationError(
             f"{path.name} did not read back equal to the files it was made from; nothing was changed"
         )
@@ -148,3 +153,16 @@ def _write(
     done.files_after += 1
     done.bytes_after += entry.bytes
     done.rows += entry.rows
+
+
+def _equal(before: pa.Table, order: pa.Array, contents: FileContents) -> bool:
+    """Whether a file, put back in the old order, equals the old rows: a mistake in the sorting can't hide itself."""
+    back = pc.sort_indices(order)  # pyright: ignore[reportAttributeAccessIssue]
+    with archive_errors(contents.path), contents.parquet() as parquet:
+        if parquet.schema_arrow != before.schema or parquet.metadata.num_rows != before.num_rows:
+            return False
+        # Column by column: a few of them at a time take little memory.
+        return all(
+            parquet.read([name], use_threads=False).column(name).take(back).equals(before.column(name))
+            for name in before.column_names
+        )

@@ -11,11 +11,13 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vidurai_pipeline.care.compaction import compact
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.rewriting import rewrite_folder
@@ -46,6 +48,11 @@ def rows(root: Path) -> Counter:
 
 def rewrite(root: Path, *, without: int | None) -> None:
     archive = Archive(root)
+    if sys.argv[3] == "compact":
+        # Portion by portion.
+        report = compact(archive, pause=0, rows_per_file=1_000, now=datetime(2999, 1, 1, tzinfo=UTC))
+        assert report.sound, report
+        return
     with archive.lock("test"):
         archive.sweep()
         files = list_files(root)
@@ -74,7 +81,7 @@ def check(root: Path, before: Counter, after: Counter) -> None:
     with archive.lock("test"):
         archive.sweep()
     assert rows(root) in (before, after), "after the sweep"
-    assert archive.manifests.flaws(list_files(root)) == []
+    assert (flaws := archive.manifests.flaws(list_files(root))) == [], flaws
     odd = [path for path in (*root.rglob("*"), *root.parent.iterdir()) if path.name.endswith((".next", ".part"))]
     assert not odd, odd
     rewrite(root, without=int(sys.argv[3]) if before != after else None)
@@ -117,5 +124,5 @@ def rows_apart(root: Path) -> Counter:
 
 
 if __name__ == "__main__":
-    leave_out = None if sys.argv[3] == "-" else int(sys.argv[3])
+    leave_out = None if sys.argv[3] in {"-", "compact"} else int(sys.argv[3])
     sys.stdout.write(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), leave_out, int(sys.argv[4]))))
