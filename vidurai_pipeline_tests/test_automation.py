@@ -86,7 +86,7 @@ def test_runs_whose_process_died_are_ended(
         with dg.build_sensor_context(instance=instance, repository_def=repository) as context:
             return repository.get_sensor_def("end_dead_runs").evaluate_tick(context).skip_message or ""
 
-    assert "only just begun" in evaluate()
+    assert "no unfinished run is old enough" in evaluate()
     later = time.time() + GRACE_SECONDS[status] + 1
     with mock.patch("time.time", return_value=later), holding(settings.archive_path, really=alive):
         message = evaluate()

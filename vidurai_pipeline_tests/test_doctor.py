@@ -6,6 +6,7 @@ import re
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from vidurai_pipeline.cli import run
 from vidurai_pipeline.cli.doctor import examine
-from vidurai_pipeline.cli.run import dagster_home, last_good_run
+from vidurai_pipeline.cli.run import dagster_home, read_history
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import memory, write_file
@@ -109,9 +110,11 @@ def test_a_nightly_run_that_is_too_long_ago(home: Path) -> None:
     }
     assert cli("run").returncode == 0
     assert findings()["last run"]["status"] == "ok"
-    ended = last_good_run(load_settings())
-    assert ended
-    with mock.patch.object(run, "last_good_run", return_value=ended - timedelta(hours=53)):
+    history = read_history(load_settings())
+    assert history is not None
+    assert history.succeeded is not None
+    long_ago = replace(history, succeeded=history.succeeded - timedelta(hours=53))
+    with mock.patch.object(run, "read_history", return_value=long_ago):
         done = cli("doctor")
         assert (done.returncode, "53 hours ago: check that Dagster's daemon runs" in done.stdout) == (1, True)
         assert cli("doctor", VIDURAI_STALE_HOURS="60").returncode == 0

@@ -163,25 +163,26 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
 def _last_run(settings: Settings, waiting: int) -> Iterator[Finding]:
     """Whether the nightly job still runs, and alerts arrive; cron or a login script can tell by the exit code."""
     try:
-        from vidurai_pipeline.cli import run  # noqa: PLC0415  (slow; and it fails if Dagster refuses a setting)
+        from vidurai_pipeline.cli.run import read_history  # noqa: PLC0415  (slow; fails if Dagster refuses a setting)
 
-        moment, since_setup = run.last_good_run(settings), run.set_up(settings)
-        down = run.undelivered_alerts(settings)
-        yield run.stuck(settings)
+        history = read_history(settings)
     except ConfigError as error:
         yield Finding("last run", "failed", str(error))
         return
-    for service, since in down.items():
+    if history is None:
+        yield Finding("unfinished runs", "ok", "no run yet")
+        yield Finding("last run", "ok", "the nightly job has not run yet")
+        return
+    yield history.unfinished
+    for service, since in history.undelivered.items():
         yield Finding(
             "alerts",
             "failed",
             f"no alert could be sent by {service} since {since.astimezone():%Y-%m-%d %H:%M %Z}: see the ticks of its "
             "sensor under Automation, and check VIDURAI_ALERT_URLS",
         )
-    start = moment or since_setup
-    if start is None:
-        yield Finding("last run", "ok", "the nightly job has not run yet")
-        return
+    moment = history.succeeded
+    start = moment or history.set_up
     hours = (datetime.now(UTC) - start).total_seconds() / 3600
     at = f"{start.astimezone():%Y-%m-%d %H:%M %Z}"
     detail = (

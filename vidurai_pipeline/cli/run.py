@@ -8,7 +8,6 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import as_file, files
@@ -131,56 +130,41 @@ def dagster_home(settings: Settings) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def history(settings: Settings) -> Iterator[dg.DagsterInstance | None]:
-    """Dagster's history, to look at; None if there is none yet.
+@dataclass(frozen=True)
+class History:
+    """What Dagster's history says of the nightly job.
 
-    Raises:
-        ConfigError: Dagster's home can't be used.
+    Attributes:
+        set_up: when Dagster's home was made, so that the job could run.
+        succeeded: when it last ended well; None if it never did.
+        undelivered: the services that alerts can't be sent to now, and since when.
+        unfinished: whether a run has been queued or unfinished for too long.
     """
-    if (settings.dagster_home / "dagster.yaml").exists():
-        with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
-            yield instance
-    else:
-        yield None
+
+    set_up: datetime
+    succeeded: datetime | None
+    undelivered: dict[str, datetime]
+    unfinished: Finding
 
 
-def last_good_run(settings: Settings) -> datetime | None:
-    """When the nightly job last ended well, by Dagster's history; None if there is no such run.
-
-    Raises:
-        ConfigError: Dagster's home can't be used.
-    """
-    good = dg.RunsFilter(job_name="maintenance", statuses=[dg.DagsterRunStatus.SUCCESS])
-    with history(settings) as instance:
-        records = instance.get_run_records(good, limit=1) if instance else ()
-    return datetime.fromtimestamp(records[0].end_time, UTC) if records and records[0].end_time else None
-
-
-def set_up(settings: Settings) -> datetime | None:
-    """When Dagster's home was made, so that the nightly job could run; None if it was not yet."""
-    file = settings.dagster_home / "dagster.yaml"
-    return datetime.fromtimestamp(file.stat().st_mtime, UTC) if file.exists() else None
-
-
-def undelivered_alerts(settings: Settings) -> dict[str, datetime]:
-    """The services that alerts can't be sent to now, and since when.
+def read_history(settings: Settings) -> History | None:
+    """Dagster's history; None if there is none yet.
 
     Raises:
         ConfigError: Dagster's home can't be used, or an address of VIDURAI_ALERT_URLS is none.
     """
-    with history(settings) as instance:
-        return undelivered(instance, settings) if instance else {}
-
-
-def stuck(settings: Settings) -> Finding:
-    """Whether a run has been queued or unfinished for too long.
-
-    Raises:
-        ConfigError: Dagster's home can't be used.
-    """
-    with history(settings) as instance:
-        return stuck_runs(instance, time.time()) if instance else Finding("unfinished runs", "ok", "no run yet")
+    marker = settings.dagster_home / "dagster.yaml"
+    if not marker.exists():
+        return None
+    good = dg.RunsFilter(job_name="maintenance", statuses=[dg.DagsterRunStatus.SUCCESS])
+    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+        ends = [record.end_time for record in instance.get_run_records(good, limit=1)]
+        return History(
+            datetime.fromtimestamp(marker.stat().st_mtime, UTC),
+            datetime.fromtimestamp(ends[0], UTC) if ends and ends[0] else None,
+            undelivered(instance, settings),
+            stuck_runs(instance, time.time()),
+        )
 
 
 def workspace_file(home: Path) -> Path:

@@ -136,13 +136,15 @@ def undelivered(instance: dg.DagsterInstance, settings: Settings) -> dict[str, d
 def _sensor(channel: Channel, settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"alert_by_{channel.name}",
-        description="Sends a message when a run of the pipeline failed, or a check failed in a run that otherwise "
-        "succeeded. If the message can't be sent, it tries again, at least every 4 hours; its ticks say since when.",
+        description=f"Sends a message by {channel.name} when a run or a check of the pipeline failed. The warning "
+        "about rejected memories is sent once it has stood for 12 hours. If a message can't be sent, the sensor tries "
+        "again after 1 minute, then ever less often, at least every 4 hours.\n\n"
+        "**Next:** if its ticks say that the service takes no message, check the network and `VIDURAI_ALERT_URLS`, "
+        "then restart Dagster.",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        """Tell of the next run that people must hear of."""
         told, now = _read_cursor(context.cursor), time.time()
         if told.down_since and now < told.next_try:
             return dg.SkipReason(told.trouble)

@@ -40,8 +40,9 @@ health_job = dg.define_asset_job(
     # Runs that the command line started belong to no code location, and are meant as well.
     monitor_all_code_locations=True,
     request_job=dream_job,
-    description="Starts `dream_job` when a maintenance run failed before it could learn, so that what the "
-    "archive holds is learned all the same.",
+    description="Starts `dream_job` when a maintenance run failed before the step `q_table`, so that the memories "
+    "already in the archive are learned from.\n\n**Next:** look at the failed run under *Runs*. Its error says what to "
+    "do. Then run `maintenance` again.",
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def dream_after_failure(context: dg.RunFailureSensorContext) -> dg.RunRequest | dg.SkipReason:
@@ -53,7 +54,7 @@ def dream_after_failure(context: dg.RunFailureSensorContext) -> dg.RunRequest | 
     started = {event.step_key for event in events if event.event_type == dg.DagsterEventType.STEP_START}
     planned = {e.asset_key for e in events if e.event_type == dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED}
     if not started:
-        return dg.SkipReason("no step of it began")
+        return dg.SkipReason("the run failed before its first step")
     if q_table.key not in planned or q_table.key.to_user_string() in started:
-        return dg.SkipReason("its dream had begun, or was not asked for")
+        return dg.SkipReason("the run had begun to learn, or was not meant to")
     return dg.RunRequest(run_key=f"dream-after-{run.run_id}")

@@ -33,17 +33,14 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name="early_run",
         job=maintenance,
-        description="Starts the maintenance job before the night when many memories wait, the hot store has grown a "
-        "lot, or its disk is nearly full. It waits while Vidurai writes. Each tick says why it started a run or not. "
-        "`VIDURAI_EARLY_RUN=false` turns it off; other settings of that name change its thresholds.",
+        description=_describe(thresholds),
         minimum_interval_seconds=120,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def early_run(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        """Start the maintenance job early where that is worth it."""
         instance = context.instance
         if any(r.job_name in LIFECYCLE_JOBS for r in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))):
-            return dg.SkipReason("a maintenance run is at work, or waits in the queue")
+            return dg.SkipReason("a maintenance run is running or queued")
         memo = json.loads(context.cursor or "{}")
         now = time.time()
         try:
@@ -72,6 +69,25 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
         return dg.RunRequest(run_key=f"early-run-after-{latest or 'nothing'}", tags={"vidurai/why": decision.why})
 
     return early_run
+
+
+def _describe(thresholds: Thresholds) -> str:
+    conditions = [
+        (thresholds.rows, f"{thresholds.rows:,} memories wait to be archived (`VIDURAI_EARLY_RUN_ROWS`)"),
+        (thresholds.bytes, f"the hot store has grown by {thresholds.bytes / 1e6:,.0f} MB (`VIDURAI_EARLY_RUN_BYTES`)"),
+        (
+            thresholds.free_disk,
+            f"less than {thresholds.free_disk / 1e6:,.0f} MB are free on its disk (`VIDURAI_EARLY_RUN_FREE_DISK`)",
+        ),
+    ]
+    when = "\n".join(f"- {condition}" for limit, condition in conditions if limit)
+    return (
+        f"Starts `maintenance` before the night when one of these is true:\n\n{when}\n\n"
+        "It waits while Vidurai writes, and longer after each failed run. Each tick says how far the figures are from "
+        "their limits.\n\n"
+        "**Next:** nothing. To change a limit, set its variable and restart Dagster. `VIDURAI_EARLY_RUN=false` removes "
+        "this sensor."
+    )
 
 
 def _count(store: HotStore, before: dict[str, Any] | None, now: float, last_run: float) -> backlog.BacklogCount:

@@ -39,13 +39,14 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
 
     @dg.sensor(
         name="end_dead_runs",
-        description="Ends **dead runs**: Dagster counts them as unfinished, but no process holds the archive's lock: "
-        "theirs was killed. Until they are ended, later runs stay in the queue.",
+        description="Marks a run as failed if Dagster shows it as unfinished but its process is dead, for example "
+        "after a power cut. A living run holds the archive's lock. Without this sensor, later runs would stay in the "
+        "queue.\n\n"
+        "**Next:** run `maintenance` again, or wait for the night. It continues where the dead run stopped.",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def end_dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        """End runs that count as unfinished although nobody holds the archive's lock: their process was killed."""
         unfinished = dg.RunsFilter(statuses=list(GRACE_SECONDS))
         suspects = [
             record.dagster_run
@@ -55,12 +56,12 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
         ]
         if not suspects:
             return dg.SkipReason(
-                "no run is unfinished, or it has only just begun (dead after 1 minute at work, else after 5)"
+                "no unfinished run is old enough to be judged: 1 minute if it has started, 5 minutes if not"
             )
         try:
             with Archive(settings.archive_path).lock("looking for dead runs"):
+                reason = "Its process was killed, or the machine lost power. The next run continues where it stopped"
                 for run in suspects:
-                    reason = "Its process ended without a word: killed, or a power cut"
                     if run.status == dg.DagsterRunStatus.CANCELING:
                         context.instance.report_run_canceled(run, reason)
                     else:

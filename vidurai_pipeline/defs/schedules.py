@@ -105,14 +105,13 @@ def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name="missed_night",
         job=maintenance,
-        description="Starts the maintenance job when the nightly schedule should have started it and nothing did, for "
-        "example because the schedule was moved to an earlier hour. It does nothing while the schedule `nightly` is "
-        "off.",
+        description="Starts `maintenance` if the schedule `nightly` was due and no run began within 10 minutes, for "
+        "example because the schedule was moved to an earlier hour. It does nothing while `nightly` is off.\n\n"
+        "**Next:** nothing. If you want no nightly runs, turn off `nightly` under *Automation*.",
         minimum_interval_seconds=300,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def missed_night(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        """Start the maintenance job when the schedule should have."""
         now = time.time()
         due = last_due(settings, datetime.fromtimestamp(now, UTC))
         records = context.instance.get_run_records(dg.RunsFilter(job_name=maintenance.name), limit=1)
@@ -128,7 +127,7 @@ def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
             context.update_cursor(f"{due.isoformat()} {since}")
         if now - float(since) < GRACE_SECONDS:
             waited = f"{(now - float(since)) / 60:.0f} of {GRACE_SECONDS / 60:.0f} minutes"
-            return dg.SkipReason(f"no run has begun since {due:%Y-%m-%d %H:%M}: waits {waited} for the schedule's own")
+            return dg.SkipReason(f"no run has begun since {due:%Y-%m-%d %H:%M}: waited {waited} for the schedule")
         return dg.RunRequest(run_key=f"missed-{due.isoformat()}")
 
     return missed_night
