@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -11,19 +12,30 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from uuid import uuid4
 
 import dagster as dg
 import pytest
 
-from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.settings import Settings, load_settings
-from vidurai_pipeline_tests.support.dagster_runs import leave_run, status_of
-from vidurai_pipeline_tests.support.processes import NOTHING_ON_ITS_OWN, dagster, running, successful_runs
+from vidurai_pipeline_tests.support.dagster_runs import holding, status_of
+from vidurai_pipeline_tests.support.processes import NOTHING_ON_ITS_OWN, dagster, running, successful_runs, wait_until
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parent.parent
+HELD_BACK = """
+import pathlib, sys, time
+
+class Waiting:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        while name == "vidurai_pipeline.definitions" and pathlib.Path({hold!r}).exists():
+            time.sleep(0.1)
+
+sys.meta_path.insert(0, Waiting)
+"""
 DAEMON = [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"]
 
 
@@ -85,27 +97,47 @@ def test_launched_into_the_queue_of_a_running_daemon(settings: Settings, tmp_pat
 
 
 def test_the_next_night_runs_whatever_state_the_last_was_killed_in(settings: Settings, tmp_path: Path) -> None:
-    home = tmp_path / "dagster"
+    """As in a power cut: the daemon, its code server and the processes of three runs are killed at once."""
+    home, hold = tmp_path / "dagster", tmp_path / "hold"
     home.mkdir()
     shutil.copy(ROOT / "dagster.yaml", home)
-    environment = {**os.environ, **NOTHING_ON_ITS_OWN, "DAGSTER_HOME": str(home)}
+    tell = (home / "dagster.yaml").read_text()
+    environment = {**os.environ, **NOTHING_ON_ITS_OWN, "DAGSTER_HOME": str(home), "VIDURAI_LOCK_TIMEOUT": "600"}
+    # While the file is there, a new process waits before it loads the pipeline: its run stays STARTING.
+    (tmp_path / "sitecustomize.py").write_text(HELD_BACK.format(hold=str(hold)))
+    held_back = {**environment, "PYTHONPATH": str(tmp_path)}
     before = hot_rows(settings.db_path)
-    states = ["NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
+    settings.archive_path.mkdir()
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        job = build_definitions(settings).resolve_job_def("maintenance")
-        left = [leave_run(instance, job, dg.DagsterRunStatus[state]) for state in states]
+        (home / "dagster.yaml").write_text(tell.replace("default_limit: 1", "default_limit: 9"))
+        with holding(settings.archive_path), running(DAEMON, held_back, tmp_path / "killed.log", ROOT) as daemon:
+            dagster("job launch -j maintenance", environment, ROOT / "workspace.yaml", ROOT)
+            (started,) = instance.get_runs()
+            wait_until(lambda: status_of(instance, started.run_id) == dg.DagsterRunStatus.STARTED)
+            # It waits for the archive's lock now. It is cheaper to queue copies of it than to launch further runs.
+            not_started, starting, canceling, night = (started._replace(run_id=str(uuid4())) for _ in range(4))
+            hold.touch()
+            for run in (starting, canceling):
+                instance.add_run(run._replace(status=dg.DagsterRunStatus.QUEUED))
+            wait_until(lambda: {status_of(instance, run.run_id).value for run in (starting, canceling)} == {"STARTING"})
+            instance.report_run_canceling(canceling)
+            os.killpg(daemon.pid, signal.SIGKILL)
+            daemon.wait()
+        hold.unlink()
+        # Between the two steps by which a run gets its process, nothing can be killed on purpose.
+        instance.add_run(not_started._replace(status=dg.DagsterRunStatus.NOT_STARTED))
+        left = [not_started, starting, started, canceling]
+        statuses = [status_of(instance, run.run_id).value for run in left]
+        assert statuses == ["NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
         with sqlite3.connect(home / "history/runs.db") as con:
             con.execute("UPDATE runs SET update_timestamp = datetime('now', '-1 hour'), start_time = start_time - 3600")
         con.close()
+        (home / "dagster.yaml").write_text(tell)
+        instance.add_run(night._replace(status=dg.DagsterRunStatus.QUEUED))
         with running(DAEMON, environment, tmp_path / "daemon.log", ROOT):
-            dagster("job launch -j maintenance", environment, ROOT / "workspace.yaml", ROOT)
-            deadline = time.monotonic() + 200
-            while time.monotonic() < deadline and not all(run.is_finished for run in instance.get_runs()):
-                time.sleep(0.5)
-        ended = [status_of(instance, run_id).value for run_id in left]
-        assert ended == ["FAILURE", "FAILURE", "FAILURE", "CANCELED"]
-        (night,) = [run for run in instance.get_runs() if run.run_id not in left]
-        assert night.is_success
+            wait_until(lambda: all(run.is_finished for run in instance.get_runs()))
+        ended = [status_of(instance, run.run_id).value for run in (*left, night)]
+        assert ended == ["FAILURE", "FAILURE", "FAILURE", "CANCELED", "SUCCESS"]
     assert_one_tier(before, settings.db_path, settings.archive_path)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from vidurai_pipeline.cold.lock import RunLock
 with RunLock(Path(sys.argv[1])).hold("test holder", 0):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,13 @@ def answer(url: str, seconds: float = 90) -> Any:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.3)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing after {seconds} s"
+        time.sleep(0.2)
 
 
 def successful_runs(instance: dg.DagsterInstance, count: int, seconds: float = 200) -> list[dg.DagsterRun]:
