@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
-from vidurai_pipeline.settings import Settings
+from vidurai_pipeline.settings import RetentionRule, Settings
 
 _HEAD = """\
 # Configuration
@@ -37,6 +37,7 @@ _KINDS = {
     SecretStr: "text, kept secret",
     bool: "`true` or `false`",
     ByteSize: "size, such as `500MB` or `2GiB`",
+    RetentionRule: "rules, such as `NOISE=90d`",
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -75,7 +76,7 @@ def _kind(annotation: Any) -> str:
 
 def _default(field: FieldInfo) -> str:
     default = field.default
-    if default is None:
+    if default in (None, ()):
         return "see meaning"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vidurai_pipeline.errors import ConfigError
 
@@ -113,6 +113,55 @@ def _size(value: Any) -> Any:
 Size = Annotated[ByteSize, BeforeValidator(_size)]
 
 
+_RULE = re.compile(r"(?:(?P<kind>project|event_type):)?(?P<value>.+?)\s*=\s*(?P<count>[1-9]\d{0,4})(?P<unit>[dwy])")
+_DAYS = {"d": 1, "w": 7, "y": 365}
+_SALIENCES = ("CRITICAL", "HIGH", "MEDIUM", "LOW", "NOISE")
+
+
+@dataclass(frozen=True)
+class RetentionRule:
+    """How long memories of one kind are kept.
+
+    Attributes:
+        text: the rule as it was written, such as ``NOISE=90d``.
+        column: of the archive: ``salience``, ``project_name`` or ``event_type``.
+        value: what stands in that column.
+        days: how old a memory may get.
+    """
+
+    text: str
+    column: str
+    value: str
+    days: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read one rule.
+
+        Raises:
+            ValueError: it is none; the message says what one looks like.
+        """
+        found = _RULE.fullmatch(text)
+        if not found or not (found["kind"] or found["value"].upper() in _SALIENCES):
+            raise ValueError(
+                f"{text!r} is not a retention rule: write a salience, project:NAME or event_type:NAME, then = and an "
+                "age in days, weeks or years, such as NOISE=90d, project:demo=26w or event_type:chat=2y"
+            )
+        column = {"project": "project_name", "event_type": "event_type"}.get(found["kind"], "salience")
+        value = found["value"] if found["kind"] else found["value"].upper()
+        return cls(text, column, value, int(found["count"]) * _DAYS[found["unit"]])
+
+
+def _rules(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    rules = tuple(RetentionRule.parse(text.strip()) for text in value.split(",") if text.strip())
+    for one, other in itertools.combinations(rules, 2):
+        if (one.column, one.value) == (other.column, other.value):
+            raise ValueError(f"{one.text!r} and {other.text!r} are rules for the same memories: keep one of them")
+    return rules
+
+
 class Settings(BaseSettings):
     """Where the tiers live and how the pipeline treats them.
 
@@ -132,11 +181,6 @@ class Settings(BaseSettings):
     )
     archive: UserPath | None = Field(
         default=None, description="The folder of the cold archive. By default `archive` in Vidurai's folder"
-    )
-    mirror: UserPath | None = Field(
-        default=None,
-        description="A folder on another disk for a second copy of the archive. Memories leave the hot store only when "
-        "both hold them, and `scrub --repair` heals one from the other. By default there is none",
     )
     q_table: UserPath | None = Field(
         default=None, description="The Q-table. By default `q_table.json` in Vidurai's folder"
@@ -170,6 +214,12 @@ class Settings(BaseSettings):
         default=30,
         ge=1,
         description="Every archived file is read again within this many days, a share of them each night",
+    )
+    retention: Annotated[tuple[RetentionRule, ...], NoDecode, BeforeValidator(_rules)] = Field(
+        default=(),
+        description="How long archived memories are kept, such as `NOISE=90d, LOW=2y, project:demo=1y, "
+        "event_type:chat=26w`. `vidurai-pipeline expire` removes those that are older. If several rules fit a memory, "
+        "the longest counts. By default everything is kept",
     )
     memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
         default="1GB",
@@ -274,20 +324,7 @@ class Settings(BaseSettings):
         for name, path in places.items():
             if archive in Path(os.path.realpath(path)).parents:
                 raise ValueError(f"{name}={path} lies in the archive, VIDURAI_ARCHIVE={self.archive_path}: move it out")
-        if self.mirror is not None:
-            self._keep_mirror_apart(self.mirror, {**places, "VIDURAI_HOME": self.home})
         return self
-
-    @staticmethod
-    def _keep_mirror_apart(mirror: Path, places: dict[str, Path]) -> None:
-        """A second copy is worth nothing in the place of what it is a copy of."""
-        real = Path(os.path.realpath(mirror))
-        for name, path in places.items():
-            place = Path(os.path.realpath(path))
-            if _same_file(mirror, path) or place in real.parents or real in place.parents:
-                raise ValueError(
-                    f"VIDURAI_MIRROR={mirror} and {name}={path}: one lies in the other; name a folder on another disk"
-                )
 
     @property
     def db_path(self) -> Path:

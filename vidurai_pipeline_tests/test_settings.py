@@ -11,6 +11,7 @@ import pytest
 from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings
 
+from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings, load_settings
 
 pytestmark = pytest.mark.fast
@@ -82,3 +83,38 @@ def test_new_kinds_of_settings_are_taken_up() -> None:
         "| `VIDURAI_LEVEL` | `low` or `high` | `low` | how high |",
     ):
         assert row in page.splitlines()
+
+
+def test_retention_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().retention == ()
+    monkeypatch.setenv("VIDURAI_RETENTION", "noise=90d,LOW=2y , project:it's a=b=26w, event_type:chat=1d,")
+    assert [(rule.column, rule.value, rule.days) for rule in load_settings().retention] == [
+        ("salience", "NOISE", 90),
+        ("salience", "LOW", 730),
+        ("project_name", "it's a=b", 182),
+        ("event_type", "chat", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("NOISE", "'NOISE' is not a retention rule"),
+        ("LOW=2y, NOISE=90", "'NOISE=90' is not"),
+        ("NOISE=0d", "'NOISE=0d' is not"),
+        ("NOISE=-1d", "'NOISE=-1d' is not"),
+        ("NOISE=3m", "'NOISE=3m' is not"),
+        ("LOUD=90d", "'LOUD=90d' is not"),
+        ("project:=90d", "'project:=90d' is not"),
+        ("tag:x=90d", "'tag:x=90d' is not"),
+        ("*=1d", "'*=1d' is not"),
+        ("NOISE=1d, noise=2d", "'NOISE=1d' and 'noise=2d' are rules for the same memories"),
+    ],
+)
+def test_what_is_no_retention_rule(monkeypatch: pytest.MonkeyPatch, text: str, wrong: str) -> None:
+    monkeypatch.setenv("VIDURAI_RETENTION", text)
+    with pytest.raises(ConfigError) as raised:
+        load_settings()
+    assert str(raised.value).startswith("VIDURAI_RETENTION=")
+    assert wrong in str(raised.value)
+    assert "\n" not in str(raised.value)
