@@ -27,8 +27,9 @@ from vidurai_pipeline.archival.report import (
     Verification,
     no_progress,
 )
+from vidurai_pipeline.archival.returned import read_tombstoned
 from vidurai_pipeline.archival.run import Run
-from vidurai_pipeline.cold.mirror import open_archive
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import refuse_to_run
 from vidurai_pipeline.hot.backlog import Backlog, read_backlog
 from vidurai_pipeline.hot.rows import read_archived
@@ -77,7 +78,7 @@ class MemoryArchiver:
         settings = settings or load_settings()
         self.settings = settings.model_copy(update={k: v for k, v in options.items() if v is not None})
         self.store = HotStore(db_path or settings.db_path, self.settings.busy_timeout)
-        self.archive = open_archive(self.settings, archive_base)
+        self.archive = Archive(archive_base or settings.archive_path, self.settings.compression)
         self._progress: Progress = progress or no_progress
         self._run: Run | None = None
 
@@ -102,7 +103,9 @@ class MemoryArchiver:
             published, purge = run.begin(), PurgeReport()
             run.flush(published, purge)
             if upkeep:
-                purge.notes += run.keep_small(purge.purged + published.recovered.purged).notes
+                purge.notes += run.keep_small(
+                    purge.purged + published.recovered.purged + published.recovered.tombstoned
+                ).notes
         return FlushReport.of(published, purge)
 
     def flush_archived_memories(self, *, dry_run: bool = False, upkeep: bool = True) -> ArchivedCount:
@@ -117,11 +120,13 @@ class MemoryArchiver:
             schema = self.store.schema(con)
             rows, rejected = 0, []
             with self.store.errors(), snapshot(con):
+                tombstoned = sum(part.num_rows for part in read_tombstoned(con, schema, self.archive.tombstones))
                 for part in read_archived(con, schema):
                     rows += len(part.ids)
                     rejected += part.rejected
         published = PublishReport(schema.arrow_schema, rejected=rejected)
-        return replace(FlushReport.of(published, PurgeReport()), archived=rows, dry_run=True)
+        report = FlushReport.of(published, PurgeReport(tombstoned=tombstoned))
+        return replace(report, archived=rows - tombstoned, dry_run=True)
 
     @contextlib.contextmanager
     def run(self, purpose: str) -> Iterator[Run]:

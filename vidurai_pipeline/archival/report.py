@@ -26,6 +26,7 @@ class PurgeReport:
         purged: memories deleted from the hot store.
         kept: memories that stay hot because they changed, or were deleted by the daemon, since they were read. Their
             copies left the archive again.
+        tombstoned: memories that had expired, came back with a backup, and were purged without being archived.
         files: the files whose memories were purged.
         longest_hold: the longest hold of the hot store's write lock, in seconds.
         notes: what was put right, for the record.
@@ -34,6 +35,7 @@ class PurgeReport:
 
     purged: int = 0
     kept: int = 0
+    tombstoned: int = 0
     files: list[Path] = field(default_factory=list)
     longest_hold: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -99,6 +101,7 @@ class FlushReport:
         rejected: memories that Parquet can't hold, and stay hot.
         files: the new files.
         recovered: memories purged to finish an interrupted run.
+        tombstoned: memories that had expired, came back with a backup, and were purged without being archived.
         longest_hold: the longest hold of the hot store's write lock, in seconds.
         notes: what an interrupted run left and was put right, for the record.
         problems: files that need a person, and what to do.
@@ -111,6 +114,7 @@ class FlushReport:
     rejected: list[Rejected]
     files: list[Path]
     recovered: int
+    tombstoned: int
     longest_hold: float
     notes: list[str]
     problems: list[str]
@@ -127,6 +131,7 @@ class FlushReport:
             rejected=published.rejected,
             files=[file.path for file in published.files],
             recovered=recovered.purged,
+            tombstoned=purge.tombstoned + recovered.tombstoned,
             longest_hold=max(purge.longest_hold, recovered.longest_hold),
             notes=recovered.notes + purge.notes,
             problems=recovered.problems + purge.problems,

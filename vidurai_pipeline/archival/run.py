@@ -17,13 +17,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from vidurai_pipeline.archival.report import Progress, PublishReport, PurgeReport, Verification
+from vidurai_pipeline.archival.returned import read_tombstoned
 from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
 from vidurai_pipeline.archival.staging_process import Staging
 from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, read_back
 from vidurai_pipeline.cold.files import archive_errors, sync_file
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.pending import Pending, store_identity
-from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError, some_of
+from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError, plural, some_of
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
 from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
@@ -130,6 +131,7 @@ class Run:
         recovered = self.recover()
         with self.store.errors():
             self._purge_archived_before(recovered)
+            self._purge_tombstoned(recovered)
             (waiting,) = self.con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()
         return PublishReport(schema.arrow_schema, waiting, recovered=recovered)
 
@@ -269,7 +271,6 @@ class Run:
         # If none of the file's memories has been purged before, one that is missing was deleted by the daemon, and
         # one that differs was changed by it. Otherwise the file may hold the only copy of either.
         certain = not mark.purging
-        self.archive.copy_to_mirror(contents, mark)
         if certain:
             mark = replace(mark, purging=True)
             self.archive.pending.write(mark)
@@ -335,15 +336,12 @@ class Run:
         for mark in marks:
             path = self.archive.root / mark.file
             if self.archive.is_void(mark):
-                self.archive.settle(None, mark)
+                self.archive.pending.remove(mark)
                 continue
             try:
                 contents = self.archive.read(mark)
             except VerificationError as error:
-                if self.archive.restore_pending(mark):
-                    result.notes.append(f"{error}; it was replaced by its copy in the mirror")
-                    self._purge_file(mark, self.archive.read(mark), result)
-                elif not mark.purging:
+                if not mark.purging:
                     # All of its memories are still hot, and are archived anew.
                     aside = self.archive.set_aside(path)
                     self.archive.pending.remove(mark)
@@ -385,7 +383,6 @@ class Run:
                 # A broken file holds nothing to rely on; queries and the self-test name it.
                 continue
             if overlaps:
-                self.archive.sync_mirror(file.relative.rpartition("/")[0])
                 self._purge_equal(path, result)
 
     def _holds_waiting(self, path: Path) -> bool:
@@ -408,6 +405,21 @@ class Run:
             self.purger.finish(count)
         self._sync_store()
         result.purged += count.purged
+        result.longest_hold = max(result.longest_hold, count.longest_hold)
+
+    def _purge_tombstoned(self, result: PurgeReport) -> None:
+        """Purge memories that came back, as from a backup, after they had been removed from the archive for good."""
+        count = PurgeCount()
+        try:
+            for rows in read_tombstoned(self.con, self.store.schema(self.con), self.archive.tombstones):
+                self.purger.purge(rows, count)
+        except ArchiveError as error:
+            # What can't be read must not keep new memories from the archive; `expire` removes them again.
+            result.notes.append(f"{error}. Memories that came back from a backup may be archived again")
+        self.purger.finish(count)
+        if count.purged:
+            result.tombstoned += count.purged
+            result.notes.append(f"{plural(count.purged, 'memory')} had expired, came back and were purged again")
         result.longest_hold = max(result.longest_hold, count.longest_hold)
 
     # Upkeep

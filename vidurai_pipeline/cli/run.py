@@ -77,6 +77,7 @@ class RunReport:
             "kept": purge.get(metadata.KEPT),
             "rejected": self.rejected,
             "recovered": recovered,
+            "tombstoned": archive.get(metadata.TOMBSTONED),
             "files": self.files,
             "learned": table.get(metadata.EXPERIENCES_LEARNED),
             "states": table.get(metadata.STATES),

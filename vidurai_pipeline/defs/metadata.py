@@ -66,6 +66,8 @@ REJECTED = Label("rejected")
 REJECTED_MEMORIES = Label("rejected memories")
 #: Memories that this run purged to finish an interrupted one.
 RECOVERED = Label("recovered")
+#: Memories that had expired, came back with a backup, and were purged without being archived.
+TOMBSTONED = Label("tombstoned")
 #: Files that need a person, one line each.
 PROBLEMS = Label("problems")
 
@@ -221,6 +223,7 @@ def of_publish(
             [{"id": one.id, "column": one.column, "reason": one.reason} for one in published.rejected]
         ),
         RECOVERED: recovered.purged,
+        TOMBSTONED: recovered.tombstoned,
         **_speed(published.rows, seconds),
         COLUMN_SCHEMA: dg.TableSchema(
             [dg.TableColumn(field.name, str(field.type), MEANINGS.get(field.name)) for field in published.schema]

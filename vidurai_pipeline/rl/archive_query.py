@@ -1,5 +1,7 @@
 """The SQL that reads an archive for the learner: every version with an outcome, in a temporary table of DuckDB.
 
+Memories that expired are among them: their tombstones say what they taught.
+
 One row for each version: when it was archived first, its memory's id, a code of what it teaches, how many copies of it
 there are, and why it can't be learned, if it can't. The code is (tokens x 5 + level of salience) x 2, and 1 more if the
 outcome is good.
@@ -16,6 +18,7 @@ from vidurai_pipeline.analytics.damage import ADVICE, FLAW_ADVICE, damage_messag
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.cold.listing import Listing, list_files, list_settled, quote_literal
 from vidurai_pipeline.cold.manifest import Manifests
+from vidurai_pipeline.cold.tombstones import Tombstones
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, IMPORTANCES, MAX_TOKENS, SALIENCES
 
@@ -32,7 +35,16 @@ _LEVEL = (
     + " ELSE {default} END"
 ).format(default=DEFAULT_LEVEL)
 
-_FILES = "read_parquet({files}, union_by_name = true, hive_partitioning = false)"
+# Memories in the archive, and what is left of those that expired: each with the number of its characters.
+_FILES = """(
+    SELECT id, created_at, archived_at, outcome, salience,
+        coalesce(length(CAST(verbatim AS VARCHAR)), 0) + coalesce(length(CAST(gist AS VARCHAR)), 0) AS characters
+    FROM read_parquet({files}, union_by_name = true, hive_partitioning = false)
+)"""
+_TOMBSTONES = """(
+    SELECT id, created_at, unnest(experience) FROM read_parquet({files}, hive_partitioning = false)
+    WHERE experience IS NOT NULL
+)"""
 _TIMEZONE_KEY = "vidurai_pipeline.timezone"
 _MOMENT = utc_timestamp("archived_at")
 _HOUR = "left(archived_at, 13)"
@@ -52,18 +64,14 @@ _ROWS = f"""
         CAST(created_at AS VARCHAR) AS created_at,
         outcome,
         {_LEVEL} AS level,
-        least(
-            (coalesce(length(verbatim), 0) + coalesce(length(gist), 0)) // {CHARACTERS_PER_TOKEN}, {MAX_TOKENS}
-        ) AS tokens
+        least(characters // {CHARACTERS_PER_TOKEN}, {MAX_TOKENS}) AS tokens
     FROM (
         SELECT
-            id, created_at,
+            id, created_at, characters,
             CAST(archived_at AS VARCHAR) AS archived_at,
             CAST(salience AS VARCHAR) AS salience,
-            CAST(verbatim AS VARCHAR) AS verbatim,
-            CAST(gist AS VARCHAR) AS gist,
             TRY_CAST(outcome AS DOUBLE) AS outcome
-        FROM {_FILES}
+        FROM {{source}}
         WHERE outcome IS NOT NULL AND TRY_CAST(outcome AS DOUBLE) IS DISTINCT FROM 0
     )
     {{offsets}}
@@ -109,20 +117,25 @@ def read_archive(
     Raises:
         ArchiveError: a file is damaged, or the archive can't be read.
     """
-    manifests = Manifests(archive_base)
+    manifests, tombstones = Manifests(archive_base), Tombstones(archive_base)
     for attempt in range(1, _READ_ATTEMPTS + 1):
         files = list_files(archive_base)
-        if flaws := [*manifests.damaged(files), *manifests.altered(files)]:
+        if flaws := [*manifests.damaged(files), *manifests.altered(files), *tombstones.damaged()]:
             if attempt == _READ_ATTEMPTS or list_files(archive_base) == files:
                 raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned", FLAW_ADVICE)
             continue
-        listing = Listing.readable(archive_base, list_settled(archive_base), lambda: scratch)
+        settled, removed = (
+            Listing.readable(archive_base, found, lambda: scratch)
+            for found in (list_settled(archive_base), tombstones.files())
+        )
         cursor.execute(_CREATE)
-        if not listing.files:
+        sources = [(of, listing) for of, listing in ((_FILES, settled), (_TOMBSTONES, removed)) if listing.files]
+        if not sources:
             return
         try:
-            _require_columns(cursor, listing)
-            rows = _rows(cursor, listing, zone)
+            if settled.files:
+                _require_columns(cursor, settled)
+            rows = " UNION ALL ".join(_rows(cursor, listing, zone, source) for source, listing in sources)
             cursor.execute(_FILL.format(rows=rows, **_EACH_ROW))
             # Where no id comes twice, no version does; to find copies takes as long as to read all of it.
             if cursor.execute(f"SELECT count(*) <> count(DISTINCT id) FROM {TABLE}").fetchall() == [(True,)]:
@@ -130,12 +143,13 @@ def read_archive(
                 cursor.execute(_FILL.format(rows=rows, **_EACH_VERSION))
             return
         except duckdb.Error as error:
-            if attempt == _READ_ATTEMPTS or list_settled(archive_base) == listing.files:
+            unchanged = (list_settled(archive_base), tombstones.files()) == (settled.files, removed.files)
+            if attempt == _READ_ATTEMPTS or unchanged:
                 raise unreadable(cursor, archive_base, scratch, error) from None
 
 
-def _rows(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | None) -> str:
-    """The SQL for all rows with an outcome.
+def _rows(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | None, source: str) -> str:
+    """The SQL for all rows with an outcome; the source has a place for the list of its files.
 
     Vidurai's own archiver writes local time. Its offset is looked up once for each hour that occurs, so that any zone
     that Python knows can be used.
@@ -147,27 +161,27 @@ def _rows(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | No
     paths = {path for (path,) in found}
     in_utc = [file for file in listing.files if f"{listing.root}/{file.relative}" in paths]
     local = [file for file in listing.files if f"{listing.root}/{file.relative}" not in paths]
-    offsets = _offsets(cursor, listing.sql(local), zone) if local else {}
+    offsets = _offsets(cursor, source.format(files=listing.sql(local)), zone) if local else {}
     if not offsets:
-        return _ROWS.format(files=listing.sql(), offset="", offsets="")
+        return _ROWS.format(source=source.format(files=listing.sql()), offset="", offsets="")
     values = ", ".join(f"({quote_literal(hour)}, {seconds})" for hour, seconds in offsets.items())
     in_local_time = _ROWS.format(
-        files=listing.sql(local),
+        source=source.format(files=listing.sql(local)),
         offset=" - to_seconds(coalesce(seconds, 0))",
         offsets=f"LEFT JOIN (VALUES {values}) AS offsets (hour, seconds) ON NOT {_ZONED} AND {_HOUR} = hour",
     )
     if not in_utc:
         return in_local_time
-    return f"{_ROWS.format(files=listing.sql(in_utc), offset='', offsets='')} UNION ALL {in_local_time}"
+    of_utc = _ROWS.format(source=source.format(files=listing.sql(in_utc)), offset="", offsets="")
+    return f"{of_utc} UNION ALL {in_local_time}"
 
 
-def _offsets(cursor: duckdb.DuckDBPyConnection, files: str, zone: tzinfo | None) -> dict[str, int]:
+def _offsets(cursor: duckdb.DuckDBPyConnection, source: str, zone: tzinfo | None) -> dict[str, int]:
     """For each hour of local time in some files, how many seconds it is ahead of UTC, where it is."""
     if zone is None and not (time.timezone or time.daylight):
         return {}
     hours = cursor.execute(
-        f"SELECT DISTINCT {_HOUR} FROM (SELECT CAST(archived_at AS VARCHAR) AS archived_at "
-        f"FROM {_FILES.format(files=files)})"
+        f"SELECT DISTINCT {_HOUR} FROM (SELECT CAST(archived_at AS VARCHAR) AS archived_at FROM {source})"
     ).fetchall()
     return {hour: offset for (hour,) in hours if (offset := _offset(hour, zone))}
 
@@ -183,7 +197,8 @@ def _offset(hour: str | None, zone: tzinfo | None) -> int:
 
 
 def _require_columns(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> None:
-    described = cursor.execute(f"DESCRIBE SELECT * FROM {_FILES.format(files=listing.sql())}").fetchall()
+    files = f"read_parquet({listing.sql()}, union_by_name = true, hive_partitioning = false)"
+    described = cursor.execute(f"DESCRIBE SELECT * FROM {files}").fetchall()
     present = {row[0].lower() for row in described}
     if missing := [column for column in _COLUMNS if column not in present]:
         raise ArchiveError(

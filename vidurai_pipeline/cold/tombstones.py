@@ -1,0 +1,213 @@
+"""Records without text of memories that left the archive for good, so that no backup brings them back.
+
+A tombstone stands for one version of a memory. It is durable before the version's row leaves the archive. From then on
+a row of the same content is purged from the hot store without being archived, and removed from the archive when it is
+found there. Learning goes on counting what the version taught.
+
+The records lie in ``.tombstones``, in one Parquet file for each month of removal. A file's name ends in the SHA-256 of
+its content, so damage is noticed. It does not end in ``.parquet``, so no pattern takes it for a part of the archive.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, sync_folder
+from vidurai_pipeline.cold.listing import ArchiveFile
+from vidurai_pipeline.cold.manifest import Flaw, digest_file
+from vidurai_pipeline.errors import ArchiveError
+
+FOLDER = ".tombstones"
+_SUFFIX = ".tombstones"
+#: What an archive file's footer says of the zone of `archived_at`; the tombstones of its rows say the same.
+UTC_FOOTER = {b"vidurai_pipeline.timezone": b"UTC"}
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("created_at", pa.string()),
+        ("digest", pa.binary()),
+        ("removed_at", pa.string()),
+        ("reason", pa.string()),
+        (
+            "experience",
+            pa.struct(
+                [
+                    ("archived_at", pa.string()),
+                    ("outcome", pa.string()),
+                    ("salience", pa.string()),
+                    ("characters", pa.int64()),
+                ]
+            ),
+        ),
+    ]
+)
+_LOOKUP = pa.schema([SCHEMA.field("id"), SCHEMA.field("digest")])
+#: What makes two rows the same version of a memory: the columns that Vidurai's own archiver writes too. When a row was
+#: archived is not among them.
+_CONTENT = (
+    *("id", "verbatim", "gist", "salience", "created_at", "expires_at", "access_count", "outcome", "file_path"),
+    *("decay_reason", "event_type", "tags", "project_id"),
+)
+#: The columns that a row's digest is made of.
+DIGESTED = (*_CONTENT, "pinned")
+
+
+def digests(rows: pa.Table | pa.RecordBatch) -> list[bytes]:
+    """A digest of each row's content; equal for the hot store's row and its archived copy.
+
+    There is no salt: `id` and `created_at` are in it, and a secret would have to lie beside the digests.
+    """
+    values = {name: rows.column(name).to_pylist() for name in _present(rows)}
+    columns = [values.get(name) or [None] * rows.num_rows for name in DIGESTED]
+    return [_digest([*values, bool(pinned)]) for *values, pinned in zip(*columns, strict=True)]
+
+
+def _digest(values: list) -> bytes:
+    return hashlib.blake2b(json.dumps(values, default=repr).encode(), digest_size=16).digest()
+
+
+def _present(rows: pa.Table | pa.RecordBatch) -> list[str]:
+    return [name for name in DIGESTED if name in rows.schema.names]
+
+
+class Tombstones:
+    """The tombstones of an archive.
+
+    Args:
+        root: the archive's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / FOLDER
+        self._read: tuple[tuple[ArchiveFile, ...], pa.Table] = ((), _LOOKUP.empty_table())
+
+    def files(self) -> tuple[ArchiveFile, ...]:
+        """The files that hold them.
+
+        Raises:
+            ArchiveError: the folder can't be read.
+        """
+        if not self.folder.exists():
+            return ()
+        with archive_errors(self.folder):
+            found = [(p.name, p.stat()) for p in sorted(self.folder.iterdir()) if p.name.endswith(_SUFFIX)]
+        return tuple(
+            ArchiveFile(f"{FOLDER}/{name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            for name, status in found
+        )
+
+    def damaged(self) -> list[Flaw]:
+        """The files whose content is not what their names say.
+
+        Raises:
+            ArchiveError: one can't be read.
+        """
+        flaws = []
+        for file in self.files():
+            with archive_errors(self.root / file.relative):
+                sha256, *_ = digest_file(self.root / file.relative)
+            if sha256 not in file.name:
+                flaws.append(Flaw(file.relative, "its content is not what was written: the SHA-256 differs", None))
+        return flaws
+
+    def ids(self, among: pa.Array | pa.ChunkedArray) -> list[int]:
+        """Those of some ids that tombstones stand for, with this content or another.
+
+        Raises:
+            ArchiveError: a file is damaged, or can't be read.
+        """
+        return self._of(_integers(among))["id"].unique().to_pylist()
+
+    def stand_for(self, rows: pa.Table | pa.RecordBatch) -> pa.Array:
+        """Which rows have a tombstone: true or false for each.
+
+        Args:
+            rows: with the columns ``DIGESTED``, as far as there are any.
+
+        Raises:
+            ArchiveError: as for :meth:`ids`.
+        """
+        ids = _integers(rows.column("id"))
+        known = self._of(ids)
+        candidates = _in(ids, known["id"])
+        places = candidates.combine_chunks().to_pylist() if isinstance(candidates, pa.ChunkedArray) else candidates
+        removed = set(known["digest"].to_pylist())
+        found = iter(digests(rows.select(_present(rows)).filter(candidates)) if removed else [])
+        return pa.array([bool(candidate) and next(found) in removed for candidate in places], pa.bool_())
+
+    def add(self, records: pa.Table, *, utc: bool) -> None:
+        """Write tombstones, durably. The archive must be locked.
+
+        Args:
+            records: with the columns of ``SCHEMA``.
+            utc: whether `archived_at` is in UTC, and not in Vidurai's local time.
+
+        Raises:
+            ArchiveError: they can't be written; then those of before are untouched.
+        """
+        make_folder(self.folder)
+        month = f"{datetime.now(UTC):%Y-%m}{'' if utc else '-local'}."
+        old = [self.root / file.relative for file in self.files() if file.name.startswith(month)]
+        # A run that died here may have left the same record in two files.
+        table = _distinct(pa.concat_tables([*map(_read, old), records.cast(SCHEMA)]))
+        with archive_errors(self.folder):
+            sink = pa.BufferOutputStream()
+            pq.write_table(table.replace_schema_metadata(UTC_FOOTER if utc else None), sink, write_page_checksum=True)
+            data = sink.getvalue().to_pybytes()
+            path = self.folder / f"{month}{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+            durable_write(path, data)
+            for before in old:
+                if before != path:
+                    before.unlink()
+            sync_folder(self.folder)
+
+    def _load(self) -> pa.Table:
+        while (files := self.files()) != self._read[0]:
+            try:
+                parts = [_read(self.root / file.relative, _LOOKUP.names) for file in files]
+            except ArchiveError:
+                if self.files() == files:
+                    raise
+            else:
+                self._read = files, pa.concat_tables([_LOOKUP.empty_table(), *(part.cast(_LOOKUP) for part in parts)])
+        return self._read[1]
+
+    def _of(self, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+        known = self._load()
+        return known.filter(_in(known["id"], ids)) if known.num_rows else known
+
+    def sweep(self) -> None:
+        """Remove what a run that died left half written; the archive must be locked."""
+        with archive_errors(self.folder):
+            for path in self.folder.glob("*.part"):
+                path.unlink(missing_ok=True)
+
+
+def _integers(ids: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Ids as tombstones have them; NULL where files of others have something else."""
+    return ids.cast(pa.int64()) if pa.types.is_integer(ids.type) else pa.nulls(len(ids), pa.int64())
+
+
+def _in(values: pa.Array | pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.call_function("is_in", [values], pc.SetLookupOptions(others))
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    with archive_errors(path):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() not in path.name:
+            raise ArchiveError(f"{path} is damaged", hint="restore it from a backup")
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+
+
+def _distinct(table: pa.Table) -> pa.Table:
+    seen: set[bytes] = set()
+    first = [digest not in seen and not seen.add(digest) for digest in table["digest"].to_pylist()]
+    return table.filter(pa.array(first, pa.bool_()))
