@@ -158,6 +158,23 @@ def test_an_old_damaged_file(machine: Machine) -> None:
     assert machine.sh("vidurai-pipeline dream").returncode == 0
 
 
+def test_an_expiry_by_mistake(machine: Machine) -> None:
+    machine.sh("vidurai-pipeline flush")
+    (path,) = machine.archive.rglob("*.parquet")
+    shutil.copytree(machine.archive, machine.home / "backup/archive")
+    before = set(cold_rows(machine.archive))
+    assert machine.sh("VIDURAI_RETENTION=NOISE=1d vidurai-pipeline expire").returncode == 0
+    assert set(cold_rows(machine.archive)) < before
+    month = path.parent.relative_to(machine.archive)
+    machine.follow("Memories expired by mistake", BACKUP=machine.home / "backup", MONTH=month)
+    assert set(cold_rows(machine.archive)) == before
+    ask = "vidurai-pipeline query 'SELECT count(*) AS n FROM history' --format json"
+    assert json.loads(machine.sh(ask).stdout) == [{"n": len(before)}]
+    assert machine.sh("vidurai-pipeline expire").returncode == 0
+    assert set(cold_rows(machine.archive)) == before
+    assert machine.sh("vidurai-pipeline doctor").returncode == 0
+
+
 def test_a_full_disk(machine: Machine) -> None:
     # A limit on the size of files, in KiB: as when the disk has no room for more.
     full = machine.sh("ulimit -f 20; trap '' XFSZ; vidurai-pipeline flush")

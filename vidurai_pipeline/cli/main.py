@@ -13,6 +13,7 @@ import click
 
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.compact import compact
+from vidurai_pipeline.cli.expire import expire
 from vidurai_pipeline.cli.limits import bound_memory
 from vidurai_pipeline.errors import (
     MORE_MEMORY,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
 #: Commands that go on where they were stopped.
-_RESUMABLE = {"compact", "dream", "flush", "run", "scrub"}
+_RESUMABLE = {"compact", "dream", "expire", "flush", "run", "scrub"}
 
 
 class _Group(click.Group):
@@ -487,6 +488,7 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
 
 
 main.add_command(compact)
+main.add_command(expire)
 
 
 if __name__ == "__main__":
