@@ -144,6 +144,27 @@ def archive_readable(
     ), size
 
 
+def mirrored(archive: Archive) -> Finding | None:
+    """Whether the mirror is there and holds all files; None without a mirror."""
+    if (mirror := archive.mirror) is None:
+        return None
+    try:
+        mirror.require()
+        files, lacking = len(archive.files()), mirror.lacking()
+    except PipelineError as error:
+        return Finding("mirror", "failed", str(error))
+    if lacking:
+        return Finding(
+            "mirror",
+            "warning",
+            f"{lacking:,} of {plural(files, 'file')} are not in {mirror.root} yet: the job care, or "
+            "`vidurai-pipeline scrub --repair`, copies them",
+        )
+    if mirror.root.stat().st_dev == archive.root.stat().st_dev:
+        return Finding("mirror", "warning", f"{mirror.root} is on the archive's own disk: both would be lost with it")
+    return Finding("mirror", "ok", f"{mirror.root} holds {plural(files, 'file')}, as the archive does")
+
+
 def one_tier(store: HotStore, archive: Archive) -> Finding:
     """Look for memories that both tiers hold: same id, same moment of creation.
 

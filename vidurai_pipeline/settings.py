@@ -182,6 +182,11 @@ class Settings(BaseSettings):
     archive: UserPath | None = Field(
         default=None, description="The folder of the cold archive. By default `archive` in Vidurai's folder"
     )
+    mirror: UserPath | None = Field(
+        default=None,
+        description="A folder on another disk for a second copy of the archive. Memories leave the hot store only when "
+        "both hold them, and `scrub --repair` heals one from the other. By default there is none",
+    )
     q_table: UserPath | None = Field(
         default=None, description="The Q-table. By default `q_table.json` in Vidurai's folder"
     )
@@ -324,7 +329,20 @@ class Settings(BaseSettings):
         for name, path in places.items():
             if archive in Path(os.path.realpath(path)).parents:
                 raise ValueError(f"{name}={path} lies in the archive, VIDURAI_ARCHIVE={self.archive_path}: move it out")
+        if self.mirror is not None:
+            self._keep_mirror_apart(self.mirror, {**places, "VIDURAI_HOME": self.home})
         return self
+
+    @staticmethod
+    def _keep_mirror_apart(mirror: Path, places: dict[str, Path]) -> None:
+        """A second copy is worth nothing in the place of what it is a copy of."""
+        real = Path(os.path.realpath(mirror))
+        for name, path in places.items():
+            place = Path(os.path.realpath(path))
+            if _same_file(mirror, path) or place in real.parents or real in place.parents:
+                raise ValueError(
+                    f"VIDURAI_MIRROR={mirror} and {name}={path}: one lies in the other; name a folder on another disk"
+                )
 
     @property
     def db_path(self) -> Path:

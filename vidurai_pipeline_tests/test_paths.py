@@ -32,7 +32,7 @@ COMMANDS = (
 )
 #: Those that write to the tiers, or to Dagster's home.
 WRITING = (("run",), ("flush",), ("ui",), ("home",))
-SETTINGS = ("VIDURAI_DB", "VIDURAI_ARCHIVE", "VIDURAI_Q_TABLE", "DAGSTER_HOME")
+SETTINGS = ("VIDURAI_DB", "VIDURAI_ARCHIVE", "VIDURAI_Q_TABLE", "DAGSTER_HOME", "VIDURAI_MIRROR")
 
 
 class OpenedError(Exception):
@@ -50,8 +50,9 @@ def _no_ui(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def places(sample_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """All four, in use, each where its setting names it."""
+    """All of them, in use, each where its setting names it."""
     db = sample_store("schema_v7")
+    monkeypatch.setenv("VIDURAI_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("VIDURAI_HOME", str(db.parent))
     flush(db)
     cli("dream")
@@ -65,6 +66,7 @@ def places(sample_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "VIDURAI_ARCHIVE": db.parent / "archive",
         "VIDURAI_Q_TABLE": db.parent / "q_table.json",
         "DAGSTER_HOME": home,
+        "VIDURAI_MIRROR": tmp_path / "mirror",
     }
     for name, path in found.items():
         monkeypatch.setenv(name, str(path))
@@ -186,6 +188,7 @@ def test_other_peoples_files_are_left_alone(
         concerned = {
             "VIDURAI_DB": command[0] in ("run", "flush", "ui", "home", "doctor", "stats"),
             "VIDURAI_ARCHIVE": command in (("run",), ("flush",)),
+            "VIDURAI_MIRROR": command in (("run",), ("flush",), ("doctor",)),
             "VIDURAI_Q_TABLE": command[0] in ("dream", "policy", "doctor", "stats"),
             "DAGSTER_HOME": command[0] in ("run", "ui", "home"),
         }

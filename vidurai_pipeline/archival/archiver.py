@@ -29,7 +29,7 @@ from vidurai_pipeline.archival.report import (
 )
 from vidurai_pipeline.archival.returned import read_tombstoned
 from vidurai_pipeline.archival.run import Run
-from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.errors import refuse_to_run
 from vidurai_pipeline.hot.backlog import Backlog, read_backlog
 from vidurai_pipeline.hot.rows import read_archived
@@ -78,7 +78,7 @@ class MemoryArchiver:
         settings = settings or load_settings()
         self.settings = settings.model_copy(update={k: v for k, v in options.items() if v is not None})
         self.store = HotStore(db_path or settings.db_path, self.settings.busy_timeout)
-        self.archive = Archive(archive_base or settings.archive_path, self.settings.compression)
+        self.archive = open_archive(self.settings, archive_base)
         self._progress: Progress = progress or no_progress
         self._run: Run | None = None
 

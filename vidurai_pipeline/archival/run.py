@@ -271,6 +271,7 @@ class Run:
         # If none of the file's memories has been purged before, one that is missing was deleted by the daemon, and
         # one that differs was changed by it. Otherwise the file may hold the only copy of either.
         certain = not mark.purging
+        self.archive.copy_to_mirror(contents, mark)
         if certain:
             mark = replace(mark, purging=True)
             self.archive.pending.write(mark)
@@ -336,12 +337,15 @@ class Run:
         for mark in marks:
             path = self.archive.root / mark.file
             if self.archive.is_void(mark):
-                self.archive.pending.remove(mark)
+                self.archive.settle(None, mark)
                 continue
             try:
                 contents = self.archive.read(mark)
             except VerificationError as error:
-                if not mark.purging:
+                if self.archive.restore_pending(mark):
+                    result.notes.append(f"{error}; it was replaced by its copy in the mirror")
+                    self._purge_file(mark, self.archive.read(mark), result)
+                elif not mark.purging:
                     # All of its memories are still hot, and are archived anew.
                     aside = self.archive.set_aside(path)
                     self.archive.pending.remove(mark)
@@ -383,6 +387,7 @@ class Run:
                 # A broken file holds nothing to rely on; queries and the self-test name it.
                 continue
             if overlaps:
+                self.archive.sync_mirror(file.relative.rpartition("/")[0])
                 self._purge_equal(path, result)
 
     def _holds_waiting(self, path: Path) -> bool:

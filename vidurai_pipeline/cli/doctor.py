@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.cold.pending import store_identity
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural, some_of
 from vidurai_pipeline.health import (
@@ -15,6 +16,7 @@ from vidurai_pipeline.health import (
     archive_readable,
     dates_plausible,
     disk_room,
+    mirrored,
     no_duplicates,
     odd_memories,
     one_tier,
@@ -35,7 +37,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _definitions(settings)
     if unknown := unknown_variables():
         yield Finding("unknown variables", "warning", "; ".join(unknown))
-    archive = Archive(settings.archive_path)
+    archive = open_archive(settings)
     store = HotStore(settings.db_path, settings.busy_timeout)
     waiting = yield from _hot_store(store, archive, settings.wal_limit)
     yield from _archive_files(archive)
@@ -107,6 +109,8 @@ def _archive_files(archive: Archive) -> Iterator[Finding]:
         yield Finding("archive folder", "failed", f"{there} is not a folder that this user may write")
         return
     yield archive_readable(archive, thorough=True)[0]
+    if found := mirrored(archive):
+        yield found
     loose = [path for path in archive.files() if path.stat().st_mode & 0o077]
     if loose:
         yield Finding(

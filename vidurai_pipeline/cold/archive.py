@@ -35,20 +35,23 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder
+from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder, written_beside
 from vidurai_pipeline.cold.generation import sweep_generations
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
-from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, utc_now
+from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, digest_file, utc_now
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
 from vidurai_pipeline.cold.tombstones import Tombstones
 from vidurai_pipeline.errors import ArchiveError, VerificationError
+
+if TYPE_CHECKING:
+    from vidurai_pipeline.cold.mirror import Mirror
 
 READ_ROWS = 4_096
 #: Files that were rewritten are sorted by id: small row groups let a reader skip most of them.
@@ -90,7 +93,12 @@ class Archive:
     Args:
         root: the folder.
         compression: the codec of new files, ``"snappy"`` or ``"zstd"``.
+
+    Attributes:
+        mirror: its second copy, if it has one; see :func:`vidurai_pipeline.cold.mirror.open_archive`.
     """
+
+    mirror: "Mirror | None" = None
 
     def __init__(self, root: Path, compression: str = "snappy") -> None:
         self.root = Path(root)
@@ -203,8 +211,77 @@ class Archive:
             ArchiveError: it could not be done; the mark stands.
         """
         if contents is not None:
+            self.copy_to_mirror(contents, mark)
             self.manifests.record(mark.file, contents.entry(store=mark.store))
+        elif self.mirror is not None:
+            self.mirror.withdraw(mark)
         self.pending.remove(mark)
+
+    def copy_to_mirror(self, contents: "FileContents", mark: Pending) -> None:
+        """Have a pending file in the mirror, if there is one; nothing is done where it is there already.
+
+        Args:
+            contents: the file as it was read, and found to be what was written.
+            mark: its mark.
+
+        Raises:
+            ArchiveError: the mirror can't be used.
+        """
+        if self.mirror is not None:
+            self.mirror.copy(contents, mark)
+
+    def sync_mirror(self, folder: str) -> None:
+        """Bring a folder of the mirror in line, if there is one; the archive must be locked.
+
+        Args:
+            folder: relative to the archive.
+
+        Raises:
+            ArchiveError: the mirror can't be used.
+        """
+        if self.mirror is not None:
+            self.mirror.sync(folder)
+
+    def restore_pending(self, mark: Pending) -> bool:
+        """Replace a damaged pending file by its copy in the mirror; the damaged one is kept as ``*.damaged``.
+
+        Returns:
+            whether the mirror has it.
+
+        Raises:
+            ArchiveError: it could not be done.
+        """
+        if self.mirror is None or not (copy := self.mirror.root / mark.file).exists():
+            return False
+        contents = FileContents.read(copy)
+        if not mark.allows(contents.sha256):
+            return False
+        self.put(mark.file, contents.data, contents.entry())
+        return True
+
+    def put(self, relative: str, data: bytes, entry: FileEntry, replaces: Collection[str] = ()) -> None:
+        """Put a recorded file in its place, in one step, after it was read back and held against its digest.
+
+        Args:
+            relative: its path below the archive.
+            data: its bytes.
+            entry: what is recorded of it.
+            replaces: digests of files that may go; any other file in that place is kept as ``*.damaged``.
+
+        Raises:
+            VerificationError: it did not read back equal; nothing was changed.
+            ArchiveError: it could not be done.
+        """
+        path = self.root / relative
+        make_folder(path.parent)
+        with archive_errors(path), written_beside(path, data) as beside:
+            os.utime(beside, ns=(entry.modified, entry.modified))
+            if not entry.allows(digest_file(beside, from_disk=True)[0]):
+                raise VerificationError(f"{path}: a copy did not read back equal; nothing was changed")
+            if path.exists() and digest_file(path)[0] not in (entry.sha256, *replaces):
+                _name_exclusively(path, _aside(path))
+            beside.replace(path)
+            sync_folder(path.parent)
 
     def rewrite(self, contents: "FileContents", mark: Pending, drop: set[int]) -> "FileContents | None":
         """Replace a pending file by one without some of its memories; with none left, remove it.
@@ -355,6 +432,8 @@ class Archive:
                 path.unlink(missing_ok=True)
         self.pending.sweep()
         self.tombstones.sweep()
+        if self.mirror is not None:
+            self.mirror.sweep()
         return swept
 
     def damaged_files(self) -> list[Path]:
@@ -363,11 +442,8 @@ class Archive:
 
     def set_aside(self, path: Path) -> Path:
         """Rename a damaged file so that no reader takes it for a part of the archive."""
-        aside, number = path.with_name(f"{path.name}.damaged"), 1
-        while aside.exists():
-            number += 1
-            aside = path.with_name(f"{path.name}.damaged{number}")
         with archive_errors(path):
+            aside = _aside(path)
             path.rename(aside)
             sync_folder(path.parent)
         return aside
@@ -544,6 +620,15 @@ def discard(path: Path) -> None:
     """Remove a file that no longer serves; a failure to do so must not hide why."""
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def _aside(path: Path) -> Path:
+    """A free name for a damaged file."""
+    aside, number = path.with_name(f"{path.name}.damaged"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged{number}")
+    return aside
 
 
 def _name_exclusively(hidden: Path, path: Path) -> None:

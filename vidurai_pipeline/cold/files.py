@@ -36,8 +36,12 @@ def _advice(error: OSError) -> str:
             return text
 
 
-def require_usable(path: Path) -> None:
+def require_usable(path: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
     """Refuse a path at which there can be no archive, although it may look like one that is not made yet.
+
+    Args:
+        path: the path.
+        setting: the setting that names it.
 
     Raises:
         ArchiveError: it is not UTF-8, so that neither Arrow nor DuckDB could open a file there; or it is, or lies
@@ -46,14 +50,14 @@ def require_usable(path: Path) -> None:
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():
             raise ArchiveError(
-                f"{link} is a link to {link.readlink()}, which is not there: mount or restore it or set VIDURAI_ARCHIVE"
+                f"{link} is a link to {link.readlink()}, which is not there: mount or restore it or set {setting}"
             )
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ArchiveError(
             f"{str(path)!r} is not valid UTF-8, and no Parquet file can be used there: rename the folder, or set "
-            "VIDURAI_ARCHIVE"
+            f"{setting}"
         ) from None
 
 

@@ -88,22 +88,26 @@ def list_settled(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
     return tuple(file for file in list_files(base, folder) if not marks.path(file.name).exists())
 
 
-def require_archive(base: Path) -> None:
+def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
     """Refuse a folder of other people's files: nothing may be written to it, and nothing in it is touched.
 
     An archive holds its partitions, and hidden files. What its first file holds must be memories.
 
+    Args:
+        base: the folder.
+        setting: the setting that names it.
+
     Raises:
         ArchiveError: it is no archive; or it can't be read.
     """
-    require_usable(base)
+    require_usable(base, setting)
     try:
         names = [path.name for path in base.iterdir() if not path.name.startswith(".") and path.name != "lost+found"]
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ArchiveError(f"VIDURAI_ARCHIVE={base}: {error.strerror}: name an archive's folder") from None
-    advice = "set VIDURAI_ARCHIVE to an empty folder, or to one that is not there yet"
+        raise ArchiveError(f"{setting}={base}: {error.strerror}: name an archive's folder") from None
+    advice = f"set {setting} to an empty folder, or to one that is not there yet"
     if names and not any(re.fullmatch(r"year=\d{1,4}", name) for name in names):
         raise ArchiveError(f"{base} holds other files and no archive: {advice}")
     try:

@@ -103,6 +103,7 @@ def rewrite_folder(
                     waiting, rows, size = [], 0, 0
             _write(archive, new, first, waiting, done)
         new.commit()
+    archive.sync_mirror(folder)
     return done
 
 

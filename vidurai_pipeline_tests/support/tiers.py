@@ -54,3 +54,8 @@ def assert_one_tier(before: dict[int, Row], db: Path, archive: Path) -> None:
     """Every memory of before is in exactly one tier, once, unchanged."""
     now = Counter(hot_rows(db).values()) + Counter(cold_rows(archive))
     assert now == Counter(before.values())
+
+
+def parquet_files(root: Path) -> dict[str, bytes]:
+    """The visible Parquet files below a folder, by their relative paths."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.parquet"))}

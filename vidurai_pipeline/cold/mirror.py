@@ -1,0 +1,260 @@
+"""A second copy of the archive, on another disk.
+
+The mirror is an archive too: the same folders, files and manifests, without pending marks. A file is in it, read back
+and held against its digest, before its memories leave the hot store. What the archive's manifests say was replaced
+goes from the mirror after all that took its place is there; nothing else ever goes. So an archive that lost a month,
+or a manifest, leaves its mirror whole.
+
+Both sides hold the same note, ``.mirror.json``. A folder without it, as where a disk is not mounted, is not the mirror.
+"""
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, sync_folder
+from vidurai_pipeline.cold.listing import list_files, list_settled, require_archive
+from vidurai_pipeline.cold.manifest import FileEntry, digest_file
+from vidurai_pipeline.cold.pending import Pending
+from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.settings import Settings
+
+NOTE = ".mirror.json"
+#: For so many seconds files are copied before another run may have the archive.
+HOLD = 2.0
+
+#: Called with what is being done, how many files are done, and how many there are.
+Progress = Callable[[str, int, int], None]
+
+
+class Mirror(Archive):
+    """The mirror of an archive. It has no lock of its own: the archive's is meant for both.
+
+    Args:
+        root: the mirror's folder.
+        archive: the archive.
+    """
+
+    def __init__(self, root: Path, archive: Archive) -> None:
+        super().__init__(root, archive.compression)
+        self.archive = archive
+
+    @contextlib.contextmanager
+    def lock(self, purpose: str, timeout: float = 0.0, *, make: bool = True) -> Iterator[None]:
+        """Hold the archive; see :meth:`Archive.lock`."""
+        with self.archive.lock(purpose, timeout, make=make):
+            yield
+
+    def sweep(self) -> int:
+        """Remove what a killed run left half written; see :meth:`Archive.sweep`.
+
+        Raises:
+            ArchiveError: the mirror can't be used.
+        """
+        with self._usable():
+            return super().sweep()
+
+    # One pending file
+
+    def copy(self, contents: FileContents, mark: Pending) -> None:
+        """Have a file of the archive in the mirror, before its memories leave the hot store.
+
+        Args:
+            contents: the file as it was read, and found to be what was written.
+            mark: its mark; another file that it allows may be replaced.
+
+        Raises:
+            ArchiveError: the mirror can't be used, or the copy did not read back equal.
+        """
+        with self._usable():
+            known = self.manifests.entry(mark.file)
+            if known is None or not known.allows(contents.sha256) or not self._holds(mark.file, known):
+                entry = contents.entry(store=mark.store)
+                self.put(mark.file, contents.data, entry, replaces=mark.sha256)
+                self.manifests.record(mark.file, entry)
+
+    def withdraw(self, mark: Pending) -> None:
+        """Let go of a pending file of which nothing is left in the archive, because all its memories are still hot.
+
+        Raises:
+            ArchiveError: the mirror can't be used.
+        """
+        with self._usable():
+            self._remove({mark.file: mark.sha256})
+
+    # What is settled
+
+    def sync(self, folder: str, seconds: float = float("inf")) -> bool:
+        """Bring one folder in line with the archive, which must be locked.
+
+        New files are copied and compared first. When all are there, those that were replaced go.
+
+        Args:
+            folder: relative to the archive.
+            seconds: stop after this time.
+
+        Returns:
+            whether nothing is left to do.
+
+        Raises:
+            ArchiveError: the mirror can't be used.
+        """
+        until = time.monotonic() + seconds
+        with self._usable():
+            manifest, copied, complete = self.archive.manifests.of(folder), dict[str, FileEntry | None](), True
+            try:
+                for relative, entry in self._lacking(folder):
+                    if copied and time.monotonic() > until:
+                        return False
+                    contents = _read(self.archive, relative, entry)
+                    if contents is None:
+                        complete = False
+                    else:
+                        self.put(relative, contents.data, entry)
+                        copied[relative] = entry
+            finally:
+                self.manifests.update(copied)
+            if complete and not manifest.damaged:
+                gone = {name: sha256 for name, sha256 in manifest.replaced.items() if name not in manifest.entries}
+                self._remove({_below(folder, name): (sha256,) for name, sha256 in gone.items()})
+        return True
+
+    def catch_up(self, lock_timeout: float, progress: Progress | None = None) -> None:
+        """Bring everything in line, and let other runs have the archive in between.
+
+        Args:
+            lock_timeout: seconds to wait for another run.
+            progress: told how many files were to be copied, and how many of them are there.
+
+        Raises:
+            ArchiveError: the mirror can't be used.
+            LockedError: another run did not finish in time.
+        """
+        lacking = self.lacking()
+        for folder in self.archive.manifests.folders(list_files(self.archive.root)):
+            done = False
+            while not done:
+                with self.archive.lock("mirror", lock_timeout, make=False):
+                    done = self.sync(folder, HOLD)
+                if progress is not None:
+                    progress("copying to the mirror", lacking - self.lacking(), lacking)
+
+    def lacking(self) -> int:
+        """How many files of the archive are not in the mirror yet, or not as the archive has them."""
+        files, manifests = list_settled(self.archive.root), self.archive.manifests
+        unrecorded = sum(manifests.entry(file.relative) is None for file in files)
+        return unrecorded + sum(1 for folder in manifests.folders(files) for _ in self._lacking(folder))
+
+    def require(self) -> None:
+        """Refuse a folder that is not this archive's mirror; make the mirror at the first use.
+
+        Raises:
+            ArchiveError: it is another archive, holds other files, or its disk is not mounted.
+        """
+        require_archive(self.root, "VIDURAI_MIRROR")
+        note, here = self.archive.root / NOTE, os.path.realpath(self.root)
+        known, found = _note(note), _note(self.root / NOTE)
+        if found is not None and known is not None and found["id"] == known["id"]:
+            return
+        if found is None and known is not None and known["mirror"] == here:
+            raise ArchiveError(
+                f"VIDURAI_MIRROR={self.root}: the archive's mirror is not there",
+                hint=f"mount its disk; if it is gone for good, delete {note}, and a new one is made",
+            )
+        if list_files(self.root):
+            raise ArchiveError(
+                f"VIDURAI_MIRROR={self.root} holds an archive that is not the mirror of {self.archive.root}",
+                hint="set VIDURAI_MIRROR to an empty folder, or to one that is not there yet",
+            )
+        make_folder(self.root)
+        content = json.dumps({"id": uuid.uuid4().hex, "mirror": here}).encode()
+        for place in (self.root / NOTE, note):
+            with archive_errors(place):
+                durable_write(place, content)
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Within: the mirror is there, and what the file system refuses is told in one line."""
+        try:
+            self.require()
+            yield
+        except ArchiveError as error:
+            if not isinstance(error.__cause__, OSError) or str(self.root) not in str(error):
+                raise
+            raise ArchiveError(
+                f"the mirror {self.root} can't be used: {os.strerror(error.__cause__.errno or 0)}",
+                hint="mount its disk or free some space, and run again; until then nothing more is purged",
+            ) from error
+
+    def _lacking(self, folder: str) -> Iterator[tuple[str, FileEntry]]:
+        """The recorded files of a folder that are not in the mirror as the archive has them."""
+        for name, entry in self.archive.manifests.of(folder).entries.items():
+            if not self._holds(_below(folder, name), entry):
+                yield _below(folder, name), entry
+
+    def _holds(self, relative: str, entry: FileEntry) -> bool:
+        """Whether the mirror recorded this file, and its size says nothing else."""
+        own = self.manifests.entry(relative)
+        try:
+            return own is not None and own.sha256 == entry.sha256 and (self.root / relative).stat().st_size == own.bytes
+        except OSError:
+            return False
+
+    def _remove(self, files: dict[str, tuple[str, ...]]) -> None:
+        """Remove files, given the digests that they may have."""
+        gone: dict[str, FileEntry | None] = {}
+        for relative, allowed in files.items():
+            path, entry = self.root / relative, self.manifests.entry(relative)
+            with archive_errors(path), contextlib.suppress(FileNotFoundError):
+                if (entry.sha256 if entry else digest_file(path)[0]) in allowed:
+                    path.unlink(missing_ok=True)
+                    sync_folder(path.parent)
+                    if entry:
+                        gone[relative] = None
+        self.manifests.update(gone)
+
+
+def open_archive(settings: Settings, root: Path | None = None) -> Archive:
+    """The archive as the settings have it, with its mirror if there is one.
+
+    Args:
+        settings: the settings.
+        root: another folder than that of the settings.
+    """
+    archive = Archive(root or settings.archive_path, settings.compression)
+    if settings.mirror is not None:
+        archive.mirror = Mirror(settings.mirror, archive)
+    return archive
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _read(archive: Archive, relative: str, entry: FileEntry) -> FileContents | None:
+    """A file, if it is what is recorded of it."""
+    with contextlib.suppress(ArchiveError):
+        contents = FileContents.read(archive.root / relative)
+        if entry.allows(contents.sha256):
+            return contents
+    return None
+
+
+def _note(path: Path) -> dict[str, str] | None:
+    try:
+        with archive_errors(path):
+            found = json.loads(path.read_bytes())
+            return {"id": str(found["id"]), "mirror": str(found["mirror"])}
+    except ArchiveError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    except (ValueError, TypeError, KeyError):
+        raise ArchiveError(
+            f"{path} is damaged", hint="copy it from the other side: the archive and its mirror hold the same note"
+        ) from None
