@@ -325,10 +325,18 @@ class Settings(BaseSettings):
         for (name, path), (other, taken) in itertools.combinations(places.items(), 2):
             if _same_file(path, taken):
                 raise ValueError(f"{name} and {other} both name {path}: each needs a place of its own")
-        archive = Path(os.path.realpath(self.archive_path))
-        for name, path in places.items():
-            if archive in Path(os.path.realpath(path)).parents:
+        archive, dagster = Path(os.path.realpath(self.archive_path)), Path(os.path.realpath(self.dagster_home))
+        mirror = {} if self.mirror is None else {"VIDURAI_MIRROR": self.mirror}
+        taken_by_dagster = {dagster / name for name in DAGSTERS_OWN}
+        taken_by_sqlite = {f"{os.path.realpath(self.db_path)}-{suffix}" for suffix in ("wal", "shm", "journal")}
+        for name, path in (places | mirror).items():
+            real = Path(os.path.realpath(path))
+            if archive in real.parents:
                 raise ValueError(f"{name}={path} lies in the archive, VIDURAI_ARCHIVE={self.archive_path}: move it out")
+            if not taken_by_dagster.isdisjoint([real, *real.parents]):
+                raise ValueError(f"{name}={path} is kept for Dagster, DAGSTER_HOME={self.dagster_home}: choose another")
+            if str(real) in taken_by_sqlite:
+                raise ValueError(f"{name}={path} is kept for SQLite, VIDURAI_DB={self.db_path}: choose another")
         if self.mirror is not None:
             self._keep_mirror_apart(self.mirror, {**places, "VIDURAI_HOME": self.home})
         return self
@@ -371,6 +379,10 @@ class Settings(BaseSettings):
             return _path(Path(named))
         except ValueError as error:
             raise ValueError(f"DAGSTER_HOME={named!r}: {error}") from None
+
+
+#: What Dagster puts into its home.
+DAGSTERS_OWN = {"compute_logs", "dagster.yaml", "history", "logs", "schedules", "storage", "workspace.yaml"}
 
 
 def _same_file(one: Path, other: Path) -> bool:

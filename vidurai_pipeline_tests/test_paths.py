@@ -147,6 +147,24 @@ def test_nothing_lies_in_the_archive_but_its_files(
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_what_sqlite_and_dagster_put_beside_their_files_is_theirs(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    before = contents(tmp_path)
+    taken = {
+        "VIDURAI_DB": [Path(f"{places['VIDURAI_DB']}-{suffix}") for suffix in ("wal", "shm", "journal")],
+        "DAGSTER_HOME": [places["DAGSTER_HOME"] / name for name in ("dagster.yaml", "history/runs.db", "storage/new")],
+    }
+    for other, paths in taken.items():
+        for name in set(SETTINGS) - {other}:
+            for path in paths:
+                with monkeypatch.context() as here:
+                    here.setenv(name, str(path))
+                    refused(cli(*command), name, other)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("name", [*SETTINGS, "VIDURAI_HOME"])
 def test_an_address_is_no_path(
     places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: tuple[str, ...]

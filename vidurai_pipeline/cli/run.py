@@ -31,10 +31,7 @@ from vidurai_pipeline.defs.runs import stuck_runs
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.health import Finding, other_store
 from vidurai_pipeline.hot.store import HotStore
-from vidurai_pipeline.settings import Settings
-
-#: What Dagster puts into its home.
-_DAGSTERS_OWN = {"compute_logs", "history", "logs", "schedules", "storage", "workspace.yaml"}
+from vidurai_pipeline.settings import DAGSTERS_OWN, Settings
 
 
 @dataclass
@@ -101,7 +98,7 @@ def dagster_home(settings: Settings) -> Path:
     HotStore(settings.db_path).require()
     if folder.is_dir() and not (folder / "dagster.yaml").exists():
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        if names - _DAGSTERS_OWN:
+        if names - DAGSTERS_OWN:
             raise ConfigError(
                 f"{folder} holds other files and no dagster.yaml: set DAGSTER_HOME to an empty folder, or to one that "
                 "is not there yet"
