@@ -19,12 +19,10 @@ import signal
 import sqlite3
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.dataset  # noqa: F401  (by read_table, and slow to import in every child)
 import pyarrow.parquet as pq
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
@@ -32,84 +30,14 @@ from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import Manifests
+from vidurai_pipeline_tests.support.deaths import KillSwitch, run_child, start_child
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
 ROWS_PER_FILE = 40
-FILE_EVENTS = {"os.link", "os.rename", "os.remove", "os.mkdir", "open"}
-
-
-def threads() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
-
-
-# Those of the allocator and of the linear algebra, which know how to be forked.
-THREADS_OF_IMPORTS = threads()
-
-
-class KillSwitch:
-    """Kills this process just before its nth call into the file system or SQLite."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-        self.calls = 0
-        self.seen: Counter[str] = Counter()
-        self.armed = False
-
-    def step(self, name: str) -> None:
-        if not self.armed:
-            return
-        self.calls += 1
-        self.seen[name] += 1
-        if self.calls == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def install(self) -> None:
-        switch = self
-
-        class Connection(sqlite3.Connection):
-            def execute(self, sql: str, *args: object) -> sqlite3.Cursor:  # type: ignore[override]
-                switch.step(f"sqlite: {sql.split(maxsplit=1)[0]}")
-                return super().execute(sql, *args)  # type: ignore[arg-type]
-
-            def executemany(self, sql: str, *args: object) -> sqlite3.Cursor:  # type: ignore[override]
-                switch.step(f"sqlite: {sql.split(maxsplit=1)[0]}")
-                return super().executemany(sql, *args)  # type: ignore[arg-type]
-
-        connect, fsync = sqlite3.connect, os.fsync
-
-        def counted_connect(*args: object, **options: object) -> sqlite3.Connection:
-            return connect(*args, **{**options, "factory": Connection})  # type: ignore[arg-type,call-overload]
-
-        def counted_fsync(descriptor: int) -> None:
-            switch.step("os.fsync")
-            fsync(descriptor)
-
-        sqlite3.connect = counted_connect  # type: ignore[assignment]
-        os.fsync = counted_fsync
-        sys.addaudithook(lambda event, _: switch.step(event) if event in FILE_EVENTS else None)
-        self.armed = True
 
 
 def flush(db: Path, archive: Path) -> None:
     MemoryArchiver(db, archive, rows_per_file=ROWS_PER_FILE).flush_archived_memories()
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Run something in a forked child; returns its process id.
-
-    The child has this thread only: a lock that another one holds at that moment would never be released. So this
-    process starts none, and what would (reading Parquet) runs in children.
-    """
-    assert threads() <= THREADS_OF_IMPORTS
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return pid
 
 
 def prepare(store: Path, folder: Path) -> tuple[Path, Path]:
@@ -157,30 +85,30 @@ def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -
         status = os.waitpid(kill(db, archive), 0)[1]
         died = os.WIFSIGNALED(status)
         deaths[name if died else "survived"] += 1
-        if os.waitpid(in_child(lambda: check(before, db, archive)), 0)[1]:
+        if run_child(lambda: check(before, db, archive)):
             failures.append(name)
         return died
 
     if mode.startswith("points"):
-        # Every call, or with two processes, whose second one takes half a second to start, every few calls.
+        # Every change, or with two processes, whose second one takes half a second to start, every few changes.
         for at in itertools.count(seed or 1, rounds or 1):
             switch = KillSwitch(at)
 
             def kill(db: Path, archive: Path, switch: KillSwitch = switch) -> int:
-                return in_child(lambda: (switch.install(), flush(db, archive))[1])
+                return start_child(lambda: (switch.install(), flush(db, archive)))
 
             if not attempt(f"call {at}", kill):
                 break
     else:
         db, archive = prepare(store, folder / "work")
         began = time.monotonic()
-        os.waitpid(in_child(lambda: flush(db, archive)), 0)
+        run_child(lambda: flush(db, archive))
         duration = time.monotonic() - began
         dice = random.Random(seed)
         for _ in range(rounds):
 
             def kill_later(db: Path, archive: Path, delay: float = dice.uniform(0, duration)) -> int:
-                pid = in_child(lambda: flush(db, archive))
+                pid = start_child(lambda: flush(db, archive))
                 time.sleep(delay)
                 os.kill(pid, signal.SIGKILL)
                 return pid
@@ -202,7 +130,7 @@ def serve() -> None:
             KillSwitch(call).install()
             getattr(MemoryArchiver(Path(db), Path(archive), rows_per_file=7), step)()
 
-        os.waitpid(in_child(die), 0)
+        run_child(die)
         print("done", flush=True)  # noqa: T201
 
 

@@ -168,7 +168,7 @@ class Lifecycle(RuleBasedStateMachine):
         print(json.dumps([str(self.db), str(self.archive), step, call]), file=server.stdin, flush=True)
         assert server.stdout.readline() == "done\n"
 
-    @rule(call=st.integers(1, 400))
+    @rule(call=st.integers(1, 150))
     def flush_and_die(self, call: int) -> None:
         self.die("flush_archived_memories", call)
 
@@ -178,7 +178,7 @@ class Lifecycle(RuleBasedStateMachine):
         with archiver.run("test"):
             archiver.publish()
 
-    @rule(call=st.integers(1, 200))
+    @rule(call=st.integers(1, 75))
     def purge_and_die(self, call: int) -> None:
         self.die("purge", call)
 

@@ -1,4 +1,4 @@
-"""Kills a rewriting of a month before every call into the file system, and checks what is left.
+"""Kills a rewriting of a month before every change to the file system, and checks what is left.
 
 Run as a process of its own: its children are forked while it has one thread only.
 """
@@ -6,11 +6,8 @@ Run as a process of its own: its children are forked while it has one thread onl
 import json
 import os
 import shutil
-import signal
 import sys
-import traceback
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,20 +18,7 @@ from vidurai_pipeline.care.compaction import compact
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.rewriting import rewrite_folder
-
-CALLS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.scandir", "ctypes.dlsym"}
-
-
-def in_child(work: Callable[[], None]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
+from vidurai_pipeline_tests.support.deaths import KillSwitch, run_child
 
 
 def rows(root: Path) -> Counter:
@@ -62,16 +46,7 @@ def rewrite(root: Path, *, without: int | None) -> None:
 
 
 def killed_at(number: int, root: Path, without: int | None) -> None:
-    calls = 0
-
-    def hook(event: str, _: object) -> None:
-        nonlocal calls
-        if event in CALLS:
-            calls += 1
-            if calls == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
+    KillSwitch(number).install()
     rewrite(root, without=without)
 
 
@@ -96,13 +71,13 @@ def main(source: Path, folder: Path, without: int | None, every: int) -> dict:
         root = folder / "archive"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source, root)
-        status = in_child(lambda root=root, number=number: killed_at(number, root, without))
+        status = run_child(lambda root=root, number=number: killed_at(number, root, without))
         if not os.WIFSIGNALED(status):
             if status:
                 failures.append(f"call {number}: the rewriting failed")
             break
         deaths += 1
-        if in_child(lambda root=root: check(root, before, after)):
+        if run_child(lambda root=root: check(root, before, after)):
             failures.append(f"call {number}")
         number += every
     return {"deaths": deaths, "failures": failures}

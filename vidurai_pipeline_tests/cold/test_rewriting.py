@@ -123,7 +123,7 @@ def test_killed_before_every_call(archive: Archive, tmp_path: Path, leaves: bool
     id_ = pq.read_table(archive.root / list_files(archive.root)[0].relative)["id"][0].as_py() if leaves else "-"
     driver = [sys.executable, "-m", "vidurai_pipeline_tests.cold.rewriting_driver"]
     done = subprocess.run(
-        [*driver, str(archive.root), str(tmp_path / "work"), str(id_), "12"],
+        [*driver, str(archive.root), str(tmp_path / "work"), str(id_), "3"],
         capture_output=True,
         text=True,
         check=True,
