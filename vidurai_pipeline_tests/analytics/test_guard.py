@@ -1,5 +1,6 @@
 """Each way out of the archive, tried."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -392,12 +393,18 @@ FAILING = [
 ]
 
 
+@pytest.fixture(scope="module", params=TEXTS)
+def secretive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RepoAnalyst]:
+    """Of an archive with a text that may not come out."""
+    archive = tmp_path_factory.mktemp("archive")
+    write_file(archive, [memory(1, verbatim=request.param.replace("{archive}", str(archive)))])
+    with RepoAnalyst(archive) as analyst:
+        yield analyst
+
+
 @pytest.mark.parametrize("sql", FAILING)
-@pytest.mark.parametrize("text", TEXTS)
-def test_errors_hold_no_memorys_text(tmp_path: Path, sql: str, text: str):
-    write_file(tmp_path, [memory(1, verbatim=text.replace("{archive}", str(tmp_path)))])
-    analyst = RepoAnalyst(tmp_path)
-    for ask in (analyst.query_archive, analyst.query_df, lambda sql: analyst.query_arrow(sql).read_all()):
+def test_errors_hold_no_memorys_text(secretive: RepoAnalyst, sql: str):
+    for ask in (secretive.query_archive, secretive.query_df, lambda sql: secretive.query_arrow(sql).read_all()):
         error = None
         try:
             ask(sql.replace("{{", "{").replace("}}", "}"))
