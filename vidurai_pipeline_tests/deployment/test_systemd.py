@@ -16,6 +16,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.processes import (
     NOTHING_ON_ITS_OWN,
     answer,
@@ -98,8 +99,9 @@ def test_both_services_started_at_once_in_a_new_home(
 
 
 @pytest.fixture
-def noting_home(tmp_path: Path) -> Path:
+def noting_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's home in which Dagster's programs only print their home and arguments."""
+    monkeypatch.delenv("VIDURAI_HOME")
     programs = tmp_path / "a home/.local/share/vidurai-pipeline/bin"
     programs.mkdir(parents=True)
     (programs / "vidurai-pipeline").symlink_to(Path(sys.executable).with_name("vidurai-pipeline"))
@@ -126,10 +128,7 @@ def test_a_service_and_the_command_line_have_the_same_home(
     filled = {key: value.format(vidurai, tmp_path / "history") for key, value in settings.items()}
     unit = Unit(name, noting_home, **filled)
     said, *arguments = output(unit.command, unit.environment, noting_home).stdout.splitlines()
-    command_line = output(
-        [str(Path(sys.executable).with_name("vidurai-pipeline")), "home"], unit.environment, noting_home
-    )
-    assert said == command_line.stdout.strip()
+    assert said == cli("home", **unit.environment).stdout.strip()
     assert Path(said) == (tmp_path / "history" if "DAGSTER_HOME" in settings else vidurai / "dagster")
     assert f"{said}/workspace.yaml" in arguments
     assert Path(said, "workspace.yaml").is_file()
