@@ -396,7 +396,7 @@ def test_two_at_once(archive: Archive) -> None:
 @pytest.mark.slow
 def test_killed_before_every_call(archive: Archive, tmp_path: Path) -> None:
     driver = [sys.executable, "-m", "vidurai_pipeline_tests.cold.rewriting_driver"]
-    command = [*driver, str(archive.root), str(tmp_path / "work"), "compact", "40"]
+    command = [*driver, str(archive.root), str(tmp_path / "work"), "compact", "12"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
     result = json.loads(done.stdout)
     assert result["failures"] == [], done.stderr

@@ -299,7 +299,7 @@ def test_killed_before_every_call(tmp_path: Path) -> None:
             write_file(tmp_path / "archive", rows, f"memories_20260101_0000{start}.parquet", month=month)
     driver = [sys.executable, "-m", "vidurai_pipeline_tests.care.retention_driver"]
     done = subprocess.run(
-        [*driver, str(tmp_path / "archive"), str(tmp_path / "work"), "17"],
+        [*driver, str(tmp_path / "archive"), str(tmp_path / "work"), "6"],
         capture_output=True,
         text=True,
         check=True,
