@@ -100,7 +100,7 @@ def test_dream(home: Path) -> None:
     rebuilt = loads(cli("dream", "--rebuild", "--order", "newest-first", "--format", "json"))
     assert rebuilt["episodes"] == 439
     wrong = cli("dream", "--order", "newest-first")
-    assert (wrong.returncode, "needs --rebuild" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "add --rebuild" in wrong.stderr) == (2, True)
 
 
 def test_dream_without_an_archive_says_so(tmp_path: Path) -> None:

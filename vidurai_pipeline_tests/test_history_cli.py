@@ -175,7 +175,7 @@ def test_json_is_json(home: Path):
         ("SELECT gist::INTEGER FROM history", ["Conversion Error", "in line 1, at: ::INTEGER"]),
         ("SELECT * FROM history WHERE", ["syntax error"]),
         ("FROM read_csv('/etc/passwd')", ["not allowed here"]),
-        ("SELECT 1; SELECT 2", ["one statement at a time"]),
+        ("SELECT 1; SELECT 2", ["2 statements", "give one statement"]),
         ("SELECT h.gits FROM history h", ["Candidates: gist"]),
         ("", ["no statement"]),
     ],
@@ -390,3 +390,16 @@ def test_the_comments_of_the_time_columns_say_that_they_are_in_utc(home: Path):
     found = {row["column_name"]: row["comment"] for row in json.loads(cli("query", sql, "--format", "json").stdout)}
     assert set(found) == {"created_ts", "expires_ts", "archived_ts"}
     assert all("in UTC" in comment for comment in found.values())
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_width_of_the_terminal_cuts_anything_off(home: Path, width: int):
+    cli("demo", str(home), "--rows", "50")
+    written = write_file(home / "archive", [memory(900, gist="a gist that is longer than a narrow terminal is wide")])
+    shown = {command: on_a_terminal(*command.split(), width=width) for command in ("--help", "show 900", "stats")}
+    assert not any("…" in text or "..." in text.replace("[ARGS]...", "") for text in shown.values())
+    for command in ("show 900", "stats"):
+        assert max(map(len, shown[command].splitlines())) <= width
+    together = re.sub(r"\s", "", shown["show 900"])
+    assert str(written) in together
+    assert "agistthatislongerthananarrowterminaliswide" in together

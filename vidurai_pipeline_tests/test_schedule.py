@@ -254,4 +254,4 @@ def test_a_schedule_moved_to_an_hour_that_has_just_passed_leaves_no_night_out(
         assert sensor.at(moved + timedelta(minutes=15)) == key, "which Dagster starts only once"
         off = SimpleNamespace(name="nightly", status=SimpleNamespace(value="STOPPED"))
         with mock.patch.object(type(instance), "all_instigator_state", return_value=[off]):
-            assert sensor.at(moved + timedelta(minutes=20)) == "the schedule `nightly` is off"
+            assert sensor.at(moved + timedelta(minutes=20)) == "the schedule nightly is off"

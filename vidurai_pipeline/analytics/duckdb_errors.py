@@ -35,8 +35,8 @@ _TEXT_MISUSED = re.compile(
     r"|Cannot compare values of type (?:VARCHAR and|.* and type VARCHAR) "
 )
 _TYPED = (
-    "times and salience are text; their typed columns are created_ts, expires_ts and archived_ts (TIMESTAMP in UTC) "
-    "and salience_score, which is salience_score(salience): CRITICAL 5 to NOISE 1"
+    "times and salience are text: use created_ts, expires_ts and archived_ts (TIMESTAMP in UTC) and salience_score "
+    "(CRITICAL 5 to NOISE 1) instead"
 )
 _UNKNOWN_COLUMN = re.compile(r'does not have a column named "([^"]*)"')
 _VALUE = re.compile(r"['\"(:\[{\d]|with value|\n|(?<=specifier )")
@@ -87,17 +87,19 @@ def explain(
     if limit := _LIMITS.get(kind):
         return QueryError(limit)
     if _PARAMETERS.match(message) or (not bound and about_the_statement(message)):
-        return QueryError(_static(message, columns))
+        return QueryError(_static(message, columns), _TYPED if _TEXT_MISUSED.search(message) else None)
     if found := _about_a_file(message, listing):
         return found
     if kind in {"IO Error", "Permission Error"}:
         return ArchiveError(f"the archive in {listing.base} can't be read: {_safe(said)}")
     place = _place(message, sql)
     if quotes_at_will:
-        return QueryError(f"the query failed with an error of its own making, which is not shown{place}")
+        return QueryError(
+            f"the query called error(); its message is not shown{place}", "errors never hold a memory's text"
+        )
     return QueryError(
-        f"{kind if kind.endswith('Error') else 'Error'}: {_safe(said or kind)} (the value is left out: errors show no "
-        f"memory's text; try_cast and TRY give NULL instead){place}"
+        f"{kind if kind.endswith('Error') else 'Error'}: {_safe(said or kind)}{place}",
+        "the value is not shown, because errors never hold a memory's text; try_cast and TRY give NULL instead",
     )
 
 
@@ -124,14 +126,12 @@ def _static(message: str, columns: Sequence[str]) -> str:
         candidates = get_close_matches(unknown.group(1).lower(), columns, cutoff=0.4) or columns
         text = text.replace(unknown.group(), f"{unknown.group()}\nCandidates: {', '.join(candidates)}", 1)
     text = re.sub(r"\n+Please try installing.*", " (extensions can't be loaded here)", text, flags=re.S)
-    if _TEXT_MISUSED.search(text):
-        text += f"\n({_TYPED})"
     return re.sub(r"\n\s*\n+", "\n", text)
 
 
 def _safe(said: str) -> str:
     """Keep DuckDB's words up to where a value could stand."""
-    return _VALUE.split(said, maxsplit=1)[0].strip().rstrip(",") or "a value can't be used so"
+    return _VALUE.split(said, maxsplit=1)[0].strip().rstrip(",") or "a value can't be used this way"
 
 
 def _place(message: str, sql: str) -> str:

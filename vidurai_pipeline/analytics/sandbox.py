@@ -99,14 +99,11 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
     try:
         sql.encode()
     except UnicodeEncodeError:
-        raise QueryError("the statement holds characters that no text can hold") from None
+        raise QueryError("the SQL is not valid Unicode text") from None
     statements = _statements(connection, sql)
     if len(statements) != 1:
-        raise QueryError(
-            f"one statement at a time, please: this text holds {len(statements)}"
-            if statements
-            else "there is no statement in this text"
-        )
+        found = f"this text holds {len(statements)} statements" if statements else "there is no statement in this text"
+        raise QueryError(found, "give one statement, such as SELECT count(*) FROM history")
     prefix = ""
     match _kind(statements[0]):
         case "SELECT":
@@ -115,11 +112,11 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
             prefix, sql = _split_explain(connection, sql)
         case "MULTI":
             raise QueryError(
-                "PIVOT finds its columns by creating a type, and nothing can be created here: list them, as in "
-                "PIVOT history ON salience IN ('HIGH', 'LOW') USING count(*)"
+                "PIVOT without a list of its columns is not allowed here",
+                "list them: PIVOT history ON salience IN ('HIGH', 'LOW') USING count(*)",
             )
         case kind:
-            raise QueryError(f"{_spoken(kind)} is not allowed here: the archive can only be read ({READS})")
+            raise QueryError(f"{_spoken(kind)} is not allowed here: the archive can only be read", f"use {READS}")
     tree = _parse(connection, sql)
     for node in _nodes(tree):
         _check_node(node)
@@ -134,7 +131,7 @@ def _split_explain(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str
     rest = sql[found.end() :] if found else ""
     statements = _statements(connection, rest)
     if found is None or len(statements) != 1 or _kind(statements[0]) != "SELECT":
-        raise QueryError("EXPLAIN is allowed here only before a statement that reads, such as EXPLAIN SELECT")
+        raise QueryError("EXPLAIN is allowed only before a statement that reads", "for example EXPLAIN SELECT")
     return found.group(), rest
 
 
@@ -190,18 +187,18 @@ def _check_node(node: dict[str, Any]) -> None:
     kind = str(node.get("type", ""))
     if kind.endswith("_NODE") and kind not in _QUERY_NODES:
         verb = kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " ")
-        raise QueryError(f"{verb} is not allowed here, not within a query either: the archive can only be read")
+        raise QueryError(f"{verb} is not allowed here, not even within a query: the archive can only be read")
     if kind == "TABLE_FUNCTION" and (name := _function(node["function"])) not in _TABLE_FUNCTIONS:
         raise QueryError(f"the table function {name!r} is not allowed here", f"ask the views {VIEWS}")
     if kind == "BASE_TABLE" and _FILE_LIKE.search(name := _name(node, "table_name")):
-        raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views {VIEWS}")
+        raise QueryError(f"{name!r} is a file, and files can't be read here", f"ask the views {VIEWS}")
     if kind == "SHOW_REF" and _FILE_LIKE.search(name := _name(node, "table_name")):
-        raise QueryError(f"{name!r} is not a view: files can't be read here, ask the views {VIEWS}")
+        raise QueryError(f"{name!r} is a file, and files can't be read here", f"ask the views {VIEWS}")
     path = (node.get("qualified_name") or {}).get("path") or []
     elsewhere = len(path) > 1 and str(path[0]).lower() not in {"main", "temp"}
     if kind in {"BASE_TABLE", "SHOW_REF"} and elsewhere and (name := str(path[-1]).lower()) in OF_BOTH_TIERS:
         # In the archive's own database a view of this name only stands for the one that is made when it is asked for.
-        raise QueryError(f"`{name}` goes by this name alone", "ask for it without a database before it")
+        raise QueryError(f"the view `{name}` belongs to no database", f"write FROM {name}")
     if (name := _function(node)) in _REFUSED:
         raise QueryError(f"the function {name!r} is not allowed here: the archive can only be read")
 

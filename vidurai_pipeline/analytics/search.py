@@ -250,9 +250,9 @@ def read_moment(name: str, value: Moment | None, *, end: bool = False) -> dt.dat
             return dt.datetime.combine(moment, dt.time())
         return moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment
     except OverflowError:
-        raise QueryError(f"{name} is no moment of the years 1 to 9999 in UTC: {value}") from None
+        raise QueryError(f"{name} is not within the years 1 to 9999 in UTC: {value}") from None
     except ValueError:
-        raise QueryError(f"{name} is no time that can be read: {value!r}", f"write it like {TIMES}") from None
+        raise QueryError(f"{name} can't be read as a time: {value!r}", f"write it like {TIMES}") from None
 
 
 def _read_text(text: str, *, end: bool) -> dt.datetime:

@@ -34,7 +34,8 @@ from vidurai_pipeline.settings import Settings, unknown_variables
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything; one check's failure does not keep the others from running."""
-    yield _definitions(settings)
+    definitions = _definitions(settings)
+    yield definitions
     if unknown := unknown_variables():
         yield Finding("unknown variables", "warning", "; ".join(unknown))
     archive = open_archive(settings)
@@ -47,7 +48,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield dates_plausible(archive)
     yield _q_table(settings.q_table_path)
     yield disk_room(store, archive)
-    yield from _last_run(settings, waiting)
+    if definitions.status != "failed":  # with which Dagster can't be asked
+        yield from _last_run(settings, waiting)
 
 
 def _definitions(settings: Settings) -> Finding:

@@ -54,6 +54,12 @@ class _Group(click.Group):
             code = 1
         sys.exit(code or 0)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's)
+        """List the commands; click would cut off their summaries in a narrow terminal."""
+        shown = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(_LONGEST_SUMMARY)) for name, command in shown])
+
     def invoke(self, ctx: click.Context) -> None:
         output.open_standard_streams()
         try:
@@ -81,6 +87,7 @@ class _Group(click.Group):
 
 
 _EXIT_CODE = "vidurai_pipeline.exit_code"
+_LONGEST_SUMMARY = 200
 
 
 def _end_with(code: int) -> None:
@@ -283,7 +290,7 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
     from vidurai_pipeline.rl.dreamer import DreamCycle
 
     if order == "newest-first" and not rebuild:
-        raise ConfigError("--order newest-first needs --rebuild: it can't be added to a table learned in another order")
+        raise ConfigError("--order newest-first can't add to a table learned in another order", "add --rebuild")
     settings = load_settings()
     empty = not list_settled(settings.archive_path)
     with Archive(settings.archive_path).lock("dream", settings.lock_timeout, make=False):

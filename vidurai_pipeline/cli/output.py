@@ -32,6 +32,9 @@ _ROWS_PER_TABLE = 1_000
 # Of a column whose values are longer, this much must fit; the rest goes on below.
 _READABLE = 16
 _NULL = "·"
+_SHORTEST_BAR, _LONGEST_BAR = 5, 40
+# What stands left of a bar chart and between its columns.
+_INDENT = 10
 # What a step has done when Ctrl-C stops it, where its name doesn't say it.
 _DONE = {"archiving": "written", "verifying": "verified", "purging": "purged", "writing": "written"}
 _PLACE = re.compile(r"\s*\nLINE (?P<line>\d+): (?P<excerpt>[^\n]*)\n(?P<indent> *)\^+")
@@ -252,6 +255,8 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
             sys.stdout.write(f"  {name}: {_fact(value)}\n")
         return
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(_plain_text(f"  {name}"), _plain_text(_fact(value)))
     Console().print(table)
@@ -268,16 +273,18 @@ def print_attention(rejected: Sequence[Mapping[str, Any]], notes: Sequence[str],
         sys.stderr.write(f"{line}\n")
 
 
-def bar_chart(counts: Mapping[str, int], notes: Sequence[str] = (), width: int = 40) -> list[str]:
-    """Lines of a horizontal bar chart: name, bar, count, and the note of each, if there are notes."""
+def bar_chart(counts: Mapping[str, int], notes: Sequence[str]) -> list[str]:
+    """Lines of a horizontal bar chart: name, bar, count and note."""
     most = max(counts.values(), default=0)
     label = max((len(name) for name in counts), default=0)
     digits = len(f"{most:,}")
-    bars = [
-        f"{name:<{label}}  {'█' * max(1, round(count / most * width)) if count else '':<{width}}  {count:>{digits},}"
-        for name, count in counts.items()
+    rest = label + digits + max(map(len, notes), default=0) + _INDENT
+    width = min(_LONGEST_BAR, max(_SHORTEST_BAR, Console().width - rest)) if sys.stdout.isatty() else _LONGEST_BAR
+    bars = ["█" * (max(1, round(count / most * width)) if count else 0) for count in counts.values()]
+    return [
+        f"{name:<{label}}  {bar:<{width}}  {count:>{digits},}  {note}"
+        for (name, count), bar, note in zip(counts.items(), bars, notes, strict=True)
     ]
-    return [f"{bar}  {note}" for bar, note in zip(bars, notes, strict=True)] if notes else bars
 
 
 def human_bytes(size: int) -> str:

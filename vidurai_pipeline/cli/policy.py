@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vidurai_pipeline.cli import output
-from vidurai_pipeline.errors import plural
+from vidurai_pipeline.errors import ConfigError, plural
 from vidurai_pipeline.rl.learning_curve import thin
 from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, PolicySummary, bucket_in_words, heat_map
@@ -118,10 +118,14 @@ def save_pictures(summary: PolicySummary, folder: Path) -> list[Path]:
     """Write the heat map and the learning curve as PNG files; returns where they are."""
     from vidurai_pipeline.rl.plots import draw_curve, draw_heat_map  # noqa: PLC0415  (matplotlib is slow to import)
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "policy.png", folder / "learning_curve.png"]
-    for path, picture in zip(paths, (draw_heat_map(summary), draw_curve(summary)), strict=True):
-        path.write_bytes(picture)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, picture in zip(paths, (draw_heat_map(summary), draw_curve(summary)), strict=True):
+            path.write_bytes(picture)
+    except OSError as error:
+        reason = f"{error.filename or folder}: {error.strerror}"
+        raise ConfigError(f"--pictures: {reason}", "name a folder that you may write") from None
     return paths
 
 

@@ -101,10 +101,10 @@ def channels(settings: Settings) -> list[Channel]:
     for number, address in enumerate(addresses, 1):
         service = apprise.Apprise.instantiate(address)
         if service is None or not complete:
-            which = f"address {number} ({address.partition('://')[0]}://…)" if complete and "://" in address else "text"
+            which = f": address {number} ({address.partition('://')[0]}://…)" if complete and "://" in address else ""
             raise ConfigError(
-                f"VIDURAI_ALERT_URLS: {which} is not an address that Apprise knows, such as "
-                "mailtos://user:password@example.org; see https://appriseit.com/services"
+                f"VIDURAI_ALERT_URLS{which} is not an address that Apprise knows",
+                "write it like mailtos://user:password@example.org; see https://appriseit.com/services",
             )
         kind = re.sub(r"\W", "_", service.url(privacy=True).partition("://")[0])
         same = sum(name.rstrip("_0123456789") == kind for name in found)
@@ -138,9 +138,8 @@ def _sensor(channel: Channel, settings: Settings) -> dg.SensorDefinition:
         name=f"alert_by_{channel.name}",
         description=f"Sends a message by {channel.name} when a run or a check of the pipeline failed. The warning "
         "about rejected memories is sent once it has stood for 12 hours. If a message can't be sent, the sensor tries "
-        "again after 1 minute, then ever less often, at least every 4 hours.\n\n"
-        "**Next:** if its ticks say that the service takes no message, check the network and `VIDURAI_ALERT_URLS`, "
-        "then restart Dagster.",
+        "again after 1 minute, then ever less often, at least every 4 hours. Next: if its ticks say "
+        "that the service takes no message, check the network and VIDURAI_ALERT_URLS, then restart Dagster.",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )

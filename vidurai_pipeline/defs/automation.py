@@ -40,9 +40,9 @@ health_job = dg.define_asset_job(
     # Runs that the command line started belong to no code location, and are meant as well.
     monitor_all_code_locations=True,
     request_job=dream_job,
-    description="Starts `dream_job` when a maintenance run failed before the step `q_table`, so that the memories "
-    "already in the archive are learned from.\n\n**Next:** look at the failed run under *Runs*. Its error says what to "
-    "do. Then run `maintenance` again.",
+    description="Starts dream_job when a maintenance run failed before the step q_table, so that the memories already "
+    "in the archive are learned from. Next: look at the failed run under Runs. Its error says what to do. Then run "
+    "maintenance again.",
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def dream_after_failure(context: dg.RunFailureSensorContext) -> dg.RunRequest | dg.SkipReason:

@@ -72,21 +72,20 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def _describe(thresholds: Thresholds) -> str:
+    # As plain text: the UI renders no Markdown here.
     conditions = [
-        (thresholds.rows, f"{thresholds.rows:,} memories wait to be archived (`VIDURAI_EARLY_RUN_ROWS`)"),
-        (thresholds.bytes, f"the hot store has grown by {thresholds.bytes / 1e6:,.0f} MB (`VIDURAI_EARLY_RUN_BYTES`)"),
+        (thresholds.rows, f"{thresholds.rows:,} memories wait to be archived (VIDURAI_EARLY_RUN_ROWS)"),
+        (thresholds.bytes, f"the hot store has grown by {thresholds.bytes / 1e6:,.0f} MB (VIDURAI_EARLY_RUN_BYTES)"),
         (
             thresholds.free_disk,
-            f"less than {thresholds.free_disk / 1e6:,.0f} MB are free on its disk (`VIDURAI_EARLY_RUN_FREE_DISK`)",
+            f"less than {thresholds.free_disk / 1e6:,.0f} MB are free on its disk (VIDURAI_EARLY_RUN_FREE_DISK)",
         ),
     ]
-    when = "\n".join(f"- {condition}" for limit, condition in conditions if limit)
+    when = ", or ".join(words for limit, words in conditions if limit) or "a limit is passed; all limits are off now"
     return (
-        f"Starts `maintenance` before the night when one of these is true:\n\n{when}\n\n"
-        "It waits while Vidurai writes, and longer after each failed run. Each tick says how far the figures are from "
-        "their limits.\n\n"
-        "**Next:** nothing. To change a limit, set its variable and restart Dagster. `VIDURAI_EARLY_RUN=false` removes "
-        "this sensor."
+        f"Starts maintenance before the night when {when}. It waits while Vidurai writes, and longer after each failed "
+        "run. Each tick says how far the figures are from their limits. Next: nothing. To change a limit, set its "
+        "variable and restart Dagster. VIDURAI_EARLY_RUN=false removes this sensor."
     )
 
 

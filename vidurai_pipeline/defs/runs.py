@@ -41,8 +41,7 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
         name="end_dead_runs",
         description="Marks a run as failed if Dagster shows it as unfinished but its process is dead, for example "
         "after a power cut. A living run holds the archive's lock. Without this sensor, later runs would stay in the "
-        "queue.\n\n"
-        "**Next:** run `maintenance` again, or wait for the night. It continues where the dead run stopped.",
+        "queue. Next: run maintenance again, or wait for the night. It continues where the dead run stopped.",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )

@@ -105,9 +105,9 @@ def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name="missed_night",
         job=maintenance,
-        description="Starts `maintenance` if the schedule `nightly` was due and no run began within 10 minutes, for "
-        "example because the schedule was moved to an earlier hour. It does nothing while `nightly` is off.\n\n"
-        "**Next:** nothing. If you want no nightly runs, turn off `nightly` under *Automation*.",
+        description="Starts maintenance if the schedule nightly was due and no run began within 10 minutes, for "
+        "example because the schedule was moved to an earlier hour. It does nothing while nightly is off. "
+        "Next: nothing. If you want no nightly runs, turn off nightly under Automation.",
         minimum_interval_seconds=300,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -120,7 +120,7 @@ def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
         if records[0].create_timestamp.timestamp() >= due.timestamp():
             return dg.SkipReason(f"the run that was due at {due:%Y-%m-%d %H:%M} has begun")
         if any(s.name == "nightly" and s.status.value == "STOPPED" for s in context.instance.all_instigator_state()):
-            return dg.SkipReason("the schedule `nightly` is off")
+            return dg.SkipReason("the schedule nightly is off")
         seen, _, since = (context.cursor or "").partition(" ")
         if seen != due.isoformat():
             since = str(now)
@@ -143,7 +143,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     if zone.doubt:
         logger.warning(zone.doubt)
     return [
-        _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the job `maintenance`."),
+        _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the job maintenance."),
         _schedule(settings, "health_check", health_job.name, "health_schedule", "Checks all tiers."),
         _schedule(settings, "nightly_care", care.name, "care_schedule", "Runs the job `care`."),
         dg.ScheduleDefinition(
@@ -169,7 +169,7 @@ def _schedule(settings: Settings, name: str, job: str, setting: str, description
             cron_schedule=cron,
             execution_timezone=zone.name,
             default_status=dg.DefaultScheduleStatus.RUNNING,
-            description=f"{description} `{variable}` sets the time, {_in(zone)}",
+            description=f"{description} {variable} sets the time, {_in(zone)}",
         )
     except dg.DagsterInvalidDefinitionError:
         raise ConfigError(
@@ -178,4 +178,4 @@ def _schedule(settings: Settings, name: str, job: str, setting: str, description
 
 
 def _in(zone: Zone) -> str:
-    return f"in the time zone {zone.name}.{f' **Warning:** {zone.doubt}.' if zone.doubt else ''}"
+    return f"in the time zone {zone.name}.{f' Warning: {zone.doubt}.' if zone.doubt else ''}"

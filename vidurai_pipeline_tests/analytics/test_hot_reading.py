@@ -214,7 +214,7 @@ def test_projects_by_name_and_path(tmp_path: Path):
         (8, "api", "/home/me/api", 1, 0),
         (9, "old", "/gone", 0, 1),
     ]
-    with pytest.raises(QueryError, match="`projects` goes by this name alone"):
+    with pytest.raises(QueryError, match="the view `projects` belongs to no database"):
         analyst.query_archive("FROM memory.projects")
 
 

@@ -86,7 +86,7 @@ def test_what_describes_them(both: RepoAnalyst, sql: str):
     ],
 )
 def test_they_are_never_taken_for_what_only_stands_for_them(both: RepoAnalyst, sql: str):
-    with pytest.raises(QueryError, match="`memories` goes by this name alone"):
+    with pytest.raises(QueryError, match="the view `memories` belongs to no database"):
         both.query_archive(sql)
 
 

@@ -74,16 +74,14 @@ def test_today_and_yesterday_are_local_days(monkeypatch: pytest.MonkeyPatch, zon
     ["", "soon", "7", "7x", "-7d", "7d2w", "2026-13", "2026-00", "0000", "2026-1", "26-11", "\u0667d", "2026-11-31"],
 )
 def test_what_is_no_time_is_refused_in_one_line_with_examples(text: str):
-    with pytest.raises(
-        QueryError, match=r"since is no time that can be read: .*: write it like 7d, 2w, today"
-    ) as caught:
+    with pytest.raises(QueryError, match=r"since can't be read as a time: .*: write it like 7d, 2w, today") as caught:
         read_moment("since", text)
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["999999w", "800000 days"])
 def test_a_time_before_the_year_1_is_refused(text: str):
-    with pytest.raises(QueryError, match="since is no moment of the years 1 to 9999"):
+    with pytest.raises(QueryError, match="since is not within the years 1 to 9999"):
         read_moment("since", text)
 
 
