@@ -98,7 +98,7 @@ def scrub(
     listed = list_settled(archive.root)
     recorded = {file: archive.manifests.entry(file.relative) for file in listed}
     due = _due(recorded, days)
-    report.damaged += archive.manifests.damaged(listed)
+    report.damaged += [*archive.manifests.damaged(listed), *archive.tombstones.damaged()]
     total, found = sum(file.size for file in due), dict[str, FileEntry]()
     written_down = time.monotonic()
     for file in due:

@@ -18,12 +18,12 @@ def expire(dry_run: bool, form: str) -> None:
     For example: vidurai-pipeline expire --dry-run
     """
     from vidurai_pipeline.care.retention import expire as expire_memories
-    from vidurai_pipeline.cold.archive import Archive
+    from vidurai_pipeline.cold.mirror import open_archive
 
     settings = load_settings()
     with output.ProgressLine() as progress:
         report = expire_memories(
-            Archive(settings.archive_path, settings.compression),
+            open_archive(settings),
             settings.retention,
             dry_run=dry_run,
             rows_per_file=settings.rows_per_file,

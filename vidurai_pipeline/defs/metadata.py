@@ -15,6 +15,7 @@ from typing import Any, NewType
 import dagster as dg
 
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
+from vidurai_pipeline.care.retention import ExpiryReport
 from vidurai_pipeline.care.scrub import ScrubReport
 from vidurai_pipeline.cold.archive import PublishedFile
 from vidurai_pipeline.health import ArchiveSize
@@ -115,6 +116,16 @@ UNKNOWN = Label("unknown")
 OLDEST_PROOF = Label("oldest proof (days)")
 #: Files that are damaged or missing, one line each.
 FLAWS = Label("damaged or missing files")
+
+# expired_rows
+
+EXPIRED = Label("memories expired")
+#: Memories that had expired before, and came back with a backup of the archive.
+RETURNED = Label("expired before")
+PINNED = Label("kept, pinned")
+UNDATED = Label("kept, without a time")
+MONTHS_REWRITTEN = Label("months rewritten")
+MB_FREED = Label("freed (MB)")
 
 # Checks
 
@@ -334,6 +345,19 @@ def of_scrub(report: ScrubReport) -> dict[str, Any]:
         ADOPTED: len(report.adopted),
         UNKNOWN: len(report.unknown),
         **({} if age is None else {OLDEST_PROOF: round(age, 2)}),
+    }
+
+
+def of_expiry(report: ExpiryReport) -> dict[str, Any]:
+    """What ``expired_rows`` reports: numbers alone, one for each rule among them."""
+    return {
+        EXPIRED: report.expired,
+        **{f"expired by {rule}": count for rule, count in report.rules.items()},
+        RETURNED: report.returned,
+        PINNED: report.pinned,
+        UNDATED: report.undated,
+        MONTHS_REWRITTEN: len(report.months),
+        MB_FREED: _mb(report.bytes_freed),
     }
 
 

@@ -12,6 +12,7 @@ from dagster_duckdb import DuckDBResource
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.defs.heartbeat import heartbeat
 from vidurai_pipeline.defs.runs import what_was_done
 from vidurai_pipeline.errors import BusyError, HotStoreError, PipelineError
@@ -72,7 +73,7 @@ class Tiers:
     @property
     def cold(self) -> Archive:
         """The archive."""
-        return Archive(self.settings.archive_path)
+        return open_archive(self.settings)
 
     def policy(self) -> PolicySummary:
         """What the table in use has learned."""

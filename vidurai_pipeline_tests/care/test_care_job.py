@@ -1,7 +1,9 @@
 """The job `care` proves the archive's files, and keeps nobody waiting."""
 
 import os
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -9,9 +11,10 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs import expiry
 from vidurai_pipeline.defs.care import POOL
-from vidurai_pipeline.settings import Settings
-from vidurai_pipeline_tests.support.dagster_runs import execute
+from vidurai_pipeline.settings import Settings, load_settings
+from vidurai_pipeline_tests.support.dagster_runs import execute, materialized
 
 
 def proof(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
@@ -99,3 +102,31 @@ def test_the_nightly_job_never_finds_the_archive_locked_by_reading(
     monkeypatch.setattr("vidurai_pipeline.care.scrub.digest_file", read)
     execute(settings, instance, "care")
     assert free == [True]
+
+
+def test_memories_expire_once_a_month(
+    archived: Path, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_RETENTION", "NOISE=1d, event_type:nothing=1d")
+    job = build_definitions(load_settings()).resolve_job_def("care")
+
+    def night(**tags: str) -> list[dict[str, Any]]:
+        result = job.execute_in_process(instance=instance, tags=tags)
+        assert result.success
+        return [made for name, made in materialized(result).items() if name == "expired_rows"]
+
+    by_schedule = {"dagster/schedule_name": "nightly_care"}
+    (first,) = night(**by_schedule)
+    assert first["memories expired"] == first["expired by NOISE=1d"] > 0
+    assert first["expired by event_type:nothing=1d"] == 0
+    assert night(**by_schedule) == []
+    (again,) = night()
+    assert again["memories expired"] == 0
+
+    class NextMonth(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=31)
+
+    monkeypatch.setattr(expiry, "datetime", NextMonth)
+    assert len(night(**by_schedule)) == 1
