@@ -12,6 +12,7 @@ import pytest
 
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import DATA
+from vidurai_pipeline_tests.support.stores import change
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -60,6 +61,16 @@ def home(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -
     folder = sample_store("guardian").parent
     monkeypatch.setenv("VIDURAI_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def mirror_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the environment has the mirror of a home whose memories all wait; nothing is in it yet."""
+    change(home / "vidurai.db", "UPDATE memories SET status = 'ARCHIVED'")
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setenv("VIDURAI_MIRROR", str(tmp_path / "disk" / "mirror"))
+    monkeypatch.setenv("VIDURAI_ROWS_PER_FILE", "400")
+    return tmp_path / "disk" / "mirror"
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from vidurai_pipeline.errors import ArchiveError, LockedError
 
 #: What to do about files that are damaged or missing.
 ADVICE = (
-    "Restore them from a backup. Without one, move damaged files out of the archive, then run "
+    "With a mirror, `vidurai-pipeline scrub --repair` heals them. Otherwise restore them from a backup. Without one, "
+    "`vidurai-pipeline salvage` saves what can be read; move damaged files out of the archive, then run "
     "`vidurai-pipeline scrub --forget`"
 )
 #: What was found is written down this often, so that a scrub that is killed loses little.
@@ -41,6 +42,8 @@ class ScrubReport:
         unknown: files that still have no record.
         adopted: files without a record that were read, found sound, and are recorded from now on.
         forgotten: missing files whose record was removed, as asked.
+        healed: files, of the archive or of its mirror, that were replaced by their copy on the other side.
+        mirror: what was found in the mirror; None without one.
         oldest_proof: when the file whose proof is the oldest was last read, in UTC; None where no file is recorded.
     """
 
@@ -52,6 +55,8 @@ class ScrubReport:
     unknown: list[str] = field(default_factory=list)
     adopted: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    healed: list[str] = field(default_factory=list)
+    mirror: "ScrubReport | None" = None
     oldest_proof: str | None = None
 
     @property
@@ -61,13 +66,18 @@ class ScrubReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is damaged or missing."""
-        return not self.damaged and not self.missing
+        """Whether nothing is damaged or missing, here and in the mirror."""
+        return not self.flaws
+
+    @property
+    def flaws(self) -> list[Flaw]:
+        """What is damaged or missing, here and in the mirror."""
+        return [*self.damaged, *self.missing, *(self.mirror.flaws if self.mirror else ())]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types."""
         flaws = {name: [flaw._asdict() for flaw in getattr(self, name)] for name in ("damaged", "missing")}
-        return {**asdict(self), **flaws}
+        return {**asdict(self), **flaws, "mirror": self.mirror.to_dict() if self.mirror else None}
 
 
 def scrub(

@@ -31,12 +31,12 @@ def compact(month: str | None, dry_run: bool, form: str) -> None:
     For example: vidurai-pipeline compact --dry-run
     """
     from vidurai_pipeline.care.compaction import compact as compact_archive
-    from vidurai_pipeline.cold.archive import Archive
+    from vidurai_pipeline.cold.mirror import open_archive
 
     settings = load_settings()
     with output.ProgressLine() as progress:
         report = compact_archive(
-            Archive(settings.archive_path, settings.compression),
+            open_archive(settings),
             month=month,
             dry_run=dry_run,
             lock_timeout=settings.lock_timeout,

@@ -229,24 +229,29 @@ def flush(dry_run: bool, form: str) -> None:
 
 @main.command()
 @click.option("--all", "everything", is_flag=True, help="Read every file, not only the share that is due.")
+@click.option("--repair", is_flag=True, help="Heal the archive and its mirror, each from the other.")
 @click.option("--forget", is_flag=True, help="Accept that missing files are gone: remove their records.")
 @output.format_option("table", "json")
-def scrub(everything: bool, forget: bool, form: str) -> None:
+def scrub(everything: bool, repair: bool, forget: bool, form: str) -> None:
     """Prove that archived files are still what was written.
 
-    Reads files and compares their SHA-256 with the manifest. Exit code 1: a file is damaged or missing.
+    Reads files and compares their SHA-256 with the manifest, in the mirror too if VIDURAI_MIRROR names one. Exit code
+    1: a file is damaged or missing.
 
     For example: vidurai-pipeline scrub --all
     """
+    from vidurai_pipeline.care.healing import prove
     from vidurai_pipeline.care.scrub import ADVICE
-    from vidurai_pipeline.care.scrub import scrub as run_scrub
-    from vidurai_pipeline.cold.archive import Archive
+    from vidurai_pipeline.cold.mirror import open_archive
 
     settings = load_settings()
+    if repair and (settings.mirror is None or forget):
+        raise ConfigError("--repair needs VIDURAI_MIRROR, and can't be used with --forget")
     with output.ProgressLine() as progress:
-        report = run_scrub(
-            Archive(settings.archive_path),
+        report = prove(
+            open_archive(settings),
             days=None if everything else settings.scrub_days,
+            repair=repair,
             forget_missing=forget,
             lock_timeout=settings.lock_timeout,
             progress=progress,
@@ -259,7 +264,12 @@ def scrub(everything: bool, forget: bool, form: str) -> None:
         }
         facts = {"files read": report.files, "size": output.human_bytes(report.bytes), "intact": report.intact}
         output.print_facts("Scrub", {**facts, **counts, "oldest proof": report.oldest_proof})
-        for flaw in [*report.damaged, *report.missing]:
+        if copy := report.mirror:
+            both = {"files read": copy.files, "size": output.human_bytes(copy.bytes), "intact": copy.intact}
+            output.print_facts("Mirror", {**both, "oldest proof": copy.oldest_proof})
+        for path in report.healed:
+            click.echo(f"healed: {path}")
+        for flaw in report.flaws:
             held = "" if flaw.memories is None else f" ({flaw.memories:,} memories)"
             click.echo(f"error: {settings.archive_path / flaw.file}: {flaw.reason}{held}", err=True)
         if not report.sound:

@@ -6,7 +6,8 @@ month at a time, so that a flush waits for some seconds at most. An asset of the
 
 import dagster as dg
 
-from vidurai_pipeline.care.scrub import ADVICE, scrub
+from vidurai_pipeline.care.healing import prove
+from vidurai_pipeline.care.scrub import ADVICE
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import parquet_archive, purged_rows
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
@@ -28,16 +29,18 @@ def archive_is_proved(context: dg.AssetCheckExecutionContext, tiers: dg.Resource
     how. `vidurai-pipeline scrub --all` reads the whole archive now.
     """
     with readable_failures():
-        report = scrub(tiers.cold, days=tiers.settings.scrub_days, lock_timeout=PATIENCE_SECONDS)
+        report = prove(tiers.cold, days=tiers.settings.scrub_days, repair=True, lock_timeout=PATIENCE_SECONDS)
     figures = metadata.of_scrub(report)
     # The UI plots the numbers of an asset, and not those of its checks.
     context.op_execution_context.log_event(dg.AssetObservation(parquet_archive.key, metadata=figures))
-    flaws = [*report.damaged, *report.missing]
+    flaws = report.flaws
     if flaws:
         names = some_of([f"{flaw.file}: {flaw.reason}" for flaw in flaws])
         description = f"{plural(len(flaws), 'file')} damaged or missing: {names}. {ADVICE}"
     else:
         description = f"{plural(report.files, 'file')} read, and nothing is damaged or missing"
+        if report.healed:
+            description += f"; {plural(len(report.healed), 'file')} healed: {some_of(report.healed)}"
         if report.adopted:
             description += f"; {len(report.adopted):,} had no record and have one now"
     return dg.AssetCheckResult(

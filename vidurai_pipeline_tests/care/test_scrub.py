@@ -1,8 +1,6 @@
 """Archived files are read again and held against what was written."""
 
 import json
-import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline_tests.support.archives import memory, write_file
+from vidurai_pipeline_tests.support.archives import flip, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.stores import change
 
@@ -33,16 +31,6 @@ def archive(home: Path) -> Archive:
 
 def first(archive: Archive) -> Path:
     return archive.root / list_files(archive.root)[0].relative
-
-
-def flip(path: Path, *, keep_time: bool, at: float = 0.5) -> None:
-    """Flip one bit of a file."""
-    status = path.stat()
-    content = bytearray(path.read_bytes())
-    content[int(at * (len(content) - 1))] ^= 1 << random.Random(at).randrange(8)
-    path.write_bytes(content)
-    if keep_time:
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_an_untouched_archive_is_intact(archive: Archive) -> None:

@@ -21,20 +21,10 @@ from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.errors import ArchiveError, ConfigError, VerificationError
 from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.settings import load_settings
-from vidurai_pipeline_tests.support.archives import memory, write_file
+from vidurai_pipeline_tests.support.archives import flip, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli, cli_process
 from vidurai_pipeline_tests.support.stores import change
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows, parquet_files
-
-
-@pytest.fixture
-def root(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a mirror, which the environment names; nothing is in it yet."""
-    change(home / "vidurai.db", "UPDATE memories SET status = 'ARCHIVED'")
-    monkeypatch.setenv("VIDURAI_MIRROR", str(tmp_path / "disk" / "mirror"))
-    monkeypatch.setenv("VIDURAI_ROWS_PER_FILE", "400")
-    (tmp_path / "disk").mkdir()
-    return tmp_path / "disk" / "mirror"
 
 
 def opened() -> tuple[Archive, Mirror]:
@@ -52,21 +42,15 @@ def compact(archive: Archive, *, leave_out: Callable | None = None) -> str:
     return folder
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def test_a_flush_leaves_two_equal_copies(home: Path, root: Path) -> None:
+def test_a_flush_leaves_two_equal_copies(home: Path, mirror_folder: Path) -> None:
     before = hot_rows(home / "vidurai.db")
     MemoryArchiver().flush()
     assert_one_tier(before, home / "vidurai.db", home / "archive")
-    assert len(parquet_files(root)) > 1
-    assert parquet_files(root) == parquet_files(home / "archive")
+    assert len(parquet_files(mirror_folder)) > 1
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive")
     archive, mirror = opened()
     assert mirror.lacking() == 0
-    assert mirror.manifests.flaws(list_files(root)) == []
+    assert mirror.manifests.flaws(list_files(mirror_folder)) == []
     for file in list_files(archive.root):
         entry, copy = archive.manifests.entry(file.relative), mirror.manifests.entry(file.relative)
         assert entry is not None
@@ -74,11 +58,13 @@ def test_a_flush_leaves_two_equal_copies(home: Path, root: Path) -> None:
         assert (entry.sha256, entry.modified) == (copy.sha256, copy.modified)
 
 
-def test_nothing_is_purged_before_its_copy_is_there(home: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_purged_before_its_copy_is_there(
+    home: Path, mirror_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, purge = [], Run.purger.func
 
     def watched(run: Run) -> object:
-        seen.append(parquet_files(root))
+        seen.append(parquet_files(mirror_folder))
         return purge(run)
 
     monkeypatch.setattr(Run.purger, "func", watched)
@@ -87,44 +73,46 @@ def test_nothing_is_purged_before_its_copy_is_there(home: Path, root: Path, monk
 
 
 @pytest.fixture(params=["a file", "not mounted", "a link that leads nowhere", "another archive's", "other files"])
-def broken(request: pytest.FixtureRequest, home: Path, root: Path, tmp_path: Path) -> Callable[[], None]:
+def broken(request: pytest.FixtureRequest, home: Path, mirror_folder: Path, tmp_path: Path) -> Callable[[], None]:
     """Makes the mirror unusable; what it returns puts that right."""
     match request.param:
         case "a file":
-            root.write_text("in the way")
-            return root.unlink
+            mirror_folder.write_text("in the way")
+            return mirror_folder.unlink
         case "not mounted":
             change(home / "vidurai.db", "UPDATE memories SET status = 'ACTIVE' WHERE id > 100")
             MemoryArchiver().flush()
             change(home / "vidurai.db", "UPDATE memories SET status = 'ARCHIVED'")
-            root.rename(tmp_path / "elsewhere")
-            return lambda: (tmp_path / "elsewhere").rename(root) and None
+            mirror_folder.rename(tmp_path / "elsewhere")
+            return lambda: (tmp_path / "elsewhere").rename(mirror_folder) and None
         case "a link that leads nowhere":
-            root.symlink_to(tmp_path / "nowhere")
-            return root.unlink
+            mirror_folder.symlink_to(tmp_path / "nowhere")
+            return mirror_folder.unlink
         case "another archive's":
-            write_file(root, [memory(1)])
-            return lambda: shutil.rmtree(root)
+            write_file(mirror_folder, [memory(1)])
+            return lambda: shutil.rmtree(mirror_folder)
         case _:
-            root.mkdir()
-            (root / "letter.txt").write_text("Dear")
-            return lambda: shutil.rmtree(root)
+            mirror_folder.mkdir()
+            (mirror_folder / "letter.txt").write_text("Dear")
+            return lambda: shutil.rmtree(mirror_folder)
 
 
-def test_a_mirror_that_cannot_be_used_stops_the_purge(home: Path, root: Path, broken: Callable[[], None]) -> None:
-    before, theirs = hot_rows(home / "vidurai.db"), contents(root)
+def test_a_mirror_that_cannot_be_used_stops_the_purge(
+    home: Path, mirror_folder: Path, broken: Callable[[], None]
+) -> None:
+    before, theirs = hot_rows(home / "vidurai.db"), contents(mirror_folder)
     done = cli("flush")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "irror" in done.stderr or "MIRROR" in done.stderr
     assert hot_rows(home / "vidurai.db") == before
-    assert contents(root) == theirs
+    assert contents(mirror_folder) == theirs
     assert "failed  mirror" in cli("doctor").stdout
     broken()
     assert cli("flush").returncode == 0
     assert hot_rows(home / "vidurai.db") == {}
-    assert parquet_files(root) == parquet_files(home / "archive")
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive")
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -132,29 +120,29 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files if path.is_file()}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only mirror_folder can mount a small file system")
 @pytest.mark.parametrize("size", ["4k", "64k", "180k"])
-def test_a_full_mirror(home: Path, root: Path, size: str) -> None:
+def test_a_full_mirror(home: Path, mirror_folder: Path, size: str) -> None:
     before = hot_rows(home / "vidurai.db")
-    disk = root.parent
+    disk = mirror_folder.parent
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)], check=False).returncode:
         pytest.skip("this sandbox may not mount")
     try:
         with pytest.raises(ArchiveError, match=r"mirror .* can't be used: No space left on device: .*free some space"):
             MemoryArchiver().flush()
-        assert not list(root.rglob("*.part"))
+        assert not list(mirror_folder.rglob("*.part"))
         readable = {**hot_rows(home / "vidurai.db")}
-        assert len(readable) + sum(1 for _ in parquet_files(root)) * 400 >= len(before)
+        assert len(readable) + sum(1 for _ in parquet_files(mirror_folder)) * 400 >= len(before)
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         MemoryArchiver().flush()
         assert_one_tier(before, home / "vidurai.db", home / "archive")
-        assert parquet_files(root) == parquet_files(home / "archive")
+        assert parquet_files(mirror_folder) == parquet_files(home / "archive")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_copy_that_does_not_read_back_equal_is_not_relied_on(
-    home: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, mirror_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, utime = hot_rows(home / "vidurai.db"), os.utime
 
@@ -170,13 +158,13 @@ def test_a_copy_that_does_not_read_back_equal_is_not_relied_on(
         with pytest.raises(VerificationError, match="did not read back equal"):
             MemoryArchiver().flush()
     assert hot_rows(home / "vidurai.db") == before
-    assert parquet_files(root) == {}
+    assert parquet_files(mirror_folder) == {}
     MemoryArchiver().flush()
-    assert parquet_files(root) == parquet_files(home / "archive")
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive")
 
 
 @pytest.mark.parametrize("where", ["id < 100", "TRUE"])
-def test_copies_that_are_withdrawn_leave_the_mirror_too(home: Path, root: Path, where: str) -> None:
+def test_copies_that_are_withdrawn_leave_the_mirror_too(home: Path, mirror_folder: Path, where: str) -> None:
     before = hot_rows(home / "vidurai.db")
     archiver = MemoryArchiver()
     with archiver.run("test"):
@@ -186,15 +174,15 @@ def test_copies_that_are_withdrawn_leave_the_mirror_too(home: Path, root: Path, 
         archiver.purge()
     assert after != before
     assert_one_tier(after, home / "vidurai.db", home / "archive")
-    assert parquet_files(root) == parquet_files(home / "archive")
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive")
     archive, mirror = opened()
-    assert mirror.manifests.missing(list_files(root)) == []
+    assert mirror.manifests.missing(list_files(mirror_folder)) == []
     assert not archive.damaged_files() + mirror.damaged_files()
 
 
 @pytest.mark.parametrize(("last", "purging"), [((Archive, "copy_to_mirror"), False), ((Purger, "finish"), True)])
 def test_a_pending_file_is_healed_from_the_mirror(
-    home: Path, root: Path, last: tuple[type, str], purging: bool, monkeypatch: pytest.MonkeyPatch
+    home: Path, mirror_folder: Path, last: tuple[type, str], purging: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, call = hot_rows(home / "vidurai.db"), getattr(*last)
 
@@ -214,11 +202,13 @@ def test_a_pending_file_is_healed_from_the_mirror(
     assert "replaced by its copy in the mirror" in report.notes[0]
     assert report.problems == []
     assert_one_tier(before, home / "vidurai.db", home / "archive")
-    assert parquet_files(root) == parquet_files(home / "archive")
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive")
     assert len(archive.damaged_files()) == 1
 
 
-def test_an_archive_that_is_older_than_its_mirror(home: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_is_older_than_its_mirror(
+    home: Path, mirror_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as without:
         without.delenv("VIDURAI_MIRROR")
         MemoryArchiver().flush()
@@ -229,12 +219,12 @@ def test_an_archive_that_is_older_than_its_mirror(home: Path, root: Path, monkey
     told: list[tuple] = []
     mirror.catch_up(1.0, lambda *how_far: told.append(how_far))
     assert told[-1][1:] == (len(files), len(files))
-    assert parquet_files(root) == files
+    assert parquet_files(mirror_folder) == files
     assert mirror.lacking() == 0
 
 
 def test_memories_of_a_backup_are_purged_only_when_both_sides_hold_them(
-    home: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, mirror_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(home / "vidurai.db", tmp_path / "backup.db")
     with monkeypatch.context() as without:
@@ -243,40 +233,40 @@ def test_memories_of_a_backup_are_purged_only_when_both_sides_hold_them(
     shutil.copy(tmp_path / "backup.db", home / "vidurai.db")
     MemoryArchiver().flush()
     assert hot_rows(home / "vidurai.db") == {}
-    assert parquet_files(root) == parquet_files(home / "archive")
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive")
 
 
-def test_files_that_were_replaced_leave_the_mirror(home: Path, root: Path) -> None:
+def test_files_that_were_replaced_leave_the_mirror(home: Path, mirror_folder: Path) -> None:
     MemoryArchiver().flush()
     archive, _ = opened()
     compact(archive)
-    assert len(parquet_files(root)) == 1
-    assert parquet_files(root) == parquet_files(home / "archive")
+    assert len(parquet_files(mirror_folder)) == 1
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive")
 
 
-def test_a_death_between_the_rewriting_and_the_mirror(home: Path, root: Path) -> None:
+def test_a_death_between_the_rewriting_and_the_mirror(home: Path, mirror_folder: Path) -> None:
     MemoryArchiver().flush()
     compact(Archive(home / "archive"))
     archive, mirror = opened()
-    assert len(parquet_files(root)) > 1
+    assert len(parquet_files(mirror_folder)) > 1
     mirror.catch_up(1.0)
-    assert parquet_files(root) == parquet_files(archive.root)
-    assert mirror.manifests.flaws(list_files(root)) == []
+    assert parquet_files(mirror_folder) == parquet_files(archive.root)
+    assert mirror.manifests.flaws(list_files(mirror_folder)) == []
 
 
-def test_rows_that_left_the_archive_leave_the_mirror(home: Path, root: Path) -> None:
+def test_rows_that_left_the_archive_leave_the_mirror(home: Path, mirror_folder: Path) -> None:
     MemoryArchiver().flush()
     archive, mirror = opened()
     compact(archive, leave_out=lambda table: pc.greater(table["id"], 0))  # pyright: ignore[reportAttributeAccessIssue]
-    assert parquet_files(root) == parquet_files(home / "archive") == {}
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive") == {}
     assert mirror.lacking() == 0
 
 
 @pytest.mark.parametrize("loss", ["a file", "all files", "the month", "a manifest", "a damaged manifest", "everything"])
-def test_an_archive_that_lost_something_does_not_empty_its_mirror(home: Path, root: Path, loss: str) -> None:
+def test_an_archive_that_lost_something_does_not_empty_its_mirror(home: Path, mirror_folder: Path, loss: str) -> None:
     MemoryArchiver().flush()
     archive, mirror = opened()
-    files = parquet_files(root)
+    files = parquet_files(mirror_folder)
     month = archive.root / next(iter(files)).rpartition("/")[0]
     match loss:
         case "a file":
@@ -299,32 +289,32 @@ def test_an_archive_that_lost_something_does_not_empty_its_mirror(home: Path, ro
         elif not forget:
             with pytest.raises(ArchiveError, match="not the mirror of"):
                 mirror.sync("")
-        assert parquet_files(root) == files
+        assert parquet_files(mirror_folder) == files
         cli("scrub", "--forget")
 
 
-def test_a_damaged_file_is_never_copied_over_a_good_one(home: Path, root: Path) -> None:
+def test_a_damaged_file_is_never_copied_over_a_good_one(home: Path, mirror_folder: Path) -> None:
     MemoryArchiver().flush()
     archive, mirror = opened()
-    files = parquet_files(root)
+    files = parquet_files(mirror_folder)
     flip(archive.root / next(iter(files)))
-    (root / next(iter(files))).unlink()
+    (mirror_folder / next(iter(files))).unlink()
     mirror.catch_up(1.0)
-    assert parquet_files(root).keys() == files.keys() - {next(iter(files))}
+    assert parquet_files(mirror_folder).keys() == files.keys() - {next(iter(files))}
 
 
-def test_a_replaced_file_stays_while_what_took_its_place_cannot_be_copied(home: Path, root: Path) -> None:
+def test_a_replaced_file_stays_while_what_took_its_place_cannot_be_copied(home: Path, mirror_folder: Path) -> None:
     MemoryArchiver().flush()
     archive = Archive(home / "archive")
     compact(archive)
-    before = parquet_files(root)
+    before = parquet_files(mirror_folder)
     flip(archive.root / list_files(archive.root)[0].relative)
     opened()[1].catch_up(1.0)
-    assert parquet_files(root) == before
+    assert parquet_files(mirror_folder) == before
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/x", "file:///x"])
-def test_an_address_is_no_folder(root: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_an_address_is_no_folder(mirror_folder: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("VIDURAI_MIRROR", address)
     with pytest.raises(ConfigError, match=r"VIDURAI_MIRROR=.*an address"):
         load_settings()
@@ -332,7 +322,7 @@ def test_an_address_is_no_folder(root: Path, monkeypatch: pytest.MonkeyPatch, ad
 
 @pytest.mark.parametrize("place", ["archive", "archive/year=2026", ".", "mirror", "vidurai.db", "..", "q_table.json"])
 def test_a_mirror_in_the_place_of_what_it_copies_is_refused(
-    home: Path, root: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    home: Path, mirror_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setenv("VIDURAI_MIRROR", str(home / place))
     done = cli("flush")
@@ -343,7 +333,7 @@ def test_a_mirror_in_the_place_of_what_it_copies_is_refused(
 
 
 def test_a_moved_archive_keeps_its_mirror_and_a_stranger_gets_none(
-    home: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, mirror_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MemoryArchiver().flush()
     (home / "archive").rename(tmp_path / "moved")
@@ -354,20 +344,22 @@ def test_a_moved_archive_keeps_its_mirror_and_a_stranger_gets_none(
         opened()[1].require()
 
 
-def test_another_disk_gets_a_mirror_of_its_own(home: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_disk_gets_a_mirror_of_its_own(
+    home: Path, mirror_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     MemoryArchiver().flush()
-    monkeypatch.setenv("VIDURAI_MIRROR", str(root.with_name("second")))
+    monkeypatch.setenv("VIDURAI_MIRROR", str(mirror_folder.with_name("second")))
     opened()[1].catch_up(1.0)
-    assert parquet_files(root.with_name("second")) == parquet_files(root)
+    assert parquet_files(mirror_folder.with_name("second")) == parquet_files(mirror_folder)
 
 
-def test_a_flush_in_two_processes_is_mirrored(home: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flush_in_two_processes_is_mirrored(home: Path, mirror_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "rows_worth_a_process", 0)
     MemoryArchiver().flush()
-    assert parquet_files(root) == parquet_files(home / "archive") != {}
+    assert parquet_files(mirror_folder) == parquet_files(home / "archive") != {}
 
 
-def test_the_mirror_is_an_archive(home: Path, root: Path, tmp_path: Path) -> None:
+def test_the_mirror_is_an_archive(home: Path, mirror_folder: Path, tmp_path: Path) -> None:
     MemoryArchiver().flush()
     there = cli_process("query", "SELECT count(*) AS n FROM history", "--format", "json", VIDURAI_MIRROR="")
     copy = cli_process(
@@ -375,7 +367,7 @@ def test_the_mirror_is_an_archive(home: Path, root: Path, tmp_path: Path) -> Non
         "SELECT count(*) AS n FROM history",
         "--format",
         "json",
-        VIDURAI_ARCHIVE=str(root),
+        VIDURAI_ARCHIVE=str(mirror_folder),
         VIDURAI_MIRROR="",
     )
     assert json.loads(copy.stdout) == json.loads(there.stdout) != [{"n": 0}]

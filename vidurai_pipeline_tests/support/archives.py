@@ -1,5 +1,7 @@
 """Archives as the pipeline and Vidurai write them: one row factory, one writer."""
 
+import os
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -109,3 +111,13 @@ def write_file(
     with path.open("wb") as file:  # Arrow opens no path that is not UTF-8
         pq.write_table(table, file)
     return path
+
+
+def flip(path: Path, *, keep_time: bool = False, at: float = 0.5) -> None:
+    """Flip one bit of a file."""
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1 << random.Random(at).randrange(8)
+    path.write_bytes(content)
+    if keep_time:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
