@@ -15,7 +15,7 @@ endif
 # More for pytest: make test PYTEST_ARGS="-k query -x"
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction clean
+.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -63,6 +63,9 @@ bench-dream: $(VENV)/installed $(REFERENCE)/installed  ## compare the learning w
 
 bench-compaction: $(VENV)/installed  ## measure what compaction costs and saves
 	$(BIN)/python -m benchmarks.compaction
+
+bench-scrub: $(VENV)/installed  ## compare the proof of archived files with SHA-256 alone
+	$(BIN)/python -m benchmarks.scrub
 
 clean:  ## remove the sample stores and the virtual environments
 	rm -rf sample another $(VENV) .venvs

@@ -108,6 +108,8 @@ def scrub(
     listed = list_settled(archive.root)
     recorded = {file: archive.manifests.entry(file.relative) for file in listed}
     due = _due(recorded, days)
+    # Now too: a manifest that is gone is made anew below.
+    gone = archive.manifests.missing(list_files(archive.root))
     report.damaged += [*archive.manifests.damaged(listed), *archive.tombstones.damaged()]
     total, found = sum(file.size for file in due), dict[str, FileEntry]()
     written_down = time.monotonic()
@@ -131,7 +133,8 @@ def scrub(
         _record(archive, found, lock_timeout)
     if forget_missing:
         report.forgotten = _forget_missing(archive, lock_timeout)
-    report.missing = archive.manifests.missing(list_files(archive.root))
+    gone = dict.fromkeys([*gone, *archive.manifests.missing(list_files(archive.root))])
+    report.missing = [flaw for flaw in gone if flaw.file not in report.forgotten]
     proofs = archive.manifests.proofs(list_settled(archive.root))
     report.oldest_proof, report.unknown = proofs.oldest, proofs.unknown
     return report

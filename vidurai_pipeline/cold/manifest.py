@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -272,10 +273,17 @@ class Manifests:
         Raises:
             ArchiveError: a manifest can't be read.
         """
-        entries = {file.relative: self.entry(file.relative) for file in files}
+        entries = {file.relative: manifest.entries.get(file.name) for manifest, file in self._each(files)}
         moments = [entry.proved for entry in entries.values() if entry is not None]
         unknown = [name for name, entry in entries.items() if entry is None]
         return Proofs(min(moments, default=None), max(moments, default=None), unknown)
+
+    def _each(self, files: Iterable[ArchiveFile]) -> Iterator[tuple[Manifest, ArchiveFile]]:
+        """The files of a listing, each with its folder's manifest, which is looked for once for each folder."""
+        for folder, group in groupby(files, lambda file: file.relative.rpartition("/")[0]):
+            manifest = self.of(folder)
+            for file in group:
+                yield manifest, file
 
     def record(self, relative: str, entry: FileEntry) -> None:
         """Write what is known of a file, durably.
@@ -337,6 +345,10 @@ class Manifests:
         found = ((folder, self.of(folder).damaged) for folder in self.folders(files))
         return [Flaw(str(Path(folder, NAME)), reason, None) for folder, reason in found if reason is not None]
 
+    def set_aside(self) -> list[Path]:
+        """The manifests that were damaged, and have been replaced."""
+        return sorted(self.root.rglob(f"{NAME}.damaged"))
+
     def missing(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
         """The files that are recorded but are not in a listing, nor were put there since."""
         files = list(files)
@@ -381,11 +393,11 @@ class Manifests:
             ArchiveError: a manifest, or a file, can't be read.
         """
         marks = PendingMarks(self.root)
-        for file in files:
-            if file in self._trusted:
-                continue
-            entry = self.entry(file.relative)
-            mark = marks.of(file.name) if entry is None else None
+        for manifest, file in self._each(file for file in files if file not in self._trusted):
+            entry = manifest.entries.get(file.name)
+            mark = None if entry else marks.of(file.name)
+            if entry is None and mark is None:  # settled since the manifest was read?
+                entry = self.entry(file.relative)
             known = entry or mark
             if known is not None and (entry is None or not entry.same_file(file)):
                 with archive_errors(self.root / file.relative):

@@ -1,6 +1,7 @@
 """Archived files are read again and held against what was written."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from vidurai_pipeline.care.scrub import scrub
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
-from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.errors import ArchiveError, LockedError
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline_tests.support.archives import flip, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli
+from vidurai_pipeline_tests.support.dagster_runs import holding
 from vidurai_pipeline_tests.support.stores import change
 
 COUNT = "SELECT count(*) AS n FROM history"
@@ -163,3 +165,62 @@ def test_a_flush_may_run_while_files_are_read(archive: Archive, sample_store: Ca
     report = scrub(archive, progress=progress)
     assert flushed[0] > 0
     assert report.sound
+
+
+def test_a_scrub_that_is_stopped_goes_on_from_there(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidurai_pipeline.care.scrub.RECORD_SECONDS", 0.0)
+    monkeypatch.setattr("vidurai_pipeline.cold.manifest.utc_now", lambda: "2999-01-01T00:00:00+00:00")
+    files = list_files(archive.root)
+    seen = 0
+
+    def progress(*_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == len(files):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scrub(archive, progress=progress)
+    entries = [archive.manifests.entry(file.relative) for file in files]
+    assert sum(entry is not None and entry.proved.startswith("2999") for entry in entries) == len(files) - 1
+
+
+def test_a_flush_that_lasts_keeps_no_scrub_from_reading(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidurai_pipeline.care.scrub.RECORD_SECONDS", 0.0)
+    read = 0
+
+    def progress(*_: object) -> None:
+        nonlocal read
+        read += 1
+
+    with holding(archive.root), pytest.raises(LockedError):
+        scrub(archive, progress=progress)
+    assert read == len(list_files(archive.root))
+
+
+@pytest.mark.parametrize("target", ["file", "footer", "manifest", "the archive's own manifest"])
+def test_a_bit_flipped_anywhere_is_never_a_wrong_answer(archive: Archive, target: str) -> None:
+    path = first(archive)
+    if target == "manifest":
+        path = path.with_name(MANIFEST)
+    elif target == "the archive's own manifest":
+        path = archive.root / MANIFEST
+    content = path.read_bytes()
+    question = "SELECT count(*), sum(hash(verbatim, gist, created_at, outcome)) FROM history"
+    with RepoAnalyst(archive.root) as analyst:
+        right = analyst.query_archive(question)
+    dice = random.Random(target)
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little") if target == "footer" else 0
+    noticed = 0
+    for _ in range(12):
+        altered = bytearray(content)
+        altered[dice.randrange(footer, len(content))] ^= 1 << dice.randrange(8)
+        path.write_bytes(altered)
+        try:
+            with RepoAnalyst(archive.root) as analyst:
+                assert analyst.query_archive(question) == right
+        except ArchiveError:
+            noticed += 1
+    # Not every bit of a manifest matters: an empty list by another name is an empty list.
+    assert noticed == 12 or (path.name == MANIFEST and noticed >= 10)
+    assert not scrub(archive).sound
