@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.cold.archive import Archive, PublishedFile, count_rows, read_back
 from vidurai_pipeline.cold.files import free_bytes
-from vidurai_pipeline.cold.listing import list_files
+from vidurai_pipeline.cold.listing import list_files, list_settled
+from vidurai_pipeline.cold.manifest import age_in_days
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import NAMED, ArchiveError, PipelineError, plural, some_of
 from vidurai_pipeline.hot import backlog
@@ -163,6 +164,34 @@ def mirrored(archive: Archive) -> Finding | None:
     if mirror.root.stat().st_dev == archive.root.stat().st_dev:
         return Finding("mirror", "warning", f"{mirror.root} is on the archive's own disk: both would be lost with it")
     return Finding("mirror", "ok", f"{mirror.root} holds {plural(files, 'file')}, as the archive does")
+
+
+def archive_proved(archive: Archive, days: int) -> Finding:
+    """When the archive's files were last read and found to be what was written.
+
+    Args:
+        archive: the archive.
+        days: within how many days each file should be read again.
+    """
+    try:
+        proofs = archive.manifests.proofs(list_settled(archive.root))
+    except PipelineError as error:
+        return Finding("proofs", "failed", str(error))
+    if proofs.unknown:
+        return Finding(
+            "proofs",
+            "warning",
+            f"{plural(len(proofs.unknown), 'file')} were never proved, so damage to them would not be noticed: "
+            f"{some_of(proofs.unknown)}. `vidurai-pipeline scrub` reads and records them",
+        )
+    if proofs.oldest is None:
+        return Finding("proofs", "ok", "there is no archived file to prove yet")
+    age = age_in_days(proofs.oldest)
+    detail = f"a file was last proved {proofs.newest}; the oldest proof is of {proofs.oldest}, {age:,.0f} days ago"
+    if age > 2 * days:
+        advice = "see that Dagster's daemon runs and the schedule `nightly_care` is on, or run `vidurai-pipeline scrub`"
+        return Finding("proofs", "warning", f"{detail}, and VIDURAI_SCRUB_DAYS is {days}: {advice}")
+    return Finding("proofs", "ok", detail)
 
 
 def one_tier(store: HotStore, archive: Archive) -> Finding:

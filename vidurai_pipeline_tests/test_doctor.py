@@ -18,7 +18,10 @@ import pytest
 from vidurai_pipeline.cli import run
 from vidurai_pipeline.cli.doctor import examine
 from vidurai_pipeline.cli.run import dagster_home, read_history
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.health import archive_proved
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.cli import cli
@@ -68,6 +71,43 @@ def test_memories_that_vidurai_protects_are_not_archived_unseen(home: Path, valu
     assert "protected memories" not in findings()
     id_ = insert(home / "vidurai.db", **values)
     assert f"(ids {id_})" in findings()["protected memories"]["detail"]
+
+
+def test_when_the_archive_was_last_proved(home: Path) -> None:
+    assert findings()["proofs"]["detail"] == "there is no archived file to prove yet"
+    flush(home / "vidurai.db")
+    assert findings()["proofs"]["status"] == "ok"
+    archive = Archive(home / "archive")
+    (file,) = list_files(archive.root)
+    entry = archive.manifests.entry(file.relative)
+    assert entry
+    archive.manifests.record(file.relative, replace(entry, proved="2026-01-01T00:00:00+00:00"))
+    found = archive_proved(archive, days=30)
+    assert found.status == "warning"
+    assert "the oldest proof is of 2026-01-01" in found.detail
+    assert "`vidurai-pipeline scrub`" in found.detail
+    assert archive_proved(archive, days=100_000).status == "ok"
+
+
+def test_files_that_were_never_proved(home: Path) -> None:
+    path = write_file(home / "archive", [memory(1)])
+    found = findings()["proofs"]
+    assert found["status"] == "warning"
+    assert path.name in found["detail"]
+    cli("scrub")
+    assert findings()["proofs"]["status"] == "ok"
+
+
+def test_a_manifest_that_was_damaged_is_named_until_it_is_deleted(home: Path) -> None:
+    flush(home / "vidurai.db")
+    (manifest,) = (home / "archive").glob("year=*/month=*/.manifest.json")
+    manifest.write_bytes(b"{}")
+    assert findings()["archive"]["status"] == "failed"
+    assert cli("scrub").returncode == 1
+    assert findings()["archive"]["status"] == "ok"
+    assert ".manifest.json.damaged" in findings()["manifests set aside"]["detail"]
+    manifest.with_name(".manifest.json.damaged").unlink()
+    assert "manifests set aside" not in findings()
 
 
 def test_rows_whose_memory_is_nowhere(home: Path) -> None:

@@ -175,6 +175,19 @@ def test_an_expiry_by_mistake(machine: Machine) -> None:
     assert machine.sh("vidurai-pipeline doctor").returncode == 0
 
 
+def test_a_damaged_manifest(machine: Machine) -> None:
+    machine.sh("vidurai-pipeline flush")
+    (manifest,) = machine.archive.glob("year=*/month=*/.manifest.json")
+    os.truncate(manifest, 100)
+    ask = "vidurai-pipeline query 'SELECT count(*) AS n FROM history'"
+    assert "scrub" in machine.sh(ask).stderr
+    machine.follow("A manifest is damaged")
+    assert machine.sh(ask).returncode == 0
+    machine.follow("No file was proved for long")
+    assert not list(machine.archive.rglob("*.damaged"))
+    machine.assert_well()
+
+
 def test_a_full_disk(machine: Machine) -> None:
     # A limit on the size of files, in KiB: as when the disk has no room for more.
     full = machine.sh("ulimit -f 20; trap '' XFSZ; vidurai-pipeline flush")

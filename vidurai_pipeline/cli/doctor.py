@@ -13,6 +13,7 @@ from vidurai_pipeline.cold.pending import store_identity
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural, some_of
 from vidurai_pipeline.health import (
     Finding,
+    archive_proved,
     archive_readable,
     dates_plausible,
     disk_room,
@@ -41,7 +42,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     archive = open_archive(settings)
     store = HotStore(settings.db_path, settings.busy_timeout)
     waiting = yield from _hot_store(store, archive, settings.wal_limit)
-    yield from _archive_files(archive)
+    yield from _archive_files(archive, settings.scrub_days)
     yield from _leftovers(store, archive)
     yield one_tier(store, archive)
     yield no_duplicates(archive)
@@ -100,7 +101,7 @@ def _hot_store(store: HotStore, archive: Archive, log_limit: int) -> Generator[F
     return waiting
 
 
-def _archive_files(archive: Archive) -> Iterator[Finding]:
+def _archive_files(archive: Archive, scrub_days: int) -> Iterator[Finding]:
     try:
         require_usable(archive.root)
     except PipelineError as error:
@@ -113,6 +114,7 @@ def _archive_files(archive: Archive) -> Iterator[Finding]:
     yield archive_readable(archive, thorough=True)[0]
     if found := mirrored(archive):
         yield found
+    yield archive_proved(archive, scrub_days)
     loose = [path for path in archive.files() if path.stat().st_mode & 0o077]
     if loose:
         yield Finding(
@@ -148,6 +150,12 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
             "warning",
             f"{len(strangers)} files wait for another hot store ({stores}): run the job on that one; if it has moved "
             f"here, move their marks out of {archive.root / '.pending'}",
+        )
+    if manifests := archive.manifests.set_aside():
+        yield Finding(
+            "manifests set aside",
+            "warning",
+            f"{some_of(manifests)}: damaged, and replaced by new ones. Run `vidurai-pipeline scrub`, then delete them",
         )
     retired = archive.pending.retired()
     if set_aside := archive.damaged_files():

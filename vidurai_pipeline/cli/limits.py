@@ -1,4 +1,4 @@
-"""What the operating system holds a process to that answers questions.
+"""What the operating system holds a process to: one that answers questions, one that reads the whole archive.
 
 DuckDB's own limit counts its buffers. A single value is made outside of them, and a statement can ask for one of many
 gigabytes: ``repeat('x', 3000000000)``, ``range(500000000)``, ``lpad``, ``printf``, ``replace``.
@@ -33,3 +33,8 @@ def bound_memory(limit: int, threads: int | None) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     bounds = [most, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
+
+
+def lower_priority() -> None:
+    """Let other processes go first, at the processor and, where Linux schedules reads, at the disk."""
+    os.nice(10)

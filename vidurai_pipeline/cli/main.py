@@ -14,7 +14,7 @@ import click
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.compact import compact
 from vidurai_pipeline.cli.expire import expire
-from vidurai_pipeline.cli.limits import bound_memory
+from vidurai_pipeline.cli.limits import bound_memory, lower_priority
 from vidurai_pipeline.errors import (
     MORE_MEMORY,
     ArchiveWarning,
@@ -235,8 +235,8 @@ def flush(dry_run: bool, form: str) -> None:
 def scrub(everything: bool, repair: bool, forget: bool, form: str) -> None:
     """Prove that archived files are still what was written.
 
-    Reads files and compares their SHA-256 with the manifest, in the mirror too if VIDURAI_MIRROR names one. Exit code
-    1: a file is damaged or missing.
+    Reads files from the disk, at low priority, and compares their SHA-256 with the manifest; in the mirror too if
+    VIDURAI_MIRROR names one. Exit code 1: a file is damaged or missing.
 
     For example: vidurai-pipeline scrub --all
     """
@@ -247,6 +247,7 @@ def scrub(everything: bool, repair: bool, forget: bool, form: str) -> None:
     settings = load_settings()
     if repair and (settings.mirror is None or forget):
         raise ConfigError("--repair needs VIDURAI_MIRROR, and can't be used with --forget")
+    lower_priority()
     with output.ProgressLine() as progress:
         report = prove(
             open_archive(settings),

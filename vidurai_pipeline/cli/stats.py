@@ -10,6 +10,8 @@ import click
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cold.listing import list_settled
+from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.settings import Settings
@@ -63,11 +65,14 @@ def _hot_store(settings: Settings) -> dict[str, Any]:
 def _archive(settings: Settings) -> dict[str, Any]:
     with RepoAnalyst(settings.archive_path) as analyst:
         stats = analyst.get_memory_stats()
+    proofs = Manifests(settings.archive_path).proofs(list_settled(settings.archive_path))
     months = stats["by_month"]
     return {
         "path": str(settings.archive_path),
         **stats,
         "growth_per_month": round(sum(months.values()) / len(_without_gaps(months))) if months else 0,
+        "oldest_proof": proofs.oldest,
+        "files_never_proved": len(proofs.unknown),
     }
 
 

@@ -19,11 +19,11 @@ Done = subprocess.CompletedProcess[str]
 def cli(*arguments: str, **environment: str) -> Done:
     """Run a command in this process, and give what it printed. An error that users would see as a traceback is raised.
 
-    The bound on the process's memory is left out: it would hold for all tests that follow.
+    The limits to the process are left out: they would hold for all tests that follow.
     """
 
     def invoke() -> Done:
-        with mock.patch.object(command_line, "bound_memory"):
+        with mock.patch.multiple(command_line, bound_memory=mock.DEFAULT, lower_priority=mock.DEFAULT):
             result = CliRunner().invoke(
                 command_line.main, arguments, env=environment, prog_name="vidurai-pipeline", catch_exceptions=False
             )
