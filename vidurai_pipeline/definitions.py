@@ -25,6 +25,7 @@ from vidurai_pipeline.defs.automation import (
 )
 from vidurai_pipeline.defs.care import archive_is_proved, care
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS, archive_equals_hot_store
+from vidurai_pipeline.defs.compaction import compact_archive, compacted_months
 from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.expiry import expired_rows
 from vidurai_pipeline.defs.resources import build_resources
@@ -61,7 +62,7 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
                 )
             ),
             vidurai_agent,
-            *_linked_to_code(expired_rows),
+            *_linked_to_code(expired_rows, compact_archive, compacted_months),
         ],
         asset_checks=[archive_equals_hot_store, archive_is_proved, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, care, health_job, prune_history],

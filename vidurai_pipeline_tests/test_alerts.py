@@ -22,6 +22,7 @@ from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.alerts import channels, undelivered
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline_tests.support.dagster_runs import execute
 
 SECRET = "correct horse battery staple"
 
@@ -111,8 +112,7 @@ def run(alerts: Alerts, job: str) -> dg.ExecuteInProcessResult:
     """Run a job on an instance whose sensors are on."""
     if not alerts.cursors:
         alerts.tick()  # what was before the first one is not told
-    job_def = build_definitions(load_settings()).resolve_job_def(job)
-    return job_def.execute_in_process(instance=alerts.instance, raise_on_error=False)
+    return execute(load_settings(), alerts.instance, job)
 
 
 def break_(home: Path) -> None:

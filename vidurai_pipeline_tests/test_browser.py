@@ -108,7 +108,8 @@ def page(browser: Chrome, tmp_path: Path) -> Iterator[Page]:
 
 def test_a_stranger_materializes_all_and_sees_the_green_check(page: Page, tmp_path: Path) -> None:
     page.open("/")
-    page.click("Lineage")
+    page.click("Jobs")
+    page.click("maintenance")
     page.see("archived_rows")
     page.shoot("1-lineage-before")
     page.click("Materialize all (4)")

@@ -38,7 +38,7 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
     definitions = build_definitions(settings)
     dg.Definitions.validate_loadable(definitions)
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
-    assert list(specs.keys() - set(ASSETS) - {"vidurai_store", "vidurai_agent"}) == []
+    assert specs.keys() >= {*ASSETS, "vidurai_store", "vidurai_agent"}
     for spec in (specs[name] for name in ASSETS):
         assert spec.description
         assert "**Next:**" in spec.description
@@ -50,7 +50,7 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
         (reference,) = spec.metadata["dagster/code_references"].code_references
         assert Path(reference.file_path).name == "assets.py"
     graph = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in specs.items()}
-    assert graph == {
+    assert {name: above for name, above in graph.items() if specs[name].group_name == "memory_lifecycle"} == {
         "vidurai_store": set(),
         "archived_rows": {"vidurai_store"},
         "parquet_archive": {"archived_rows"},

@@ -20,6 +20,7 @@ from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline_tests.support import dagster_runs
 from vidurai_pipeline_tests.support.archives import memory, write_file
 
 DATA = Path(__file__).parent / "data"
@@ -27,7 +28,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def execute(instance: dg.DagsterInstance, job: str = "health") -> dict[str, dg.AssetCheckEvaluation]:
-    result = build_definitions(load_settings()).resolve_job_def(job).execute_in_process(instance=instance)
+    result = dagster_runs.execute(load_settings(), instance, job)
     return {check.check_name: check for check in result.get_asset_check_evaluations()}
 
 
@@ -72,12 +73,7 @@ def test_it_works_while_a_run_holds_the_archive(home: Path, instance: dg.Dagster
 
 def test_it_never_stands_between_the_archive_and_the_purge(home: Path, instance: dg.DagsterInstance) -> None:
     with mock.patch.object(health, "disk_room", return_value=health.Finding("disk", "failed", "full")):
-        result = (
-            build_definitions(load_settings())
-            .resolve_implicit_global_asset_job_def()
-            .execute_in_process(instance=instance)
-        )
-    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+        checks = execute(instance, "__ASSET_JOB")
     assert not checks["disk_has_room"].passed
     assert not checks["disk_has_room"].blocking
     assert sqlite3.connect(home / "vidurai.db").execute(

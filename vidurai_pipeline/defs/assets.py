@@ -49,7 +49,7 @@ def archived_rows(
     This step only looks. If it fails, the store is missing, damaged, or too old to have a `status` column. The error
     says which. Nothing was changed.
 
-    **Next:** *Materialize all* under *Lineage* archives them now. The schedule `nightly` archives them every night.
+    **Next:** *Materialize all* in the job `maintenance` archives them now. The schedule `nightly` does every night.
     """
     with readable_failures():
         backlog = archiver.backlog()

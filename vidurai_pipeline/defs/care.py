@@ -56,5 +56,5 @@ care = dg.define_asset_job(
     selection=dg.AssetSelection.groups(GROUP) | dg.AssetSelection.checks(archive_is_proved),
     executor_def=dg.in_process_executor,
     description="Keeps the archive sound: reads a share of its files again and compares them with what was written. It "
-    "holds no lock for longer than some seconds, so that the nightly run need not wait.",
+    "compacts months that are over, and holds no lock for longer than some seconds, so the nightly run need not wait.",
 )

@@ -15,6 +15,7 @@ from typing import Any, NewType
 import dagster as dg
 
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
+from vidurai_pipeline.care.compaction import CompactionReport
 from vidurai_pipeline.care.retention import ExpiryReport
 from vidurai_pipeline.care.scrub import ScrubReport
 from vidurai_pipeline.cold.archive import PublishedFile
@@ -126,6 +127,15 @@ PINNED = Label("kept, pinned")
 UNDATED = Label("kept, without a time")
 MONTHS_REWRITTEN = Label("months rewritten")
 MB_FREED = Label("freed (MB)")
+
+# compact_archive and compacted_months
+
+FILES_BEFORE = Label("files before")
+FILES_AFTER = Label("files after")
+MB_BEFORE = Label("size before (MB)")
+MB_AFTER = Label("size after (MB)")
+ROWS_REWRITTEN = Label("rows written anew")
+LONGEST_ARCHIVE_LOCK = Label("longest archive lock (s)")
 
 # Checks
 
@@ -358,6 +368,18 @@ def of_expiry(report: ExpiryReport) -> dict[str, Any]:
         UNDATED: report.undated,
         MONTHS_REWRITTEN: len(report.months),
         MB_FREED: _mb(report.bytes_freed),
+    }
+
+
+def of_compaction(report: CompactionReport) -> dict[str, Any]:
+    """What a compaction reports: the months' files and their size before and after."""
+    return {
+        FILES_BEFORE: sum(month.files_before for month in report.months),
+        FILES_AFTER: sum(month.files_after for month in report.months),
+        MB_BEFORE: _mb(sum(month.bytes_before for month in report.months)),
+        MB_AFTER: _mb(sum(month.bytes_after or 0 for month in report.months)),
+        ROWS_REWRITTEN: sum(month.rows for month in report.months),
+        LONGEST_ARCHIVE_LOCK: report.longest_hold,
     }
 
 
