@@ -1,8 +1,8 @@
 """The memory-lifecycle pipeline for Vidurai: SQLite to Parquet to Q-table, nightly, under Dagster.
 
-The three classes that do the work are loaded when they are asked for, since Arrow and DuckDB are slow to import:
+The classes that do the work are loaded when they are asked for, since Arrow and DuckDB are slow to import:
 
-    from vidurai_pipeline import DreamCycle, MemoryArchiver, RepoAnalyst
+    from vidurai_pipeline import DreamCycle, MemoryArchiver, MemoryRestorer, RepoAnalyst
 """
 
 from importlib import import_module
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst as RepoAnalyst
     from vidurai_pipeline.archival.archiver import MemoryArchiver as MemoryArchiver
+    from vidurai_pipeline.archival.restorer import MemoryRestorer as MemoryRestorer
     from vidurai_pipeline.rl.agent import VismritiRLAgent as VismritiRLAgent
     from vidurai_pipeline.rl.dreamer import DreamCycle as DreamCycle
 
 _HOMES = {
     "DreamCycle": "vidurai_pipeline.rl.dreamer",
     "MemoryArchiver": "vidurai_pipeline.archival.archiver",
+    "MemoryRestorer": "vidurai_pipeline.archival.restorer",
     "RepoAnalyst": "vidurai_pipeline.analytics.engine",
     "VismritiRLAgent": "vidurai_pipeline.rl.agent",
 }
-__all__ = ["DreamCycle", "MemoryArchiver", "RepoAnalyst", "VismritiRLAgent"]
+__all__ = ["DreamCycle", "MemoryArchiver", "MemoryRestorer", "RepoAnalyst", "VismritiRLAgent"]
 
 
 def __getattr__(name: str) -> Any:

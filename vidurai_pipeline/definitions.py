@@ -29,6 +29,7 @@ from vidurai_pipeline.defs.compaction import compact_archive, compacted_months
 from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.expiry import expired_rows
 from vidurai_pipeline.defs.resources import build_resources
+from vidurai_pipeline.defs.restore import restore_job
 from vidurai_pipeline.defs.run_retention import prune_history
 from vidurai_pipeline.defs.runs import dead_run_sensor
 from vidurai_pipeline.defs.schedules import build_schedules, missed_night_sensor
@@ -65,7 +66,7 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
             *_linked_to_code(expired_rows, compact_archive, compacted_months),
         ],
         asset_checks=[archive_equals_hot_store, archive_is_proved, *HEALTH_CHECKS],
-        jobs=[maintenance, dream_job, care, health_job, prune_history],
+        jobs=[maintenance, dream_job, care, health_job, prune_history, restore_job],
         schedules=build_schedules(settings),
         sensors=[
             dream_after_failure,

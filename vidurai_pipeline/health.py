@@ -133,7 +133,8 @@ def archive_readable(
             f"{plural(len(flaws), 'file')} not as recorded: {names}. `vidurai-pipeline scrub` says what can be done"
         )
         return Finding("archive", "failed", detail), size
-    if before is not None and rows < before.rows:
+    # Where there is a manifest, it knows better: memories leave the archive when they are restored.
+    if before is not None and rows < before.rows and not archive.manifests.of("").folders:
         detail = (
             f"{archive.root} holds {plural(before.rows - rows, 'memory')} fewer than after the last run "
             f"({plural(before.files, 'file')} then, {len(files):,} now). Restore the files that are gone from a "

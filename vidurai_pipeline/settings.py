@@ -226,6 +226,11 @@ class Settings(BaseSettings):
         "event_type:chat=26w`. `vidurai-pipeline expire` removes those that are older. If several rules fit a memory, "
         "the longest counts. By default everything is kept",
     )
+    restore_grace_days: float = Field(
+        default=30.0,
+        ge=0,
+        description="For this many days a restored memory is not archived again, whatever its status",
+    )
     memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
         default="1GB",
         description="The most memory that DuckDB may use: an amount, or a share of this machine's such as `50%`",

@@ -28,7 +28,7 @@ from vidurai_pipeline.archival.report import (
     no_progress,
 )
 from vidurai_pipeline.archival.returned import read_tombstoned
-from vidurai_pipeline.archival.run import Run
+from vidurai_pipeline.archival.run import Run, left_alone
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.errors import refuse_to_run
 from vidurai_pipeline.hot.backlog import Backlog, read_backlog
@@ -182,7 +182,7 @@ class MemoryArchiver:
             HotStoreError: it can't be read, or memories can't be archived from it.
         """
         with contextlib.closing(self.store.connect()) as con:
-            return read_backlog(self.store, con)
+            return read_backlog(self.store, con, left_alone(self.store, self.archive))
 
     def size(self) -> StoreSize:
         """How large the hot store is.

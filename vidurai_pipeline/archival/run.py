@@ -8,7 +8,7 @@ import contextlib
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,11 +17,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from vidurai_pipeline.archival.report import Progress, PublishReport, PurgeReport, Verification
+from vidurai_pipeline.archival.restoring import finish_restorations
 from vidurai_pipeline.archival.returned import read_tombstoned
 from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
 from vidurai_pipeline.archival.staging_process import Staging
 from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, read_back
 from vidurai_pipeline.cold.files import archive_errors, sync_file
+from vidurai_pipeline.cold.intents import Grace
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.pending import Pending, store_identity
 from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError, plural, some_of
@@ -30,6 +32,8 @@ from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, t
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.hot.upkeep import Upkeep, keep_small
 from vidurai_pipeline.settings import Settings
+
+_REACTIVATED_AT_ONCE = 500
 
 
 class Run:
@@ -57,11 +61,13 @@ class Run:
         self.store = store
         self.archive = archive
         self.settings = settings
-        self._progress = progress
+        self.progress = progress
         #: Files found equal to the hot store, and the connection's data version when their comparison began.
         self._verified: dict[Path, int] = {}
         #: How many memories there are to purge, for the progress.
         self._to_purge = 0
+        #: Memories that were restored lately.
+        self._left_alone: Collection[int] = ()
         self._moment = datetime.now(UTC)
         self._batch = uuid.uuid4().hex
 
@@ -129,10 +135,22 @@ class Run:
         """Finish what an interrupted run left, and count what waits."""
         schema = self.store.schema(self.con)
         recovered = self.recover()
+        try:
+            for done in finish_restorations(self):
+                recovered.notes.append(
+                    f"a restoration was finished that had been cut short: {done.restored:,} memories"
+                )
+        except ArchiveError as error:  # which must not keep new memories from the archive
+            recovered.problems.append(f"a restoration could not be finished: {error}")
+        self._left_alone = left_alone(self.store, self.archive)
         with self.store.errors():
             self._purge_archived_before(recovered)
             self._purge_tombstoned(recovered)
-            (waiting,) = self.con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()
+            (waiting,) = self.con.execute(
+                "SELECT count(*) FROM memories WHERE status = 'ARCHIVED' "
+                "AND id NOT IN (SELECT value FROM json_each(?))",
+                (json_ids(self._left_alone),),
+            ).fetchone()
         return PublishReport(schema.arrow_schema, waiting, recovered=recovered)
 
     # Write
@@ -157,13 +175,13 @@ class Run:
         rows = self.settings.rows_per_file
         if apart:
             rows = min(rows, max(self.least_portion, published.waiting // self.portions), self.most_portion)
-        staging.begin(StagingRequest(self.archive.new_path(self._moment), published.last, rows))
+        staging.begin(StagingRequest(self.archive.new_path(self._moment), published.last, rows, self._left_alone))
         return version
 
     def _publish_file(self, staging: Staging, published: PublishReport, version: int) -> Pending | None:
         """Publish the file that was begun; None if there was no row for it."""
         before = published.rows
-        staged = staging.finish(lambda rows: self._progress("archiving", before + rows, published.waiting))
+        staged = staging.finish(lambda rows: self.progress("archiving", before + rows, published.waiting))
         published.rejected += staged.rejected
         published.last = staged.last
         if staged.hidden is None:
@@ -172,7 +190,7 @@ class Run:
             file=str(staged.path.relative_to(self.archive.root)),
             sha256=(staged.sha256,),
             rows=staged.rows,
-            store=self._identity,
+            store=self.identity,
             batch=self._batch,
         )
         self.archive.publish(staged.hidden, staged.path, mark)
@@ -198,7 +216,7 @@ class Run:
         total = sum(mark.rows for mark in marks)
         for mark in marks:
             path = self.archive.root / mark.file
-            self._progress("verifying", result.rows, total)
+            self.progress("verifying", result.rows, total)
             result.files += 1
             result.rows += mark.rows
             with self.store.errors():
@@ -214,7 +232,7 @@ class Run:
             else:
                 self._verified[path] = version
         if marks:
-            self._progress("verifying", total, total)
+            self.progress("verifying", total, total)
         return result
 
     def _differences(self, path: Path) -> str:
@@ -280,7 +298,7 @@ class Run:
             with self.store.errors():
                 for copies in contents.batches():
                     self.purger.purge(copies, count, self._verified.get(path))
-                    self._progress("purging", result.purged + count.purged, self._to_purge)
+                    self.progress("purging", result.purged + count.purged, self._to_purge)
                 self.purger.finish(count, [] if certain else count.missing)
         finally:
             result.purged += count.purged
@@ -289,7 +307,7 @@ class Run:
             result.notes.append(_held_note(count.held))
         stale = count.kept | set(count.missing) if certain else count.kept & self._same_memories(contents, count.kept)
         left = self.archive.rewrite(contents, mark, stale) if stale else contents
-        self._sync_store()
+        self.sync_store()
         self.archive.settle(left, mark)
         result.kept += len(stale)
         result.files.append(path)
@@ -316,7 +334,7 @@ class Run:
                         same.add(id_)
         return same
 
-    def _sync_store(self) -> None:
+    def sync_store(self) -> None:
         """Wait until the deletions are on the disk: with a WAL, ``synchronous=NORMAL`` leaves that open."""
         log = Path(f"{os.path.realpath(self.store.path)}-wal")
         if log.exists():
@@ -408,7 +426,7 @@ class Run:
             for copies in read_back(path):
                 self.purger.purge(copies, count)
             self.purger.finish(count)
-        self._sync_store()
+        self.sync_store()
         result.purged += count.purged
         result.longest_hold = max(result.longest_hold, count.longest_hold)
 
@@ -456,12 +474,23 @@ class Run:
         return self.con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
     @cached_property
-    def _identity(self) -> tuple[str, str]:
+    def identity(self) -> tuple[str, str]:
+        """What marks and intents know the hot store by."""
         return store_identity(self.store.path, self.archive.root)
+
+    def reactivate(self, ids: Sequence[int]) -> None:
+        """Let memories that wait for archival be active again."""
+        with self.store.errors():
+            for first in range(0, len(ids), _REACTIVATED_AT_ONCE):
+                self.con.execute(
+                    "UPDATE memories SET status = 'ACTIVE' "
+                    "WHERE status = 'ARCHIVED' AND id IN (SELECT value FROM json_each(?))",
+                    (json_ids(ids[first : first + _REACTIVATED_AT_ONCE]),),
+                )
 
     def _marks(self) -> list[Pending]:
         """The pending marks that concern this hot store."""
-        return [mark for mark in self.archive.pending.all() if mark.concerns(self._identity)]
+        return [mark for mark in self.archive.pending.all() if mark.concerns(self.identity)]
 
 
 def _held_note(ids: list[int]) -> str:
@@ -470,3 +499,12 @@ def _held_note(ids: list[int]) -> str:
         f"{what} can't be deleted from the hot store, whose own triggers or foreign keys forbid it, and what was "
         f"archived of them was taken back: {some_of(ids)}"
     )
+
+
+def left_alone(store: HotStore, archive: Archive) -> set[int]:
+    """The ids of memories that were restored lately, and are not archived again yet.
+
+    Raises:
+        ArchiveError: their list can't be read.
+    """
+    return Grace(archive.root, store_identity(store.path, archive.root)).ids(datetime.now(UTC))

@@ -7,7 +7,7 @@ its own, which may die at any point.
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -36,11 +36,13 @@ class StagingRequest:
         path: the name that it is to get.
         after: the last id of the file before it, None for the first.
         rows: the most rows that it holds.
+        left_alone: ids of memories that are not archived now.
     """
 
     path: Path
     after: Any
     rows: int
+    left_alone: Collection[int] = ()
 
 
 @dataclass
@@ -167,7 +169,8 @@ def _read(
 ) -> Generator[RowBatch, None, None]:
     """The rows of one file; how far it is and what was rejected is noted."""
     size = 0
-    with contextlib.closing(read_archived(con, schema, after=request.after, rows=request.rows)) as source:  # pyright: ignore[reportArgumentType]
+    rows = read_archived(con, schema, after=request.after, rows=request.rows, left_alone=request.left_alone)
+    with contextlib.closing(rows) as source:  # pyright: ignore[reportArgumentType]
         for part in source:
             staged.rejected += part.rejected
             staged.rows += len(part.ids)

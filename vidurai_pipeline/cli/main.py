@@ -15,6 +15,7 @@ from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.compact import compact
 from vidurai_pipeline.cli.expire import expire
 from vidurai_pipeline.cli.limits import bound_memory, lower_priority
+from vidurai_pipeline.cli.restore import restore
 from vidurai_pipeline.errors import (
     MORE_MEMORY,
     ArchiveWarning,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
 #: Commands that go on where they were stopped.
-_RESUMABLE = {"compact", "dream", "expire", "flush", "run", "scrub"}
+_RESUMABLE = {"compact", "dream", "expire", "flush", "restore", "run", "scrub"}
 
 
 class _Group(click.Group):
@@ -507,6 +508,7 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
 
 main.add_command(compact)
 main.add_command(expire)
+main.add_command(restore)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ import pyarrow.parquet as pq
 
 from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder, written_beside
 from vidurai_pipeline.cold.generation import sweep_generations
+from vidurai_pipeline.cold.intents import Intents
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
@@ -106,6 +107,7 @@ class Archive:
         self.pending = PendingMarks(self.root)
         self.manifests = Manifests(self.root)
         self.tombstones = Tombstones(self.root)
+        self.intents = Intents(self.root)
 
     def files(self) -> list[Path]:
         """All published files, oldest first by name; see :func:`list_files`."""
@@ -326,7 +328,16 @@ class Archive:
             sync_folder(path.parent)
         return replace(rewritten, path=path)
 
-    def footer(self, file: ArchiveFile) -> "Footer":
+    def schema(self, file: ArchiveFile) -> pa.Schema:
+        """A file's columns.
+
+        Raises:
+            ArchiveError: it can't be read.
+        """
+        with archive_errors(self.root / file.relative), pq.ParquetFile(self.root / file.relative) as parquet:
+            return parquet.schema_arrow
+
+    def footer(self, file: ArchiveFile) -> Footer:
         """Read a file's footer.
 
         Raises:

@@ -49,6 +49,35 @@ def exchange(one: Path, other: Path) -> None:
         raise OSError(number, os.strerror(number), str(one))
 
 
+def require_exchange(root: Path) -> None:
+    """Make sure that files of an archive can be rewritten, before anything is done that leads to it.
+
+    Raises:
+        ArchiveError: its file system can't exchange two folders.
+    """
+    work = _work_folder(root, uuid.uuid4().hex[:8])
+    try:
+        with archive_errors(root):
+            for name in ("one", "other"):
+                (work / name).mkdir()
+            _exchange(work / "one", work / "other", root)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path, shown: Path) -> None:
+    try:
+        exchange(one, other)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV}:
+            raise
+        raise ArchiveError(
+            f"{shown}: this file system can't exchange two folders in one step, so archived files can't be "
+            "rewritten on it",
+            hint="move the archive to a local disk (ext4, XFS, Btrfs, APFS)",
+        ) from None
+
+
 class Generation:
     """The next contents of one folder; made by :func:`next_generation`.
 
@@ -103,16 +132,7 @@ class Generation:
             Manifest(self.folder, self.entries, self.folders, self.replaced).write()
             shutil.copymode(self.live, self.folder)
             sync_folder(self.folder)
-            try:
-                exchange(self.folder, self.live)
-            except OSError as error:
-                if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV}:
-                    raise
-                raise ArchiveError(
-                    f"{self.live}: this file system can't exchange two folders in one step, so archived files can't be "
-                    "rewritten on it",
-                    hint="move the archive to a local disk (ext4, XFS, Btrfs, APFS)",
-                ) from None
+            _exchange(self.folder, self.live, self.live)
             sync_folder(self.live.parent)
 
 

@@ -6,6 +6,7 @@ Whoever finds one holds the run's lock, so its writer is dead, and takes over wh
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Pending:
 
     def concerns(self, store: tuple[str, str]) -> bool:
         """Whether it is a mark of this hot store, given as :func:`store_identity` gives it."""
-        return self.store[0] == store[0] or self.store[1] == store[1]
+        return same_store(self.store, store)
 
 
 def store_identity(store: Path, archive: Path) -> tuple[str, str]:
@@ -49,6 +50,11 @@ def store_identity(store: Path, archive: Path) -> tuple[str, str]:
     """
     real = os.path.realpath(store)
     return real, os.path.relpath(real, os.path.realpath(archive))
+
+
+def same_store(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two identities, as :func:`store_identity` gives them, are those of one hot store."""
+    return one[0] == other[0] or one[1] == other[1]
 
 
 class PendingMarks:

@@ -2,12 +2,13 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import dagster as dg
 
 from vidurai_pipeline.archival.early_run import Past, Situation, Thresholds, decide
+from vidurai_pipeline.archival.run import left_alone
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.defs import metadata
@@ -45,6 +46,7 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
         now = time.time()
         try:
             past, latest = _past(instance)
+            past = replace(past, left=past.left + len(left_alone(store, archive)))
             counted = _count(store, memo.get("count"), now, past.ended)
             situation = Situation(
                 counted,

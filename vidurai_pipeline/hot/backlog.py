@@ -9,12 +9,12 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidurai_pipeline.hot.schema import Column
-from vidurai_pipeline.hot.sql import snapshot, tolerant_text
+from vidurai_pipeline.hot.sql import json_ids, snapshot, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
 
 #: Memories that are worth a run for the disk's sake alone.
@@ -95,30 +95,33 @@ def _stats(path: Path) -> Iterator[os.stat_result | None]:
         yield stat if stat and stat.st_size else None
 
 
-def read_backlog(store: HotStore, con: sqlite3.Connection) -> Backlog:
+def read_backlog(store: HotStore, con: sqlite3.Connection, left_alone: Collection[int] = ()) -> Backlog:
     """Look at all that waits.
 
     Args:
         store: the hot store.
         con: a connection to it.
+        left_alone: ids of memories that do not wait, whatever their status.
 
     Raises:
         HotStoreError: the store can't be read, or its memories can't be archived.
     """
     schema = store.schema(con)
     known = {column.field for column in schema.columns}
-    waiting = "FROM memories WHERE status = 'ARCHIVED'"
+    waiting = "FROM memories WHERE status = 'ARCHIVED' AND id NOT IN (SELECT value FROM json_each(?))"
+    values = (json_ids(left_alone),)
     by_salience, oldest, newest = {}, None, None
     with store.errors(), snapshot(con), tolerant_text(con):
         by_status = dict(con.execute("SELECT status, count(*) FROM memories GROUP BY status").fetchall())
         if "salience" in known:
             by_salience = dict(
-                con.execute(f"SELECT salience, count(*) {waiting} GROUP BY salience ORDER BY 2 DESC").fetchall()
+                con.execute(f"SELECT salience, count(*) {waiting} GROUP BY salience ORDER BY 2 DESC", values).fetchall()
             )
         if "created_at" in known:
-            oldest, newest = con.execute(f"SELECT min(created_at), max(created_at) {waiting}").fetchone()
+            oldest, newest = con.execute(f"SELECT min(created_at), max(created_at) {waiting}", values).fetchone()
+        (count,) = con.execute(f"SELECT count(*) {waiting}", values).fetchone()
     return Backlog(
-        waiting=by_status.get("ARCHIVED", 0),
+        waiting=count,
         total=sum(by_status.values()),
         by_status={str(status): count for status, count in by_status.items()},
         by_salience={str(salience): count for salience, count in by_salience.items()},

@@ -90,7 +90,12 @@ class _Values:
 
 
 def read_archived(
-    con: sqlite3.Connection, schema: StoreSchema, *, after: int | None = None, rows: int | None = None
+    con: sqlite3.Connection,
+    schema: StoreSchema,
+    *,
+    after: int | None = None,
+    rows: int | None = None,
+    left_alone: Collection[int] = (),
 ) -> Iterator[RowBatch]:
     """Read ARCHIVED memories in order of id, in batches of bounded size.
 
@@ -101,8 +106,12 @@ def read_archived(
         schema: the store's schema.
         after: start behind this id.
         rows: stop after this many rows, not counting those left out.
+        left_alone: ids of memories that are not read.
     """
-    reader = _Reader(con, schema, "status = 'ARCHIVED'")
+    which, values = "status = 'ARCHIVED'", []
+    if left_alone:
+        which, values = f"{which} AND id NOT IN (SELECT value FROM json_each(?))", [json_ids(left_alone)]
+    reader = _Reader(con, schema, which, values)
     if after is None and (others := reader.without_integer_id()):
         yield RowBatch([], None, {}, others)
     left = sys.maxsize if rows is None else rows
@@ -179,7 +188,7 @@ class _Reader:
 
     def without_integer_id(self) -> list[Rejected]:
         """Memories that :meth:`rows` leaves out."""
-        return self._salvage.without_integer_id(self._which)
+        return self._salvage.without_integer_id(self._which, self._values)
 
     def rows(self, after: int | None) -> Generator[tuple, None, None]:
         """Rows as tuples in order of id, with their size in bytes behind the columns."""

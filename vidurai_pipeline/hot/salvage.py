@@ -52,12 +52,14 @@ class Salvage:
         found, self._found = self._found, []
         return found
 
-    def without_integer_id(self, which: str) -> list[Rejected]:
+    def without_integer_id(self, which: str, values: Sequence[object] = ()) -> list[Rejected]:
         """Memories whose id is no integer. Vidurai's own tables, whose ids are the rowids, have none."""
         if self._con.execute("SELECT 1 FROM pragma_index_list('memories') WHERE origin = 'pk'").fetchone() is None:
             return []
         with tolerant_text(self._con):
-            rows = self._con.execute(f"SELECT id FROM memories WHERE {which} AND typeof(id) <> 'integer'").fetchall()
+            rows = self._con.execute(
+                f"SELECT id FROM memories WHERE {which} AND typeof(id) <> 'integer'", values
+            ).fetchall()
         return [Rejected(id_ if isinstance(id_, float | str) else None, "id", _reason(int, id_)) for (id_,) in rows]
 
     def read_row(self, id_: int) -> tuple:

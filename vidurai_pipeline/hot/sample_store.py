@@ -6,11 +6,8 @@ audience gists, WAL mode, texts from a line to tens of kilobytes.
 """
 
 import json
-import os
 import sqlite3
-import tempfile
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.resources import files
@@ -19,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from vidurai_pipeline.errors import ConfigError, HotStoreError
+from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.hot.fresh_store import new_store
 
 STATUSES = ("ACTIVE", "PENDING_DECAY", "ARCHIVED")
 
@@ -86,27 +84,11 @@ def make_store(
     """
     if rows < 0 or seed < 0 or not 0 <= archived_share <= 1:
         raise ConfigError("a sample store needs rows >= 0, seed >= 0 and an archived share from 0 to 1")
-    # SQLite would replay a log left behind by an earlier store into the new one.
-    for taken in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))):
-        if os.path.lexists(taken):
-            raise ConfigError(f"{taken} exists already; choose another place or move it away")
     today = (now or datetime.now()).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            draft = Path(folder) / path.name
-            draft.touch(mode=0o600)
-            with closing(sqlite3.connect(draft, isolation_level=None)) as db:
-                rng = np.random.default_rng(seed)
-                statuses = _draw_statuses(rows, rng, archived_share)
-                gists = _fill(db, statuses, rng, today, progress or (lambda *_: None), skip=3 if fts_shift else 0)
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            path.hardlink_to(draft)  # unlike a rename, fails if a file has appeared there meanwhile
-    except OSError as error:
-        raise ConfigError(f"can't create {path}: {error.strerror}; choose another place") from error
-    except sqlite3.Error as error:
-        raise HotStoreError(f"can't write {path}: {error}; free some space or choose another place") from error
+    with new_store(path) as db:
+        rng = np.random.default_rng(seed)
+        statuses = _draw_statuses(rows, rng, archived_share)
+        gists = _fill(db, statuses, rng, today, progress or (lambda *_: None), skip=3 if fts_shift else 0)
     by_status = {status: int((statuses == code).sum()) for code, status in enumerate(STATUSES)}
     return StoreSummary(path, rows, by_status, gists, path.stat().st_size)
 
@@ -116,9 +98,7 @@ def _fill(
     progress: Callable[[int, int], object], *, skip: int
 ) -> int:  # fmt: skip
     """Write all tables, without full-text rows for the first memories; return the number of audience gists."""
-    # No journal, no fsync: what a crash leaves is a draft that nobody reads.
-    db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-131072;")
-    db.executescript((_DATA / "tables.sql").read_text("utf-8"))
+    db.execute("PRAGMA journal_mode = OFF")  # nothing is ever rolled back
     db.execute("BEGIN")
     begun, ended = ((today - timedelta(days=days)).isoformat(" ") for days in (_SPAN_DAYS, 0))
     projects = [(project["path"], project["path"].rpartition("/")[2], begun, ended) for project in _PROJECTS]
@@ -134,7 +114,6 @@ def _fill(
         gist_count += len(gists)
         progress(min(first + _BATCH, len(statuses)), len(statuses))
     db.execute("COMMIT")
-    db.executescript((_DATA / "indexes.sql").read_text("utf-8") + "PRAGMA journal_mode=WAL;")
     return gist_count
 
 

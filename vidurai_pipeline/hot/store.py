@@ -166,7 +166,7 @@ class HotStore:
         """
         with self.errors():
             try:
-                return read_schema(con, vectors=_load_vector_extension(con), to_purge=to_purge)
+                return read_schema(con, vectors=_can_read_vectors(con), to_purge=to_purge)
             except SchemaError as error:
                 raise SchemaError(f"the hot store {self.path} {error}") from None
 
@@ -181,10 +181,15 @@ class HotStore:
         return StoreSize(self.path.stat().st_size + log_bytes, (pages - free) * size, free * size, log_bytes)
 
 
-def _load_vector_extension(con: sqlite3.Connection) -> bool:
-    """Load sqlite-vec into the connection where the store has vectors, it is installed and may be loaded."""
+def _can_read_vectors(con: sqlite3.Connection) -> bool:
+    """Whether the store has vectors that this connection can read."""
     if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'vec_memories'").fetchone() is None:
         return False
+    return load_vector_extension(con)
+
+
+def load_vector_extension(con: sqlite3.Connection) -> bool:
+    """Load sqlite-vec into a connection, if it is installed and may be loaded."""
     try:
         import sqlite_vec  # pyright: ignore[reportMissingImports]  # noqa: PLC0415  (optional)
     except ImportError:

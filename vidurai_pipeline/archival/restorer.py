@@ -1,0 +1,206 @@
+"""Bring archived memories back: which ones, by id or by a condition."""
+
+import math
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.report import Progress, no_progress
+from vidurai_pipeline.archival.restoring import (
+    Refusal,
+    RestoreReport,
+    bring_back,
+    finish_restorations,
+    holders,
+    insert,
+)
+from vidurai_pipeline.cold.generation import require_exchange
+from vidurai_pipeline.cold.intents import Grace, Identity, Intent
+from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.hot.fresh_store import add_places, new_store, require_new
+from vidurai_pipeline.hot.restoring import RestoreOptions, Restorer
+from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.settings import Settings, load_settings
+
+# Vidurai's own judgement, the utility score of its Guardian: what scores less than this is set aside.
+_DECAY_SCORE = 0.15
+
+
+class MemoryRestorer:
+    """Brings memories back from the cold archive.
+
+    Args:
+        db_path: the hot store; default as the settings have it.
+        archive_base: the archive's folder; default as the settings have it.
+        settings: default what the environment says.
+        progress: told how far the work is.
+        archiver: used instead of the first two, as within a run of its own.
+
+    Example:
+        >>> report = MemoryRestorer().restore(where="file_path LIKE '%/auth.py'")  # doctest: +SKIP
+        >>> print(f"{report.restored} are back, {len(report.refused)} are not")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        db_path: Path | None = None,
+        archive_base: Path | None = None,
+        *,
+        settings: Settings | None = None,
+        progress: Progress | None = None,
+        archiver: MemoryArchiver | None = None,
+    ) -> None:
+        self.settings = settings or load_settings()
+        self._archiver = archiver or MemoryArchiver(db_path, archive_base, settings=self.settings, progress=progress)
+        self._progress = progress or no_progress
+
+    def restore(
+        self,
+        ids: Collection[int] = (),
+        where: str | None = None,
+        *,
+        dry_run: bool = False,
+        options: RestoreOptions | None = None,
+    ) -> RestoreReport:
+        """Bring memories back into the hot store, as ACTIVE ones.
+
+        Args:
+            ids: memories to restore.
+            where: more of them: an SQL condition over the columns of ``memories``.
+            dry_run: change nothing.
+            options: what may be given up to bring a memory back.
+
+        Raises:
+            QueryError: the condition is wrong.
+            LockedError: another run is at work.
+            HotStoreError, ArchiveError: it could not be finished. No memory is lost, and the next run goes on.
+        """
+        options = options or RestoreOptions()
+        report = RestoreReport(dry_run=dry_run)
+        if dry_run:
+            self._archiver.store.require()
+            self._choose(ids, where, report)
+            return report
+        with self._archiver.run("restore") as run:
+            run.recover()
+            finish_restorations(run)
+            chosen, waiting = self._choose(ids, where, report)
+            until = datetime.now(UTC) + timedelta(days=self.settings.restore_grace_days)
+            if chosen or waiting:
+                require_exchange(run.archive.root)
+                Grace(run.archive.root, run.identity).add([*waiting, *(row[0] for row in chosen)], until)
+                report.until = until.isoformat(timespec="seconds")
+            if waiting:
+                run.reactivate(waiting)
+            if chosen:
+                intent = Intent("restore", tuple(chosen), run.identity, options=asdict(options))
+                run.archive.intents.write(intent)
+                bring_back(run, intent, report)
+        return report
+
+    def restore_into(
+        self,
+        path: Path,
+        ids: Collection[int] = (),
+        where: str | None = None,
+        *,
+        dry_run: bool = False,
+        options: RestoreOptions | None = None,
+    ) -> RestoreReport:
+        """Make a new store from the archive, as when the hot store is lost; the archive stays as it is.
+
+        Args:
+            path: the new store's file, which must not exist.
+            ids: memories to put into it.
+            where: more of them: an SQL condition over the columns of ``history``.
+            dry_run: only count them.
+            options: what may be given up to bring a memory back. Projects are always made.
+
+        Raises:
+            ConfigError: there is a file already.
+            QueryError: the condition is wrong.
+        """
+        report = RestoreReport(dry_run=dry_run)
+        archive = self._archiver.archive
+        require_new(path)
+        with RepoAnalyst(archive.root, hot_store=path) as analyst:
+            _, rows = analyst.query_rows(
+                f"SELECT id, created_at, archived_at FROM history WHERE {_condition(ids, where)} "
+                "ORDER BY archived_ts, archived_at"
+            )
+            chosen = _newest_of_each_id(list(map(_identity, rows)), report)
+        _refuse_unknown(ids, {row[0] for row in chosen}, report)
+        if dry_run:
+            report.restored = len(chosen)
+            return report
+        files = holders(archive, chosen)
+        with archive.lock("restore", self.settings.lock_timeout, make=False):
+            schemas = [archive.schema(file) for file in files]
+            with new_store(path) as con:
+                add_places(con, schemas)
+                schema = HotStore(path).schema(con, to_purge=False)
+                restorer = Restorer(con, schema, replace(options or RestoreOptions(), make_projects=True))
+                insert(archive, files, chosen, restorer=restorer, report=report, progress=self._progress)
+        return report
+
+    def _choose(
+        self, ids: Collection[int], where: str | None, report: RestoreReport
+    ) -> tuple[list[Identity], list[int]]:
+        """Which memories are to come from the archive; and which are hot but wait for archival."""
+        if not ids and where is None:
+            raise ConfigError("name memories to restore: by their ids, or by a condition")
+        chosen: list[Identity] = []
+        found, waiting = set(), []
+        with RepoAnalyst(self._archiver.archive.root, hot_store=self._archiver.store.path) as analyst:
+            columns = "id, created_at, archived_at, tier, status, access_count, outcome, pinned, created_ts"
+            _, rows = analyst.query_rows(
+                f"SELECT {columns} FROM memories WHERE {_condition(ids, where)} ORDER BY archived_ts, archived_at"
+            )
+            for row in rows:
+                found.add(row[0])
+                if row[3] == "hot":
+                    report.already_hot += 1
+                    waiting += [row[0]] if row[4] == "ARCHIVED" else []
+                else:
+                    chosen.append(_identity(row))
+                    report.would_decay += _decays(*row[5:])
+        _refuse_unknown(ids, found, report)
+        chosen = _newest_of_each_id(chosen, report)
+        if report.dry_run:
+            report.restored = len(chosen)
+        return chosen, waiting
+
+
+def _condition(ids: Collection[int], where: str | None) -> str:
+    listed = f"id IN ({', '.join(map(str, ids)) or 'NULL'})"
+    # On lines of its own: a comment at its end hides nothing of ours.
+    return listed if where is None else f"({listed} OR (\n{where}\n))"
+
+
+def _identity(row: tuple) -> Identity:
+    return row[0], row[1], row[2]
+
+
+def _refuse_unknown(ids: Collection[int], found: Collection[int], report: RestoreReport) -> None:
+    report.refused += [Refusal(id_, "no such memory in either tier") for id_ in sorted(set(ids) - set(found))]
+
+
+def _newest_of_each_id(chosen: list[Identity], report: RestoreReport) -> list[Identity]:
+    """Of several memories that had the same id one after the other, the one that was archived last."""
+    newest = {row[0]: row for row in chosen}
+    report.refused += [
+        Refusal(row[0], f"another memory of this id, made {newest[row[0]][1]}, was archived later; this one stays")
+        for row in chosen
+        if newest[row[0]] is not row
+    ]
+    return list(newest.values())
+
+
+def _decays(access_count: int | None, outcome: int | None, pinned: int | None, created: datetime | None) -> bool:
+    """Whether Vidurai's Guardian would set a memory aside: seldom recalled, old, and of no known use."""
+    days = 0 if created is None else (datetime.now(UTC).replace(tzinfo=None) - created).days
+    score = 0.4 * math.log(max(access_count or 0, 0) + 1) + 0.4 / (max(days, 0) + 1) + 0.2 * (outcome or 0)
+    return not pinned and score < _DECAY_SCORE

@@ -1,0 +1,200 @@
+"""Bring archived memories back into the hot store: the part that a crash may cut short.
+
+The hot store comes first: a memory is inserted, compared with its archived copy and on the disk before the copy leaves
+the archive, with all its older versions. What was begun stands in an intent
+(:mod:`vidurai_pipeline.cold.intents`), from which the next run goes on.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vidurai_pipeline.archival.report import Progress
+from vidurai_pipeline.cold.archive import Archive, read_back
+from vidurai_pipeline.cold.files import archive_errors
+from vidurai_pipeline.cold.intents import Identity, Intent
+from vidurai_pipeline.cold.listing import ArchiveFile, list_settled
+from vidurai_pipeline.cold.rewriting import rewrite_folder
+from vidurai_pipeline.hot.restoring import RestoreOptions, Restorer
+
+if TYPE_CHECKING:
+    from vidurai_pipeline.archival.run import Run
+
+_REWRITTEN_BYTES = 48 * 1024 * 1024
+
+
+@dataclass
+class Refusal:
+    """A memory that was not restored, and why."""
+
+    id: int
+    reason: str
+
+
+@dataclass
+class RestoreReport:
+    """What a restoration did; in a dry run, what it would do.
+
+    Attributes:
+        restored: memories that came back from the archive.
+        already_hot: memories that were in the hot store already. Those that waited for archival are active again.
+        refused: the others.
+        files: files of the archive that were written anew, or are gone.
+        unexpired: restored memories whose time had expired: they no longer expire.
+        would_decay: restored memories that Vidurai would set aside again by its own rules.
+        until: until when restored memories are not archived again, in UTC; None where nothing was restored.
+        longest_hold: the longest hold of the hot store's write lock, in seconds.
+        dry_run: nothing was changed.
+    """
+
+    restored: int = 0
+    already_hot: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+    files: int = 0
+    unexpired: int = 0
+    would_decay: int = 0
+    until: str | None = None
+    longest_hold: float = 0.0
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON's types."""
+        report = asdict(self)
+        report["longest_lock_ms"] = round(report.pop("longest_hold") * 1000, 1)
+        return report
+
+
+def finish_restorations(run: "Run") -> list[RestoreReport]:
+    """Finish the restorations that a run before this one began.
+
+    Raises:
+        HotStoreError, ArchiveError: one could not be finished; the next run tries again.
+    """
+    reports = []
+    for intent in run.archive.intents.all():
+        if intent.kind == "restore" and intent.concerns(run.identity):
+            reports.append(RestoreReport())
+            bring_back(run, intent, reports[-1])
+    return reports
+
+
+def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:
+    """Do what an intent says, or what is left of it.
+
+    Args:
+        run: holds the archive's lock and the hot store's connection.
+        intent: which memories.
+        report: added to.
+    """
+    archive = run.archive
+    files_of = holders(archive, intent.memories)
+    if not intent.removing:
+        with run.store.errors():
+            restorer = Restorer(run.con, run.store.schema(run.con), RestoreOptions(**intent.options))
+            stored = insert(archive, files_of, intent.memories, restorer=restorer, report=report, progress=run.progress)
+        run.sync_store()
+        # From here on a memory that is gone from the hot store was deleted there: its copies may not bring it back.
+        intent = replace(intent, memories=tuple(row for row in intent.memories if row[0] in stored), removing=True)
+        archive.intents.write(intent)
+    born = {row[:2] for row in intent.memories}
+    folders: dict[str, list[ArchiveFile]] = defaultdict(list)
+    for file in files_of:
+        if any(mask(batch, born).true_count for batch in read_back(archive.root / file.relative, ["id", "created_at"])):
+            folders[file.relative.rpartition("/")[0]].append(file)
+    for folder, files in folders.items():
+        done = rewrite_folder(
+            archive,
+            folder,
+            files,
+            rows_per_file=run.settings.rows_per_file,
+            bytes_per_file=_REWRITTEN_BYTES,
+            leave_out=lambda table: mask(table, born),
+        )
+        report.files += done.files_before
+    archive.intents.remove(intent)
+
+
+def utcutc_now() -> str:
+    """This moment, as SQLite understands it."""
+    return datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+
+
+def holders(archive: Archive, memories: Sequence[Identity]) -> list[ArchiveFile]:
+    """The settled files that may hold some memories, by their ids."""
+    if not memories:
+        return []
+    lowest, highest = min(row[0] for row in memories), max(row[0] for row in memories)
+    found = []
+    for file in list_settled(archive.root):
+        with archive_errors(archive.root / file.relative):
+            if archive.may_hold_ids(file, lowest, highest):
+                found.append(file)
+    return found
+
+
+def insert(
+    archive: Archive,
+    files: Iterable[ArchiveFile],
+    memories: Sequence[Identity],
+    *,
+    restorer: Restorer,
+    report: RestoreReport,
+    progress: Progress,
+) -> set[int]:
+    """Insert one version of each memory; returns the ids of those that are in the store now.
+
+    Args:
+        archive: the archive.
+        files: where to look for them.
+        memories: which, with the version of each.
+        restorer: inserts them.
+        report: added to.
+        progress: told how far the work is.
+    """
+    wanted, stored = set(memories), set()
+    for file in files:
+        path = archive.root / file.relative
+        with archive_errors(path):
+            ids = pa.array([row[0] for row in wanted], pa.int64())
+            for batch in read_back(path):
+                # A quick look first: most batches hold none of them.
+                if not wanted or not pc.call_function("any", [_is_in(batch.column("id"), ids)]).as_py():
+                    continue
+                done = restorer.restore(batch.filter(_take(batch, wanted)))
+                stored.update(done.ids)
+                report.restored += len(done.ids)
+                report.refused += [Refusal(id_, reason) for id_, reason in sorted(done.refused.items())]
+                report.unexpired += done.unexpired
+                report.longest_hold = max(report.longest_hold, done.longest_hold)
+                progress("restoring", len(stored), len(memories))
+    report.refused += [Refusal(row[0], "no file of the archive holds it any more") for row in sorted(wanted)]
+    return stored
+
+
+def _take(batch: pa.RecordBatch, wanted: set[Identity]) -> pa.Array:
+    """Which rows of a batch are wanted; each once."""
+    taken = []
+    for row in _identities(batch, ("id", "created_at", "archived_at")):
+        taken.append(row in wanted)
+        wanted.discard(row)  # pyright: ignore[reportArgumentType]
+    return pa.array(taken, pa.bool_())
+
+
+def mask(rows: pa.RecordBatch | pa.Table, born: Collection[tuple[int, str | None]]) -> pa.Array:
+    """Which rows are versions of some memories, given by their ids and ``created_at``."""
+    return pa.array([row in born for row in _identities(rows, ("id", "created_at"))], pa.bool_())
+
+
+def _identities(rows: pa.RecordBatch | pa.Table, names: Sequence[str]) -> Iterable[tuple]:
+    none = pa.nulls(rows.num_rows, pa.string())
+    columns = [rows.column(name) if name in rows.schema.names else none for name in names]
+    return zip(*(column.to_pylist() for column in columns), strict=True)
+
+
+def _is_in(ids: pa.Array, wanted: pa.Array) -> pa.Array:
+    return pc.call_function("is_in", [ids], pc.SetLookupOptions(wanted))
