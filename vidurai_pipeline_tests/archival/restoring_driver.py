@@ -13,12 +13,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq  # noqa: F401  (slow to import in every child)
-
 from vidurai_pipeline.archival.restorer import MemoryRestorer
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import Manifests
-from vidurai_pipeline_tests.archival.crash_driver import KillSwitch, flush, in_child, prepare
+from vidurai_pipeline_tests.archival.crash_driver import flush, prepare
+from vidurai_pipeline_tests.support.deaths import KillSwitch, run_child
 from vidurai_pipeline_tests.support.tiers import Row, cold_rows, hot_rows
 
 #: What a restoration may change.
@@ -54,15 +53,14 @@ def main(store: Path, folder: Path, first: int, step: int) -> dict:
     deaths, failures = 0, []
     for at in itertools.count(first, step):
         db, archive = prepare(store, folder / "work")
-        os.waitpid(in_child(lambda db=db, archive=archive: flush(db, archive)), 0)
+        run_child(lambda db=db, archive=archive: flush(db, archive))
         switch = KillSwitch(at)
-        pid = in_child(lambda db=db, archive=archive, switch=switch: (switch.install(), restore(db, archive))[1])
-        status = os.waitpid(pid, 0)[1]
+        status = run_child(lambda db=db, archive=archive, switch=switch: (switch.install(), restore(db, archive)))
         died = os.WIFSIGNALED(status)
         deaths += died
         if not died and status:
             failures.append(f"call {at}: the restoration failed")
-        if os.waitpid(in_child(lambda db=db, archive=archive: check(before, db, archive)), 0)[1]:
+        if run_child(lambda db=db, archive=archive: check(before, db, archive)):
             failures.append(f"call {at}")
         if not died:
             return {"deaths": deaths, "failures": failures}

@@ -88,7 +88,7 @@ def test_any_memories_come_back_and_nothing_else_moves(sample_store: Store, chos
 @pytest.mark.slow
 def test_killed_before_calls_into_file_system_or_sqlite(sample_store: Store, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", DRIVER, str(sample_store("schema_v7")), str(tmp_path), "1", "19"],
+        [sys.executable, "-m", DRIVER, str(sample_store("schema_v7")), str(tmp_path), "1", "7"],
         capture_output=True,
         text=True,
         check=False,
