@@ -163,6 +163,10 @@ class _Judge:
         leaving = _Leaving()
         for file in files:
             rows = self._archive.columns(file, _JUDGED)
+            if "id" not in rows.column_names:
+                raise ArchiveError(
+                    f"{self._archive.root / file.relative} has no column id", hint="move it out of the archive"
+                )
             judged = self._judge(rows)
             if self._archive.tombstones.ids(rows["id"]):
                 rows = self._archive.columns(file, DIGESTED)

@@ -8,8 +8,10 @@ The records lie in ``.tombstones``, in one Parquet file for each month of remova
 its content, so damage is noticed. It does not end in ``.parquet``, so no pattern takes it for a part of the archive.
 """
 
+import contextlib
 import hashlib
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from vidurai_pipeline.errors import ArchiveError
 
 FOLDER = ".tombstones"
 _SUFFIX = ".tombstones"
+#: What follows the month in the name of a file whose `archived_at` is in Vidurai's local time.
+_LOCAL = "-local"
 #: What an archive file's footer says of the zone of `archived_at`; the tombstones of its rows say the same.
 UTC_FOOTER = {b"vidurai_pipeline.timezone": b"UTC"}
 
@@ -153,15 +157,19 @@ class Tombstones:
             ArchiveError: they can't be written; then those of before are untouched.
         """
         make_folder(self.folder)
-        month = f"{datetime.now(UTC):%Y-%m}{'' if utc else '-local'}."
-        old = [self.root / file.relative for file in self.files() if file.name.startswith(month)]
-        # A run that died here may have left the same record in two files.
+        self._write(f"{datetime.now(UTC):%Y-%m}{'' if utc else _LOCAL}", records)
+
+    def _write(self, month: str, records: pa.Table) -> None:
+        """Add records to a month's file: write it anew under another name, then remove the old one."""
+        old = [self.root / file.relative for file in self.files() if _month(file) == month]
+        # A run that died here left the same records in two files.
         table = _distinct(pa.concat_tables([*map(_read, old), records.cast(SCHEMA)]))
         with archive_errors(self.folder):
             sink = pa.BufferOutputStream()
-            pq.write_table(table.replace_schema_metadata(UTC_FOOTER if utc else None), sink, write_page_checksum=True)
+            footer = None if month.endswith(_LOCAL) else UTC_FOOTER
+            pq.write_table(table.replace_schema_metadata(footer), sink, write_page_checksum=True)
             data = sink.getvalue().to_pybytes()
-            path = self.folder / f"{month}{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+            path = self.folder / f"{month}.{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
             durable_write(path, data)
             for before in old:
                 if before != path:
@@ -184,10 +192,18 @@ class Tombstones:
         return known.filter(_in(known["id"], ids)) if known.num_rows else known
 
     def sweep(self) -> None:
-        """Remove what a run that died left half written; the archive must be locked."""
+        """Put right what a run that died left half done; the archive must be locked."""
         with archive_errors(self.folder):
             for path in self.folder.glob("*.part"):
                 path.unlink(missing_ok=True)
+        for month, count in Counter(map(_month, self.files())).items():
+            if count > 1:
+                with contextlib.suppress(ArchiveError):  # a damaged one is told of by those who need it
+                    self._write(month, SCHEMA.empty_table())
+
+
+def _month(file: ArchiveFile) -> str:
+    return file.name.partition(".")[0]
 
 
 def _integers(ids: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

@@ -1,21 +1,28 @@
-"""Kills an expiry before every change to the file system, and checks what is left.
+"""Kills an expiry, or the flush after a backup's return, before every change, and checks what is left.
 
-    python -m vidurai_pipeline_tests.care.retention_driver ARCHIVE FOLDER EVERY
+    python -m vidurai_pipeline_tests.care.retention_driver expire HOME FOLDER EVERY
+    python -m vidurai_pipeline_tests.care.retention_driver flush HOME FOLDER EVERY
+
+HOME holds the archive, and for the flush a hot store whose memories are all archived already, or have expired.
 
 Run as a process of its own: its children are forked while it has one thread only.
 """
 
+import itertools
 import json
 import os
 import shutil
+import sqlite3
 import sys
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.care.retention import expire
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
@@ -30,9 +37,8 @@ def expire_noise(root: Path) -> None:
     expire(Archive(root), [RetentionRule.parse("NOISE=1d")], now=NOW)
 
 
-def killed_at(number: int, root: Path) -> None:
-    KillSwitch(number).install()
-    expire_noise(root)
+def flush(root: Path) -> None:
+    MemoryArchiver(root.parent / "vidurai.db", root).flush()
 
 
 def tombstones(archive: Archive) -> Counter:
@@ -48,7 +54,16 @@ def ids(found: Counter) -> Counter:
     return Counter(int(row.split("'id': ")[1].split(",")[0]) for row in found.elements())
 
 
-def check(root: Path, before: Counter) -> None:
+def check_flush(root: Path, before: Counter) -> None:
+    assert rows(root) == before
+    flush(root)
+    assert rows(root) == before
+    with closing(sqlite3.connect(root.parent / "vidurai.db")) as con:
+        assert con.execute("SELECT count(*) FROM memories").fetchone() == (0,)
+        assert con.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def check_expiry(root: Path, before: Counter) -> None:
     archive = Archive(root)
     kept = Counter({row: count for row, count in before.items() if "'salience': 'NOISE'" not in row})
     left = rows(root)
@@ -59,30 +74,35 @@ def check(root: Path, before: Counter) -> None:
     assert archive.manifests.flaws(list_files(root)) == []
     expire_noise(root)
     assert rows(root) == kept, "after the next run"
-    # A death between writing a month's file anew and removing the old one leaves both, until more are added.
-    assert set(tombstones(archive)) == set(ids(before - kept))
+    assert tombstones(archive) == ids(before - kept)
     odd = [path for path in (*root.rglob("*"), *root.parent.iterdir()) if path.name.endswith((".next", ".part"))]
     assert not odd, odd
 
 
-def main(source: Path, folder: Path, every: int) -> dict:
-    before = rows_apart(source)
-    deaths, number, failures = 0, 1, []
-    while True:
-        root = folder / "archive"
+def main(mode: str, source: Path, folder: Path, every: int) -> dict:
+    work, check = {"expire": (expire_noise, check_expiry), "flush": (flush, check_flush)}[mode]
+    before = rows_apart(source / "archive")
+    root = folder / "archive"
+
+    def die(number: int) -> None:
+        KillSwitch(number).install()
+        work(root)
+
+    deaths, failures = 0, []
+    for number in itertools.count(1, every):
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(source, root)
-        status = run_child(lambda root=root, number=number: killed_at(number, root))
+        shutil.copytree(source, folder)
+        status = run_child(lambda number=number: die(number))
         if not os.WIFSIGNALED(status):
             if status:
-                failures.append(f"call {number}: the expiry failed")
+                failures.append(f"call {number}: it failed")
             break
         deaths += 1
-        if run_child(lambda root=root: check(root, before)):
+        if run_child(lambda: check(root, before)):
             failures.append(f"call {number}")
-        number += every
     return {"deaths": deaths, "failures": failures}
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))
+    mode, source, folder, every = sys.argv[1:]
+    sys.stdout.write(json.dumps(main(mode, Path(source), Path(folder), int(every))))

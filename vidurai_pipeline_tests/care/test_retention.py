@@ -291,15 +291,10 @@ def test_tombstones_hold_no_text(store: Path) -> None:
 # What goes wrong on the way
 
 
-@pytest.mark.slow
-def test_killed_before_every_call(tmp_path: Path) -> None:
-    for month, first in (("2026-01", 0), ("2026-02", 20)):
-        for start in (first, first + 10):
-            rows = [memory(n, salience="NOISE" if n % 3 else "LOW") for n in range(start, start + 10)]
-            write_file(tmp_path / "archive", rows, f"memories_20260101_0000{start}.parquet", month=month)
+def assert_no_death_matters(mode: str, home: Path, work: Path, every: int) -> None:
     driver = [sys.executable, "-m", "vidurai_pipeline_tests.care.retention_driver"]
     done = subprocess.run(
-        [*driver, str(tmp_path / "archive"), str(tmp_path / "work"), "6"],
+        [*driver, mode, str(home), str(work), str(every)],
         capture_output=True,
         text=True,
         check=True,
@@ -308,6 +303,28 @@ def test_killed_before_every_call(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert result["failures"] == [], done.stderr
     assert result["deaths"] > 5
+
+
+@pytest.mark.slow
+def test_an_expiry_is_killed_before_every_change(tmp_path: Path) -> None:
+    for month, first in (("2026-01", 0), ("2026-02", 20)):
+        for start in (first, first + 10):
+            rows = [memory(n, salience="NOISE" if n % 3 else "LOW") for n in range(start, start + 10)]
+            write_file(tmp_path / "home/archive", rows, f"memories_20260101_0000{start}.parquet", month=month)
+    assert_no_death_matters("expire", tmp_path / "home", tmp_path / "work", 9)
+
+
+@pytest.mark.slow
+def test_the_flush_of_a_restored_store_is_killed_before_every_change(store: Path, tmp_path: Path) -> None:
+    change(store, "DELETE FROM memories WHERE id > 40")
+    backup = tmp_path / "backup.db"
+    shutil.copy(store, backup)
+    flush(store)
+    assert expire(archive_of(store), rules("NOISE=1d"), now=NOW).expired
+    for path in store.parent.glob("vidurai.db*"):
+        path.unlink()
+    shutil.copy(backup, store)
+    assert_no_death_matters("flush", store.parent, tmp_path / "work", 4)
 
 
 def test_a_damaged_month_stops_no_other(tmp_path: Path) -> None:
@@ -378,3 +395,14 @@ def test_the_command(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken.returncode == 1
     assert broken.stderr.startswith("error: year=")
     assert broken.stderr.count("\n") == 1
+
+
+def test_a_file_of_another_program_is_named(tmp_path: Path) -> None:
+    archive = Archive(tmp_path / "archive")
+    write_file(archive.root, [memory(1, salience="NOISE")])
+    (archive.root / "other").mkdir()
+    pq.write_table(pa.table({"a": [1]}), archive.root / "other/other.parquet")
+    done = expire(archive, rules("NOISE=1d"), now=NOW)
+    (problem,) = done.problems
+    assert "other.parquet has no column id" in problem
+    assert done.expired == 1
