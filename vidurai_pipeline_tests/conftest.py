@@ -80,10 +80,29 @@ def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return load_settings()
 
 
-@pytest.fixture
-def instance() -> "Iterator[DagsterInstance]":
-    """A Dagster instance in a folder of its own."""
+@pytest.fixture(scope="session")
+def _empty_history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Dagster puts into a new home: to make its databases takes far longer than to copy them."""
     from dagster import instance_for_test  # noqa: PLC0415  (slow to import, and most tests need it not)
 
-    with instance_for_test() as instance:
+    folder = tmp_path_factory.mktemp("history")
+    with instance_for_test(temp_dir=str(folder)) as instance:
+        instance.get_runs()
+        instance.all_asset_keys()
+        instance.all_instigator_state()
+    return folder
+
+
+@pytest.fixture
+def dagster_home(_empty_history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of Dagster's in which nothing has happened yet, for ``instance_for_test``."""
+    return Path(shutil.copytree(_empty_history, tmp_path_factory.mktemp("dagster") / "home"))
+
+
+@pytest.fixture
+def instance(dagster_home: Path) -> "Iterator[DagsterInstance]":
+    """A Dagster instance in a folder of its own."""
+    from dagster import instance_for_test  # noqa: PLC0415
+
+    with instance_for_test(temp_dir=str(dagster_home)) as instance:
         yield instance

@@ -4,7 +4,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -52,9 +52,8 @@ def home(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def daemon(home: Path) -> Iterator[Daemon]:
-    with dg.instance_for_test() as instance:
-        yield Daemon(instance)
+def daemon(home: Path, instance: dg.DagsterInstance) -> Daemon:
+    return Daemon(instance)
 
 
 def test_a_backlog_starts_one_run_and_its_end_no_other(daemon: Daemon, home: Path) -> None:
@@ -117,7 +116,7 @@ def test_failed_runs_make_it_wait(daemon: Daemon, home: Path) -> None:
 def test_waits_while_a_run_is_at_work_or_another_process_holds_the_archive(daemon: Daemon) -> None:
     job = daemon.definitions.resolve_job_def("maintenance")
     run = daemon.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
-    assert "is at work" in str(daemon.tick())
+    assert "running or queued" in str(daemon.tick())
     daemon.instance.delete_run(run.run_id)
     with mock.patch.object(Archive, "lock", side_effect=LockedError("another run is at work on it")):
         assert "another run is at work" in str(daemon.tick())

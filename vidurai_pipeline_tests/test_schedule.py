@@ -64,9 +64,9 @@ def location(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def queue() -> Iterator[dg.DagsterInstance]:
+def queue(dagster_home: Path) -> Iterator[dg.DagsterInstance]:
     overrides = {"run_coordinator": {"module": "dagster._core.test_utils", "class": "MockedRunCoordinator"}}
-    with dg.instance_for_test(overrides=overrides) as instance:
+    with dg.instance_for_test(overrides=overrides, temp_dir=str(dagster_home)) as instance:
         yield instance
 
 
