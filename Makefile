@@ -27,7 +27,7 @@ dev: $(VENV)/running $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000, w
 	@$(BIN)/vidurai-pipeline ui
 
 test: $(VENV)/installed $(REFERENCE)/installed  ## run all tests
-	$(BIN)/pytest -n 2 -rs $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal -rs $(PYTEST_ARGS)
 
 test-fast: $(VENV)/installed  ## run each package's main promises, in less than a minute
 	$(BIN)/pytest -n 2 -m fast $(PYTEST_ARGS)

@@ -38,10 +38,10 @@ def test_killed_while_another_process_stages(sample_store: Callable[[str], Path]
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_random_times(sample_store: Callable[[str], Path], tmp_path: Path, seed: int) -> None:
-    assert drive("random", sample_store("schema_v7"), tmp_path, seed, 100) > 20
+    assert drive("random", sample_store("schema_v7"), tmp_path, seed, 60) > 20
 
 
 def test_killed_at_random_times_while_another_process_writes(
     sample_store: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    assert drive("apart", sample_store("schema_v7"), tmp_path, 3, 40) > 10
+    assert drive("apart", sample_store("schema_v7"), tmp_path, 3, 25) > 10
