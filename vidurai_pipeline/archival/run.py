@@ -439,8 +439,8 @@ class Run:
         except ArchiveError as error:
             # What can't be read must not keep new memories from the archive; `expire` removes them again.
             result.notes.append(f"{error}. Memories that came back from a backup may be archived again")
-        self.purger.finish(count)
         if count.purged:
+            self.purger.finish(count)
             result.tombstoned += count.purged
             result.notes.append(f"{plural(count.purged, 'memory')} had expired, came back and were purged again")
         result.longest_hold = max(result.longest_hold, count.longest_hold)
