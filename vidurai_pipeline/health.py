@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.cold.archive import Archive, PublishedFile, count_rows, read_back
 from vidurai_pipeline.cold.files import free_bytes
-from vidurai_pipeline.cold.listing import list_files, list_settled
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
 from vidurai_pipeline.cold.manifest import age_in_days
 from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import NAMED, ArchiveError, PipelineError, plural, some_of
@@ -35,6 +35,8 @@ from vidurai_pipeline.hot.store import HotStore
 
 #: What is left free on a disk beside what the next run needs.
 SPARE_BYTES = 100_000_000
+# How often months may be rewritten while the archive is checked.
+_REWRITINGS = 20
 _UNREADABLE = (OSError, pa.ArrowException, KeyError)
 
 
@@ -96,6 +98,23 @@ def archive_readable(
     Returns:
         The finding, and what the archive holds now.
     """
+    listed = _listed(archive)
+    for _ in range(_REWRITINGS):
+        found = _archive_readable(archive, before, thorough=thorough)
+        if (now := _listed(archive)) == listed:
+            return found
+        listed = now  # files were rewritten meanwhile, and some may have been missed
+    return _archive_readable(archive, before, thorough=thorough)
+
+
+def _listed(archive: Archive) -> tuple[ArchiveFile, ...]:
+    try:
+        return list_files(archive.root)
+    except ArchiveError:  # which the check itself finds
+        return ()
+
+
+def _archive_readable(archive: Archive, before: ArchiveSize | None, *, thorough: bool) -> tuple[Finding, ArchiveSize]:
     pending = {archive.root / mark.file for mark in _marks(archive)}
     # What a pending file is worth, the next run finds out.
     try:

@@ -28,6 +28,7 @@ from vidurai_pipeline.cold import generation, listing
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.errors import ArchiveError, ConfigError
+from vidurai_pipeline.health import ArchiveSize, archive_readable
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline_tests.support.archives import BASE, experience, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli, loads
@@ -298,6 +299,14 @@ def test_a_query_beside_it_is_always_right(home: Path) -> None:
             answers.add(next(analyst.query_rows(f"{COUNT} history")[1]))
     assert {answer[:2] for answer in answers} == {(24 * 20, 24 * 20)}
     assert len(answers) == 1
+
+
+def test_no_check_beside_it_misses_a_memory(home: Path) -> None:
+    archive = Archive(home / "archive")
+    with compacting(archive) as done:
+        while done() < 24:
+            finding, size = archive_readable(archive, ArchiveSize(0, 24 * 20), thorough=False)
+            assert (finding.status, size.rows) == ("ok", 24 * 20), finding
 
 
 def test_a_plain_pattern_beside_it_is_right_or_refused(home: Path) -> None:
