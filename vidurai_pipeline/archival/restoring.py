@@ -69,18 +69,16 @@ class RestoreReport:
         return report
 
 
-def finish_restorations(run: "Run") -> list[RestoreReport]:
-    """Finish the restorations that a run before this one began.
+def finish_restorations(run: "Run") -> list[int]:
+    """Finish the restorations that a run before this one began; returns how many memories each was about.
 
     Raises:
         HotStoreError, ArchiveError: one could not be finished; the next run tries again.
     """
-    reports = []
-    for intent in run.archive.intents.all():
-        if intent.kind == "restore" and intent.concerns(run.identity):
-            reports.append(RestoreReport())
-            bring_back(run, intent, reports[-1])
-    return reports
+    found = [one for one in run.archive.intents.all() if one.kind == "restore" and one.concerns(run.identity)]
+    for intent in found:
+        bring_back(run, intent, RestoreReport())
+    return [len(intent.memories) for intent in found]
 
 
 def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:

@@ -136,10 +136,8 @@ class Run:
         schema = self.store.schema(self.con)
         recovered = self.recover()
         try:
-            for done in finish_restorations(self):
-                recovered.notes.append(
-                    f"a restoration was finished that had been cut short: {done.restored:,} memories"
-                )
+            for memories in finish_restorations(self):
+                recovered.notes.append(f"finished a restoration that was cut short: {plural(memories, 'memory')}")
         except ArchiveError as error:  # which must not keep new memories from the archive
             recovered.problems.append(f"a restoration could not be finished: {error}")
         self._left_alone = left_alone(self.store, self.archive)

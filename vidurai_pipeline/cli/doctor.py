@@ -124,6 +124,23 @@ def _archive_files(archive: Archive, scrub_days: int) -> Iterator[Finding]:
         )
 
 
+def _unfinished(archive: Archive) -> Iterator[Finding]:
+    """Restorations and erasures that a crash cut short."""
+    try:
+        intents = archive.intents.all()
+    except PipelineError as error:
+        yield Finding("unfinished work", "failed", str(error))
+        return
+    for intent in intents:
+        work = {"restore": "restoration", "erase": "erasure"}[intent.kind]
+        yield Finding(
+            f"unfinished {work}",
+            "warning",
+            f"{plural(len(intent.memories), 'memory')} of {intent.store[0]}: run the job or `vidurai-pipeline flush`, "
+            "which finishes it",
+        )
+
+
 def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
     try:
         marks = archive.pending.all()
@@ -151,6 +168,7 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
             f"{len(strangers)} files wait for another hot store ({stores}): run the job on that one; if it has moved "
             f"here, move their marks out of {archive.root / '.pending'}",
         )
+    yield from _unfinished(archive)
     if manifests := archive.manifests.set_aside():
         yield Finding(
             "manifests set aside",

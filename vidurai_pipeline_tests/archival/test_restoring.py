@@ -251,6 +251,24 @@ def test_a_file_system_that_cannot_exchange_folders(db: Path, monkeypatch: pytes
     assert flush(db) == 0
 
 
+def test_doctor_names_an_unfinished_restoration(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = home / "vidurai.db"
+    flush(db)
+    id_ = cold_ids(db)[0]
+
+    def full(*_: object, **__: object) -> None:
+        raise ArchiveError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vidurai_pipeline.archival.restoring.rewrite_folder", full)
+        with pytest.raises(ArchiveError):
+            restore(db, id_)
+    assert "unfinished restoration: 1 memory" in cli("doctor").stdout
+    assert flush(db).notes == ["finished a restoration that was cut short: 1 memory"]
+    assert "unfinished restoration" not in cli("doctor").stdout
+    assert id_ not in cold_ids(db)
+
+
 def test_the_command(home: Path) -> None:
     flush(home / "vidurai.db")
     ids = cold_ids(home / "vidurai.db")
