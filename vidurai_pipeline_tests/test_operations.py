@@ -158,6 +158,26 @@ def test_an_old_damaged_file(machine: Machine) -> None:
     assert machine.sh("vidurai-pipeline dream").returncode == 0
 
 
+def test_healing_from_the_mirror(machine: Machine) -> None:
+    machine.environment["VIDURAI_MIRROR"] = str(machine.home / "disk/mirror")
+    machine.sh("vidurai-pipeline flush")
+    (path,) = machine.archive.rglob("*.parquet")
+    os.truncate(path, 1_000)
+    machine.follow("Heal the archive from its mirror")
+    machine.assert_well()
+
+
+def test_a_mirror_that_is_gone(machine: Machine) -> None:
+    machine.environment["VIDURAI_MIRROR"] = str(machine.home / "mirror")
+    archive_half(machine)
+    (machine.home / "mirror").rename(machine.home / "unplugged")
+    assert machine.sh("vidurai-pipeline run").returncode == 1
+    assert hot_rows(machine.db) == machine.before
+    (machine.home / "unplugged").rename(machine.home / "mirror")
+    machine.follow("The mirror can't be used")
+    assert machine.sh("vidurai-pipeline doctor").returncode == 0
+
+
 def test_an_expiry_by_mistake(machine: Machine) -> None:
     machine.sh("vidurai-pipeline flush")
     (path,) = machine.archive.rglob("*.parquet")

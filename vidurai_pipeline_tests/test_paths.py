@@ -24,6 +24,7 @@ COMMANDS = (
     ("restore", "--where", "true", "--yes"),
     ("scrub", "--all"),
     ("scrub", "--forget"),
+    ("salvage", __file__),
     ("compact",),
     ("expire",),
     ("expire", "--dry-run"),

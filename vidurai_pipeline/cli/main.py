@@ -16,6 +16,7 @@ from vidurai_pipeline.cli.compact import compact
 from vidurai_pipeline.cli.expire import expire
 from vidurai_pipeline.cli.limits import bound_memory, lower_priority
 from vidurai_pipeline.cli.restore import restore
+from vidurai_pipeline.cli.salvage import salvage
 from vidurai_pipeline.errors import (
     MORE_MEMORY,
     ArchiveWarning,
@@ -509,6 +510,7 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
 main.add_command(compact)
 main.add_command(expire)
 main.add_command(restore)
+main.add_command(salvage)
 
 
 if __name__ == "__main__":
