@@ -9,7 +9,7 @@ from pathlib import Path
 from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.archival.staging import Stager, StagingRequest
 from vidurai_pipeline.archival.staging_process import Staging
-from vidurai_pipeline.cold.archive import Archive, read_back
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
 from vidurai_pipeline.hot.schema import StoreSchema
 from vidurai_pipeline.hot.sql import data_version
@@ -36,6 +36,6 @@ def archive(db: Path, root: Path, rows_per_file: int = 25_000) -> int:
             while (staged := staging.finish(lambda _: None)).hidden is not None:
                 staged.hidden.rename(staged.path)
                 staging.begin(StagingRequest(cold.new_path(moment), staged.last, rows_per_file))
-                for copies in read_back(staged.path):
+                for copies in cold.read_back(staged.path):
                     purger.purge(copies, count, data_version(con))
         return count.purged

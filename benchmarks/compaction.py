@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.history import RESULTS, WORDS, batch
-from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline.hot.schema import SPECIFIED
 
@@ -54,7 +54,7 @@ def make_archive(base: Path, files: int, rows: int, *, days: float, first: datet
             writer.write(batch(random, ids, moment, (texts, gists)).cast(schema))
             writer.annotate({"vidurai_pipeline": "1", "vidurai_pipeline.timezone": "UTC"})
         writer.path.rename(path)
-        entries[str(path.relative_to(base))] = FileContents.read(path).entry()
+        entries[str(path.relative_to(base))] = archive.contents(path).entry()
     archive.manifests.update(entries)
 
 

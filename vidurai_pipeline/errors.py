@@ -8,7 +8,8 @@
     │   ├── BusyError           ... because of a lock; it may be free later
     │   └── SchemaError         ... because of its tables
     ├── ArchiveError            the Parquet archive can't be used
-    │   └── VerificationError   ... because a file is not what was written
+    │   ├── VerificationError   ... because a file is not what was written
+    │   └── MissingKeyError     ... because a key is not there, or the key file can't be used
     ├── LockedError             another run is at work
     └── QTableError             the Q-table can't be used
 
@@ -85,6 +86,10 @@ class ArchiveWarning(UserWarning):
 
 class VerificationError(ArchiveError):
     """A file read back from the archive does not equal the rows it was written from."""
+
+
+class MissingKeyError(ArchiveError):
+    """An archived file is encrypted with a key that is not there, or the key file can't be used."""
 
 
 class LogHeldError(BusyError):

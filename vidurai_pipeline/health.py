@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.cold.archive import Archive, PublishedFile, count_rows, read_back
+from vidurai_pipeline.cold.archive import Archive, PublishedFile
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
 from vidurai_pipeline.cold.manifest import age_in_days
@@ -37,7 +37,7 @@ from vidurai_pipeline.hot.store import HotStore
 SPARE_BYTES = 100_000_000
 # How often months may be rewritten while the archive is checked.
 _REWRITINGS = 20
-_UNREADABLE = (OSError, pa.ArrowException, KeyError)
+_UNREADABLE = (OSError, pa.ArrowException, KeyError, ArchiveError)
 
 
 # What may differ between two copies of one version: when and where it was archived, and what its project was called.
@@ -119,6 +119,8 @@ def _archive_readable(archive: Archive, before: ArchiveSize | None, *, thorough:
     # What a pending file is worth, the next run finds out.
     try:
         files = [path for path in archive.files() if path not in pending]
+        for path in files:
+            archive.keys.get(path)
     except PipelineError as error:
         return Finding("archive", "failed", str(error)), ArchiveSize(0, 0)
     broken: list[Path] = []
@@ -128,7 +130,11 @@ def _archive_readable(archive: Archive, before: ArchiveSize | None, *, thorough:
             broken.append(path)
             continue
         try:
-            count = sum(batch.num_rows for batch in read_back(path, ["id"])) if thorough else count_rows(path)
+            count = (
+                sum(batch.num_rows for batch in archive.read_back(path, ["id"]))
+                if thorough
+                else archive.count_rows(path)
+            )
             contents.append(PublishedFile(path, count, path.stat().st_size))
         except _UNREADABLE:
             if path.exists():
@@ -229,7 +235,7 @@ def one_tier(store: HotStore, archive: Archive) -> Finding:
             hot = pa.array([id_ for (id_,) in con.execute("SELECT id FROM memories")], pa.int64())
             for path in files:
                 if path not in marked:
-                    both += _shared(con, path, hot)
+                    both += _shared(con, archive, path, hot)
     except (PipelineError, sqlite3.Error, *_UNREADABLE):
         return Finding(
             "one tier", "warning", "could not be checked: a store or file can't be read, which the other checks name"
@@ -246,9 +252,9 @@ def one_tier(store: HotStore, archive: Archive) -> Finding:
     return Finding("one tier", "ok", "no memory is in both tiers")
 
 
-def _shared(con: sqlite3.Connection, path: Path, hot: pa.Array) -> list[int]:
+def _shared(con: sqlite3.Connection, archive: Archive, path: Path, hot: pa.Array) -> list[int]:
     try:
-        ids = pa.chunked_array([batch.column("id") for batch in read_back(path, ["id"])], pa.int64())
+        ids = pa.chunked_array([batch.column("id") for batch in archive.read_back(path, ["id"])], pa.int64())
     except FileNotFoundError:
         return []
     known = pc.call_function("is_in", [ids], pc.SetLookupOptions(hot))
@@ -256,7 +262,7 @@ def _shared(con: sqlite3.Connection, path: Path, hot: pa.Array) -> list[int]:
     if not candidates:
         return []
     shared = []
-    for batch in read_back(path, ["id", "created_at"]):
+    for batch in archive.read_back(path, ["id", "created_at"]):
         copies = dict(zip(*(column.to_pylist() for column in batch.columns), strict=True))
         rows = con.execute(
             "SELECT id, created_at FROM memories WHERE id IN (SELECT value FROM json_each(?))",

@@ -187,6 +187,11 @@ class Settings(BaseSettings):
         description="A folder on another disk for a second copy of the archive. Memories leave the hot store only when "
         "both hold them, and `scrub --repair` heals one from the other. By default there is none",
     )
+    archive_key_file: UserPath | None = Field(
+        default=None,
+        description="Encrypts new archive files with the newest key of this file, which `vidurai-pipeline new-key` "
+        "makes. Without its keys the files can't be read",
+    )
     q_table: UserPath | None = Field(
         default=None, description="The Q-table. By default `q_table.json` in Vidurai's folder"
     )
@@ -327,6 +332,8 @@ class Settings(BaseSettings):
             "DAGSTER_HOME": self.dagster_home,
             "VIDURAI_ARCHIVE": self.archive_path,
         }
+        if self.archive_key_file is not None:
+            places["VIDURAI_ARCHIVE_KEY_FILE"] = self.archive_key_file
         for (name, path), (other, taken) in itertools.combinations(places.items(), 2):
             if _same_file(path, taken):
                 raise ValueError(f"{name} and {other} both name {path}: each needs a place of its own")

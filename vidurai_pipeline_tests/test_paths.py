@@ -26,6 +26,8 @@ COMMANDS = (
     ("scrub", "--forget"),
     ("salvage", __file__),
     ("compact",),
+    ("new-key",),
+    ("rekey",),
     ("expire",),
     ("expire", "--dry-run"),
     ("doctor",),

@@ -4,18 +4,25 @@ from pathlib import Path
 
 import duckdb
 
+from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.errors import ConfigError
 
 _LARGEST_SPILL = "20GB"
+# Without its extension httpfs, DuckDB has no random numbers that it calls safe, and must be told to encrypt with those
+# that it has. Files that it spills are gone after the query.
+_ENCRYPTED_SPILL = {"force_mbedtls_unsafe": True, "temp_file_encryption": True}
 
 
-def connect(memory_limit: str, threads: int | None, scratch: Path, **further: object) -> duckdb.DuckDBPyConnection:
+def connect(
+    memory_limit: str, threads: int | None, scratch: Path, keys: KeyRing | None = None, **further: object
+) -> duckdb.DuckDBPyConnection:
     """Open a database in memory.
 
     Args:
         memory_limit: the most memory that DuckDB may use, such as ``1GB``.
         threads: DuckDB's threads; None for one for each core.
-        scratch: a private folder, for what does not fit into memory.
+        scratch: a private folder, for what does not fit into memory. With keys, it is encrypted there.
+        keys: the archive's keys; default none.
         further: more of DuckDB's settings.
 
     Raises:
@@ -26,6 +33,7 @@ def connect(memory_limit: str, threads: int | None, scratch: Path, **further: ob
         "memory_limit": memory_limit,
         "temp_directory": str(scratch / "spill"),
         "max_temp_directory_size": _LARGEST_SPILL,
+        **(_ENCRYPTED_SPILL if keys is not None and keys.path else {}),
         "TimeZone": "UTC",  # as Vidurai's own times, so that nothing depends on where a query runs
         **further,
     }

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import duckdb
 
+from vidurai_pipeline.analytics.sources import scan
+from vidurai_pipeline.cold.keys import is_encrypted
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
 from vidurai_pipeline.cold.manifest import Flaw, Manifests
 from vidurai_pipeline.errors import ArchiveError, plural
@@ -42,14 +44,16 @@ def find_damaged(
     """
     damaged = []
     for file in listing.files if files is None else files:
-        path = listing.sql([file])
-        # An aggregate that needs every value: the file's statistics can answer nothing of it.
-        sql = "SELECT max(hash(COLUMNS(*))) FROM read_parquet({}, hive_partitioning = false)"
         try:
-            connection.execute(("SELECT count(*) FROM parquet_schema({})" if footers_only else sql).format(path))
+            rows = scan(connection, listing, [file])
+            # An aggregate that needs every value: the file's statistics can answer nothing of it.
+            columns = "DESCRIBE SELECT *" if footers_only else "SELECT max(hash(COLUMNS(*)))"
+            connection.execute(f"{columns} FROM {rows}")
             connection.fetchall()
         except (duckdb.InterruptException, duckdb.OutOfMemoryException):
             raise
+        except ArchiveError:  # encrypted, and can't be opened
+            damaged.append(file)
         except duckdb.Error as error:
             if any(said in str(error) for said in ("bad_alloc", "temporarily unavailable")):
                 raise duckdb.OutOfMemoryException(f"Out of Memory Error: {error}") from None
@@ -76,6 +80,8 @@ def damage_message(listing: Listing, damaged: Sequence[ArchiveFile]) -> str:
 def _unreadable(listing: Listing, file: ArchiveFile) -> str:
     if not os.access(listing.path(file), os.R_OK):
         return "can't be read: it is not readable for this user"
+    if file.key is None and is_encrypted(listing.path(file)):
+        return "is encrypted, but its name names no key: give it its old name"
     return "is not a readable Parquet file"
 
 
@@ -106,6 +112,11 @@ class DamageFilter:
         """
         flaws = [*self._manifests.missing(listing.files), *self._manifests.damaged(listing.files)]
         for file in listing.files:
+            if listing.keys.missing([file.name]):
+                flaws.append(
+                    Flaw(file.relative, f"its key {file.key} is not there", self._memories(connection, listing, file))
+                )
+                continue
             try:
                 flaws += self._manifests.altered([file])
             except ArchiveError:

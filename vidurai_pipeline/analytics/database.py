@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -33,6 +33,7 @@ from vidurai_pipeline.analytics.pushdown import Parameters, row_filter
 from vidurai_pipeline.analytics.sandbox import Statement
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.search import FOUND, RANKED, Search
+from vidurai_pipeline.analytics.sources import open_encrypted, table_name
 from vidurai_pipeline.analytics.views import (
     COMMENTS,
     HOT,
@@ -45,6 +46,7 @@ from vidurai_pipeline.analytics.views import (
     hot_source,
     listed_memories,
 )
+from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files, quote_literal
 from vidurai_pipeline.cold.manifest import Flaw, Manifests
 from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
@@ -52,6 +54,9 @@ from vidurai_pipeline.hot.view import HotSnapshot, RowFilter, UnusualRowError
 
 #: How often files may be rewritten while they are read, before that is an error. Between two times lies a moment.
 CHANGES = 20
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
 _INCOMING = f"{HOT}_incoming"
 _WORTH_A_QUERY = 4 * 1024 * 1024
 _MAKE_MEMORIES = "CREATE OR REPLACE TEMPORARY VIEW memories AS"
@@ -65,6 +70,7 @@ class ArchiveDatabase:
         given: the caller's connection, if the views are to be made there.
         memory_limit: the most memory that a database of its own may use.
         threads: the threads of a database of its own; None for one per core.
+        keys: the archive's keys.
         skip_damaged: whether damaged files are left out, with an ArchiveWarning; else they are an error.
 
     Attributes:
@@ -80,10 +86,12 @@ class ArchiveDatabase:
         given: duckdb.DuckDBPyConnection | None,
         memory_limit: str,
         threads: int | None,
+        keys: KeyRing,
         *,
         skip_damaged: bool = False,
     ) -> None:
         self.base = base
+        self._keys = keys
         self.files: tuple[ArchiveFile, ...] = ()
         self.left_out: list[Flaw] = []
         self._listed: tuple[ArchiveFile, ...] = ()
@@ -96,6 +104,7 @@ class ArchiveDatabase:
         self._manifests = Manifests(base)
         self._filter = DamageFilter(self._manifests) if skip_damaged else None
         self.columns: Sequence[str] = ()
+        self._encrypted: dict[str, Dataset] = {}
         self._lock = threading.RLock()
         self._scratch: Path | None = None
         self._remove_scratch = lambda: None
@@ -158,7 +167,12 @@ class ArchiveDatabase:
             connection = self._connection
             assert connection is not None  # noqa: S101 - the last attempt either opened it or raised
             # Temporary views are the connection's own: a cursor of the caller's would not see them.
-            return connection if self._given is not None else connection.cursor()
+            if self._given is not None:
+                return connection
+            cursor = connection.cursor()
+            for name, dataset in self._encrypted.items():
+                cursor.register(name, dataset)
+            return cursor
 
     def outline_memories(self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> BothTiers:
         """Make the view ``memories`` over both tiers, for one connection alone, with no row of the hot store yet.
@@ -262,7 +276,7 @@ class ArchiveDatabase:
 
     def listing(self) -> Listing:
         """The files that the views read."""
-        return Listing.readable(self.base, self.files, self.scratch_folder)
+        return Listing.readable(self.base, self.files, self.scratch_folder, self._keys)
 
     def scratch_folder(self) -> Path:
         """A private folder for temporary files, which goes with the database."""
@@ -277,9 +291,11 @@ class ArchiveDatabase:
         What DuckDB remembers of files that were replaced goes with the old database, and readers that still read
         from that keep it alive.
         """
-        listing = Listing.readable(self.base, files, self.scratch_folder)
+        listing = Listing.readable(self.base, files, self.scratch_folder, self._keys)
         connection = self._given if self._given is not None else self._locked_in(listing)
-        if self._filter is not None:
+        if self._filter is None:
+            listing.require_keys()
+        else:
             listing, self.left_out = self._filter.split(connection, listing)
             self.files = listing.files
         try:
@@ -299,6 +315,7 @@ class ArchiveDatabase:
             self._memory_limit,
             self._threads,
             self.scratch_folder(),
+            self._keys,
             parquet_metadata_cache=True,
             python_enable_replacements=False,  # or SQL could read the caller's Python variables
             autoinstall_known_extensions=False,
@@ -314,7 +331,8 @@ class ArchiveDatabase:
     def _make_views(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> None:
         known, superseded = self._cache.load(listing.files)
         self.footers.known = known | self.footers.known
-        views = Views(listing, self.footers.merged(connection, listing))
+        columns = self.footers.merged(connection, listing)
+        views = Views(listing, columns, self._register_encrypted(connection, listing))
         self.columns = views.columns
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
@@ -338,6 +356,17 @@ class ArchiveDatabase:
             connection.execute(f"COMMENT ON COLUMN {view}.{name} IS {quote_literal(text)}")
         for statement in fill_in:
             connection.execute(statement)
+
+    def _register_encrypted(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> dict[str, list[str]]:
+        """Make tables of the encrypted files; gives the columns of each."""
+        groups: dict[object, list[ArchiveFile]] = {}
+        for file in listing.files:
+            if file.key is not None:
+                groups.setdefault((file.key, self.footers.known[file]), []).append(file)
+        self._encrypted = {table_name(group): open_encrypted(listing, group) for group in groups.values()}
+        for name, dataset in self._encrypted.items():
+            connection.register(name, dataset)
+        return {table_name(group): [name for name, _ in self.footers.known[group[0]]] for group in groups.values()}
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -44,7 +44,9 @@ _VALUE = re.compile(r"['\"(:\[{\d]|with value|\n|(?<=specifier )")
 
 def names_a_file(message: str) -> bool:
     """Whether the error is about a file, which may have been withdrawn since the archive was listed."""
-    return _FILE.search(message) is not None or message.startswith(("IO Error", "Invalid Input Error: No magic"))
+    return _FILE.search(message) is not None or (
+        message.startswith(("IO Error", "Invalid Input Error: No magic")) or "Failed to open local file" in message
+    )
 
 
 def may_be_damage(message: str) -> bool:
@@ -54,7 +56,10 @@ def may_be_damage(message: str) -> bool:
     kind = message.partition(": ")[0]
     return kind in {"IO Error", "INTERNAL Error", "Serialization Error"} or (
         # an error that is none of DuckDB's kinds comes from the depths of the Parquet reader
-        not kind.endswith("Error") or "arquet" in message
+        not kind.endswith("Error")
+        or "arquet" in message
+        # Arrow reads the encrypted files
+        or "the stream registered as" in message
     )
 
 

@@ -31,6 +31,7 @@ from vidurai_pipeline.analytics.search import (
     result_columns,
     snippet,
 )
+from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import Flaw
 from vidurai_pipeline.errors import ConfigError, QueryError, refuse_to_run
@@ -122,9 +123,10 @@ class RepoAnalyst:
         self.archive_base = (archive_base or settings.archive_path).expanduser().absolute()
         self._timeout = timeout
         self._memory_limit, self._threads = memory_limit or settings.memory_limit, threads or settings.threads
+        self._keys = KeyRing(settings.archive_key_file)
         self._shared = connection is not None
         self._database = ArchiveDatabase(
-            self.archive_base, connection, self._memory_limit, self._threads, skip_damaged=skip_damaged
+            self.archive_base, connection, self._memory_limit, self._threads, self._keys, skip_damaged=skip_damaged
         )
         if hot_store is None and self.archive_base != settings.archive_path:
             hot_store = store_in(self.archive_base.parent)
@@ -339,7 +341,7 @@ class RepoAnalyst:
         with contextlib.ExitStack() as stack:
             database = self._database
             if tier == "hot":  # damaged files of the archive are no matter then
-                none = ArchiveDatabase(scratch / "none", None, self._memory_limit, self._threads)
+                none = ArchiveDatabase(scratch / "none", None, self._memory_limit, self._threads, self._keys)
                 database = stack.enter_context(contextlib.closing(none))
             hot = stack.enter_context(self._hot.snapshot(scratch))
             pool = stack.enter_context(ThreadPoolExecutor(1))

@@ -11,8 +11,9 @@ from pathlib import Path
 import duckdb
 
 from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON, damage_message, find_damaged
+from vidurai_pipeline.analytics.sources import group_encrypted, scan
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
-from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.errors import ArchiveError, MissingKeyError
 from vidurai_pipeline.hot.schema import RESERVED
 
 REQUIRED = ("id", "verbatim", "archived_at")
@@ -85,10 +86,7 @@ class Footers:
         merged = dict(BASE_COLUMNS)
         if not samples:
             return merged
-        rows = connection.execute(
-            f"DESCRIBE SELECT * FROM read_parquet({listing.sql(list(samples.values()))}, "
-            "union_by_name = true, hive_partitioning = false)"
-        ).fetchall()
+        rows = connection.execute(f"DESCRIBE FROM {scan(connection, listing, list(samples.values()))}").fetchall()
         types: dict[str, set[str]] = {}
         for name, type_ in (column for columns in samples for column in columns):
             types.setdefault(name.lower(), set()).add(type_)
@@ -114,7 +112,36 @@ def shown_names(names: Collection[str]) -> dict[str, str]:
 def _read_footers(
     connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequence[ArchiveFile]
 ) -> dict[ArchiveFile, Columns]:
-    """Read the files' top-level columns; files of one schema are grouped in DuckDB, they are nearly all of one."""
+    """Read the files' top-level columns."""
+    plain = [file for file in files if file.key is None]
+    encrypted = [file for file in files if file.key is not None]
+    return (_read_plain(connection, listing, plain) if plain else {}) | _read_encrypted(connection, listing, encrypted)
+
+
+def _read_encrypted(
+    connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequence[ArchiveFile]
+) -> dict[ArchiveFile, Columns]:
+    """Let Arrow group the files by schema, and DuckDB name the types: its ``parquet_schema`` takes no key."""
+    found: dict[ArchiveFile, Columns] = {}
+    for group in _encrypted_groups(listing, files):
+        rows = connection.execute(f"DESCRIBE FROM {scan(connection, listing, group[:1])}").fetchall()
+        found.update(dict.fromkeys(group, tuple((str(row[0]), str(row[1])) for row in rows)))
+    return found
+
+
+def _encrypted_groups(listing: Listing, files: Sequence[ArchiveFile]) -> list[list[ArchiveFile]]:
+    try:
+        return group_encrypted(listing, files)
+    except MissingKeyError:
+        raise
+    except ArchiveError as error:
+        raise ArchiveError(str(error), ADVICE + ASK_ON) from None
+
+
+def _read_plain(
+    connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequence[ArchiveFile]
+) -> dict[ArchiveFile, Columns]:
+    """Group files of one schema in DuckDB; they are nearly all of one."""
     try:
         groups = connection.execute(
             f"""
@@ -204,13 +231,14 @@ def _refuse_fractions(
             if BASE_COLUMNS.get(name.lower()) == "BIGINT" and _FRACTIONS.fullmatch(type_):
                 suspects.setdefault(name.lower(), []).append(file)
     for name, files in suspects.items():
-        source = f"read_parquet({listing.sql(files)}, union_by_name = true, hive_partitioning = false)"
-        row = connection.execute(f"SELECT filename FROM {source} WHERE {name} <> trunc({name}) LIMIT 1").fetchone()
-        if row and (file := listing.named(row[0])):
-            raise ArchiveError(
-                f"{listing.path(file)} is not an archive of memories: its column {name!r} holds fractions, not "
-                "integers; move it out of the archive"
-            )
+        for file in files:
+            rows = scan(connection, listing, [file])
+            if connection.execute(f"SELECT 1 FROM {rows} WHERE {name} <> trunc({name}) LIMIT 1").fetchall():
+                raise ArchiveError(
+                    f"{listing.path(file)} is not an archive of memories: its column {name!r} holds fractions, not "
+                    "integers",
+                    "move it out of the archive",
+                )
 
 
 def _check_nested(samples: dict[Columns, ArchiveFile], merged: dict[str, str], listing: Listing) -> None:

@@ -28,7 +28,7 @@ SETTLED_SECONDS = 2.0
 """A file that changed more recently may change again within one tick of its file system's clock."""
 
 _MOST_PLACES = 20_000
-_FORMAT = f"2 {duckdb.__version__}"
+_FORMAT = f"3 {duckdb.__version__}"
 
 
 class ListingCache:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from vidurai_pipeline.analytics.file_schemas import is_nested, shown_names, united
 from vidurai_pipeline.analytics.times import utc_timestamp
-from vidurai_pipeline.cold.listing import Listing, quote_literal
+from vidurai_pipeline.cold.listing import FILE, MONTH, YEAR, Listing, quote_literal
 from vidurai_pipeline.hot.sql import quote_identifier
 
 SUPERSEDED = "_superseded"
@@ -63,25 +63,33 @@ Files of others may hold the levels as numbers, which the views show as text.
 
 # A place in the archive as one number: the file's position in its list, then the row's in the file.
 _PLACE = "((file_index::BIGINT << 32) + file_row_number)"
+# Of an encrypted file's rows Arrow gives no numbers: what tells the copies of one memory apart must do. It is beyond
+# all other places.
+_ENCRYPTED_PLACE = f"(((hash({FILE}, id, created_at, archived_at) >> 2) | (1::UBIGINT << 62))::BIGINT)"
 _OWN_COLUMNS = {"year": "INTEGER", "month": "INTEGER", "filename": "VARCHAR", "place": "BIGINT"}
 
 
 class Views:
     """The views over one listing of the archive."""
 
-    def __init__(self, listing: Listing, columns: Mapping[str, str]) -> None:
+    def __init__(
+        self, listing: Listing, columns: Mapping[str, str], encrypted: Mapping[str, Collection[str]] | None = None
+    ) -> None:
         """Prepare the SQL.
 
         Args:
             listing: the archive's files.
             columns: every column of the files and its type.
+            encrypted: the tables of the encrypted files, each with its columns.
         """
         self._listing = listing
+        self._encrypted = encrypted or {}
         # Files beside the layout have no partition of their own. And above an archive that itself lies in a folder
         # named like a partition DuckDB would take that folder's value for the file's.
         hive = "/year=" not in listing.root and "/month=" not in listing.root
-        self._partitioned = [file for file in listing.files if hive and file.partitioned]
-        self._loose = [file for file in listing.files if not (hive and file.partitioned)]
+        plain = [file for file in listing.files if file.key is None]
+        self._partitioned = [file for file in plain if hive and file.partitioned]
+        self._loose = [file for file in plain if not (hive and file.partitioned)]
         shown = shown_names(columns)
         self._of_files = {shown[name]: name for name in columns}
         self._columns = {shown[name]: type_ for name, type_ in columns.items()}
@@ -131,11 +139,11 @@ class Views:
             )
             SELECT place
             FROM ({self._union(["id", "created_at", "archived_at", "filename", "place"])}) SEMI JOIN repeated USING (id)
-            QUALIFY row_number() OVER (
+            QUALIFY place <> first_value(place) OVER (
                 PARTITION BY id, created_at
                 ORDER BY {utc_timestamp("archived_at")} DESC NULLS LAST, archived_at DESC NULLS LAST, filename DESC,
                     place DESC
-            ) > 1
+            )
         """
 
     def _names(self) -> list[str]:
@@ -163,11 +171,23 @@ class Views:
             }
             own = {**partition, "place": f"(-1 - {_PLACE})"}
             branches.append(_branch(self._source(_LOOSE, "false"), selection, own, without_superseded))
+        for table, names in self._encrypted.items():
+            branches.append(_branch(self._of_table(table, names), selection, {"place": "place"}, without_superseded))
         if not branches:
             typed = [f"CAST(NULL AS {type_}) AS {quote_identifier(name)}" for name, type_ in self._columns.items()]
             typed += [f"CAST(NULL AS {type_}) AS {name}" for name, type_ in _OWN_COLUMNS.items()]
             branches.append(f"SELECT {', '.join(selection)} FROM (SELECT {', '.join(typed)}) WHERE false")
         return " UNION ALL ".join(branches)
+
+    def _of_table(self, table: str, names: Collection[str]) -> str:
+        """A table of encrypted files, with the columns that ``read_parquet`` would give."""
+        own = {name.lower(): quote_identifier(name) for name in names}
+        items = [
+            f"CAST({own.get(self._of_files[name].lower(), 'NULL')} AS {type_}) AS {quote_identifier(name)}"
+            for name, type_ in self._columns.items()
+        ]
+        items += [f"{YEAR} AS year", f"{MONTH} AS month", f"{FILE} AS filename", f"{_ENCRYPTED_PLACE} AS place"]
+        return f"(SELECT {', '.join(items)} FROM {table})"
 
     def _source(self, macro: str, hive: str) -> str:
         schema = ", ".join(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidurai_pipeline.archival.report import Progress
-from vidurai_pipeline.cold.archive import Archive, read_back
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.intents import Identity, Intent
 from vidurai_pipeline.cold.listing import ArchiveFile, list_settled
@@ -102,7 +102,10 @@ def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:
     born = {row[:2] for row in intent.memories}
     folders: dict[str, list[ArchiveFile]] = defaultdict(list)
     for file in files_of:
-        if any(mask(batch, born).true_count for batch in read_back(archive.root / file.relative, ["id", "created_at"])):
+        if any(
+            mask(batch, born).true_count
+            for batch in archive.read_back(archive.root / file.relative, ["id", "created_at"])
+        ):
             folders[file.relative.rpartition("/")[0]].append(file)
     for folder, files in folders.items():
         done = rewrite_folder(
@@ -159,7 +162,7 @@ def insert(
         path = archive.root / file.relative
         with archive_errors(path):
             ids = pa.array([row[0] for row in wanted], pa.int64())
-            for batch in read_back(path):
+            for batch in archive.read_back(path):
                 # A quick look first: most batches hold none of them.
                 if not wanted or not pc.call_function("any", [_is_in(batch.column("id"), ids)]).as_py():
                     continue

@@ -21,12 +21,20 @@ from vidurai_pipeline.archival.restoring import finish_restorations
 from vidurai_pipeline.archival.returned import read_tombstoned
 from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
 from vidurai_pipeline.archival.staging_process import Staging
-from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile, read_back
+from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile
 from vidurai_pipeline.cold.files import archive_errors, sync_file
 from vidurai_pipeline.cold.intents import Grace
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.pending import Pending, store_identity
-from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError, plural, some_of
+from vidurai_pipeline.errors import (
+    ArchiveError,
+    HotStoreError,
+    LogHeldError,
+    MissingKeyError,
+    VerificationError,
+    plural,
+    some_of,
+)
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
 from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
@@ -236,7 +244,7 @@ class Run:
     def _differences(self, path: Path) -> str:
         """How a file that is not what was written compares with the hot store, where it can be read."""
         with contextlib.suppress(ArchiveError):
-            found = compare_contents(self.con, self.store.schema(self.con), FileContents.read(path))
+            found = compare_contents(self.con, self.store.schema(self.con), self.archive.contents(path))
             return f"; against the hot store: {found.describe()}"
         return ""
 
@@ -399,15 +407,15 @@ class Run:
             path = self.archive.root / file.relative
             try:
                 overlaps = self.archive.may_hold_ids(file, lowest, highest) and self._holds_waiting(path)
-            except (OSError, pa.ArrowException):
-                # A broken file holds nothing to rely on; queries and the self-test name it.
+            except (OSError, pa.ArrowException, MissingKeyError):
+                # Nothing to rely on, like a broken file; queries and the self-test name it.
                 continue
             if overlaps:
                 self.archive.sync_mirror(file.relative.rpartition("/")[0])
                 self._purge_equal(path, result)
 
     def _holds_waiting(self, path: Path) -> bool:
-        for ids in read_back(path, ["id"]):
+        for ids in self.archive.read_back(path, ["id"]):
             waiting = self.con.execute(
                 "SELECT count(*) FROM json_each(?) AS copy CROSS JOIN memories AS m ON m.id = copy.value "
                 "WHERE m.status = 'ARCHIVED'",
@@ -421,7 +429,7 @@ class Run:
         count = PurgeCount()
         with archive_errors(path):
             sync_file(path)
-            for copies in read_back(path):
+            for copies in self.archive.read_back(path):
                 self.purger.purge(copies, count)
             self.purger.finish(count)
         self.sync_store()

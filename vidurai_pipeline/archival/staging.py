@@ -119,7 +119,7 @@ class Stager:
                 {"vidurai_pipeline": "1", "vidurai_pipeline.batch": self.batch, "vidurai_pipeline.timezone": "UTC"}
             )
         try:
-            contents = FileContents.read(writer.path)
+            contents = self._archive.contents(writer.path)
             if self._verify:
                 found = compare_contents(con, schema, contents, projects=True)
                 if found.differing or found.missing or len(found.equal) != staged.rows:

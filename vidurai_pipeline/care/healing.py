@@ -5,7 +5,7 @@ A file is put in its place in one step, after its copy was held against the reco
 """
 
 from vidurai_pipeline.care.scrub import Progress, ScrubReport, scrub
-from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import make_folder
 from vidurai_pipeline.cold.listing import list_files, list_settled
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
@@ -74,7 +74,7 @@ def _heal(side: Archive, other: Archive, flaw: Flaw, report: ScrubReport, lock_t
         if entry is None or name in side.manifests.of(folder).replaced:  # compacted in the meantime, perhaps
             return flaw if (side.root / flaw.file).exists() else None
         try:
-            contents = FileContents.read(other.root / flaw.file)
+            contents = other.contents(other.root / flaw.file)
         except ArchiveError:
             contents = None
         if contents is None or not entry.allows(contents.sha256):

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.cold.archive import READ_ROWS, Archive, FileContents, discard
+from vidurai_pipeline.cold.archive import READ_ROWS, Archive, discard
 from vidurai_pipeline.cold.files import archive_errors, sync_folder
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 
@@ -69,7 +69,7 @@ def salvage(archive: Archive, path: Path, to: Path | None = None) -> SalvageRepo
     to = to or path.with_name(f"{path.name}.salvaged")
     if os.path.lexists(to):
         raise ArchiveError(f"{to} exists already", hint="name another file with --to")
-    contents, entry = FileContents.read(path), None
+    contents, entry = archive.contents(path), None
     if path.is_relative_to(archive.root):
         entry = archive.manifests.entry(str(path.relative_to(archive.root)))
     report = SalvageReport(path, rows=entry.rows if entry else None)
@@ -92,7 +92,7 @@ def salvage(archive: Archive, path: Path, to: Path | None = None) -> SalvageRepo
             writer.write(batch)
     try:
         with archive_errors(to):
-            if pa.Table.from_batches(FileContents.read(writer.path).batches(), table.schema) != table:
+            if pa.Table.from_batches(archive.contents(writer.path).batches(), table.schema) != table:
                 raise VerificationError(f"{to}: it did not read back equal; nothing was written")
             os.link(writer.path, to)
             sync_folder(to.parent)

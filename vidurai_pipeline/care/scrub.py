@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.listing import REQUIRED, ArchiveFile, list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import FileEntry, Flaw, age_in_days, digest_file
-from vidurai_pipeline.errors import ArchiveError, LockedError
+from vidurai_pipeline.errors import ArchiveError, LockedError, MissingKeyError
 
 #: What to do about files that are damaged or missing.
 ADVICE = (
@@ -160,7 +160,7 @@ def _proved(archive: Archive, file: ArchiveFile, entry: FileEntry | None, report
     """Read one file; what is to be recorded of it, or None if it is damaged."""
     path = archive.root / file.relative
     if entry is None:
-        return _adopted(path, file, report)
+        return _adopted(archive, path, file, report)
     try:
         sha256, size, modified = digest_file(path, from_disk=True)
     except FileNotFoundError:
@@ -175,10 +175,10 @@ def _proved(archive: Archive, file: ArchiveFile, entry: FileEntry | None, report
     return entry.proved_now(modified)
 
 
-def _adopted(path: Path, file: ArchiveFile, report: ScrubReport) -> FileEntry | None:
+def _adopted(archive: Archive, path: Path, file: ArchiveFile, report: ScrubReport) -> FileEntry | None:
     """Read a file that nothing is recorded of, in full; whatever it holds is what it will be held against."""
     try:
-        contents = FileContents.read(path)
+        contents = archive.contents(path)
         with archive_errors(path), contents.parquet() as parquet:
             if missing := REQUIRED - set(parquet.schema_arrow.names):
                 report.damaged.append(Flaw(file.relative, f"it has no column {', '.join(sorted(missing))}", None))
@@ -186,6 +186,9 @@ def _adopted(path: Path, file: ArchiveFile, report: ScrubReport) -> FileEntry | 
             for _ in contents.batches():
                 pass
         entry = contents.entry(origin="adopted")
+    except MissingKeyError as error:
+        report.damaged.append(Flaw(file.relative, f"it can't be read: {error}", None))
+        return None
     except ArchiveError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise error.__cause__ from None

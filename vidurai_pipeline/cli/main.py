@@ -13,6 +13,7 @@ import click
 
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.compact import compact
+from vidurai_pipeline.cli.encryption import new_key, rekey
 from vidurai_pipeline.cli.expire import expire
 from vidurai_pipeline.cli.limits import bound_memory, lower_priority
 from vidurai_pipeline.cli.restore import restore
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
 #: Commands that go on where they were stopped.
-_RESUMABLE = {"compact", "dream", "expire", "flush", "restore", "run", "scrub"}
+_RESUMABLE = {"compact", "dream", "expire", "flush", "rekey", "restore", "run", "scrub"}
 
 
 class _Group(click.Group):
@@ -511,6 +512,8 @@ main.add_command(compact)
 main.add_command(expire)
 main.add_command(restore)
 main.add_command(salvage)
+main.add_command(new_key)
+main.add_command(rekey)
 
 
 if __name__ == "__main__":

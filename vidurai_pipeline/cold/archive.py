@@ -43,13 +43,14 @@ import pyarrow.parquet as pq
 from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder, written_beside
 from vidurai_pipeline.cold.generation import sweep_generations
 from vidurai_pipeline.cold.intents import Intents
+from vidurai_pipeline.cold.keys import SETTING, KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, digest_file, utc_now
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
 from vidurai_pipeline.cold.tombstones import Tombstones
-from vidurai_pipeline.errors import ArchiveError, VerificationError
+from vidurai_pipeline.errors import ArchiveError, ConfigError, VerificationError
 
 if TYPE_CHECKING:
     from vidurai_pipeline.cold.mirror import Mirror
@@ -94,6 +95,7 @@ class Archive:
     Args:
         root: the folder.
         compression: the codec of new files, ``"snappy"`` or ``"zstd"``.
+        keys: encrypt and decrypt its files; by default new files are plain, and encrypted ones can't be read.
 
     Attributes:
         mirror: its second copy, if it has one; see :func:`vidurai_pipeline.cold.mirror.open_archive`.
@@ -101,9 +103,10 @@ class Archive:
 
     mirror: "Mirror | None" = None
 
-    def __init__(self, root: Path, compression: str = "snappy") -> None:
+    def __init__(self, root: Path, compression: str = "snappy", keys: KeyRing | None = None) -> None:
         self.root = Path(root)
         self.compression = compression
+        self.keys = keys or KeyRing()
         self.pending = PendingMarks(self.root)
         self.manifests = Manifests(self.root)
         self.tombstones = Tombstones(self.root)
@@ -149,21 +152,30 @@ class Archive:
             yield
 
     def new_path(self, moment: datetime) -> Path:
-        """A name for a new file, by the moment of archival, that no file has yet."""
+        """A name for a new file, by the moment of archival, that no file has yet.
+
+        Raises:
+            ConfigError: there is no key, although the archive is encrypted.
+        """
+        if self.keys.path is None and any(file.key for file in list_files(self.root)):
+            raise ConfigError(
+                f"{self.root} holds encrypted files, but {SETTING} is not set: new files would be plain",
+                "set it to the archive's key file",
+            )
         moment = moment.astimezone(UTC)
         partition = self.root / f"year={moment:%Y}" / f"month={moment:%m}"
         stem = f"memories_{moment:%Y%m%d_%H%M%S}"
-        path, number = partition / f"{stem}.parquet", 1
+        path, number = partition / f"{stem}{self.keys.suffix}", 1
         while path.exists() or self.pending.knows(path.name):
             number += 1
-            path = partition / f"{stem}_{number:03d}.parquet"
+            path = partition / f"{stem}_{number:03d}{self.keys.suffix}"
         return path
 
     @contextlib.contextmanager
     def writer(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> Iterator["FileWriter"]:
         """Write a file beside its place; at the end it is complete and on the disk, but hidden.
 
-        The hidden file is removed if anything fails.
+        It is encrypted if its name names a key. The hidden file is removed if anything fails.
 
         Raises:
             ArchiveError: the disk is full, the folder not writable.
@@ -174,7 +186,7 @@ class Archive:
         with archive_errors(path.parent):
             os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             try:
-                writer = FileWriter(hidden, schema, self.compression, row_group_rows)
+                writer = FileWriter(hidden, schema, self.compression, row_group_rows, self.keys.encryption(path))
                 try:
                     yield writer
                 finally:
@@ -255,7 +267,7 @@ class Archive:
         """
         if self.mirror is None or not (copy := self.mirror.root / mark.file).exists():
             return False
-        contents = FileContents.read(copy)
+        contents = self.contents(copy)
         if not mark.allows(contents.sha256):
             return False
         self.put(mark.file, contents.data, contents.entry())
@@ -315,7 +327,7 @@ class Archive:
                     writer.write(batch)
                 writer.annotate(_own_metadata(source))
             try:
-                rewritten = FileContents.read(writer.path)
+                rewritten = self.contents(writer.path)
                 if pa.Table.from_batches(rewritten.batches()) != pa.Table.from_batches(kept):
                     raise ArchiveError(
                         f"{path}: its copy without stale memories did not read back equal; nothing was changed"
@@ -334,7 +346,8 @@ class Archive:
         Raises:
             ArchiveError: it can't be read.
         """
-        with archive_errors(self.root / file.relative), pq.ParquetFile(self.root / file.relative) as parquet:
+        path = self.root / file.relative
+        with archive_errors(path), self.keys.open(path) as parquet:
             return parquet.schema_arrow
 
     def footer(self, file: ArchiveFile) -> Footer:
@@ -343,7 +356,8 @@ class Archive:
         Raises:
             ArchiveError: it can't be read.
         """
-        with archive_errors(self.root / file.relative), pq.ParquetFile(self.root / file.relative) as parquet:
+        path = self.root / file.relative
+        with archive_errors(path), self.keys.open(path) as parquet:
             columns = tuple((field.name, str(field.type), str(field.metadata)) for field in parquet.schema_arrow)
             groups = [parquet.metadata.row_group(n) for n in range(parquet.metadata.num_row_groups)]
             return Footer(
@@ -364,7 +378,8 @@ class Archive:
         Raises:
             ArchiveError: it can't be written.
         """
-        with archive_errors(self.root / like.relative), pq.ParquetFile(self.root / like.relative) as parquet:
+        source = self.root / like.relative
+        with archive_errors(source), self.keys.open(source) as parquet:
             metadata = _shared_metadata(parquet)
         schema = table.schema.with_metadata(
             {key: value for key, value in (table.schema.metadata or {}).items() if not key.startswith(_OWN)}
@@ -375,7 +390,31 @@ class Archive:
             writer.annotate(metadata)
         with archive_errors(path):
             writer.path.rename(path)
-        return FileContents.read(path)
+        return self.contents(path)
+
+    def contents(self, path: Path) -> "FileContents":
+        """Read a file from the disk, once.
+
+        Raises:
+            ArchiveError: it can't be read.
+        """
+        with archive_errors(path):
+            return FileContents(path, path.read_bytes(), self.keys)
+
+    def read_back(self, path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Read a file of any size from the disk in batches, checking its pages' checksums."""
+        with self.keys.open(path) as file:
+            yield from _batches(file, columns)
+
+    def count_rows(self, path: Path) -> int:
+        """How many rows a file holds, by its footer.
+
+        Raises:
+            ArchiveError, OSError, pyarrow.ArrowException, KeyError: it is not a file of an archive, or can't be read.
+        """
+        with self.keys.open(path) as file:
+            file.schema_arrow.field("id")
+            return file.metadata.num_rows
 
     def is_void(self, mark: Pending) -> bool:
         """Whether a mark has no file and needs none: it was never published, or nothing of it is left."""
@@ -390,7 +429,7 @@ class Archive:
         path = self.root / mark.file
         if not path.exists():
             raise VerificationError(f"{path}: the file is gone")
-        contents = FileContents.read(path)
+        contents = self.contents(path)
         try:
             file = contents.parquet()
         except (OSError, pa.ArrowException):
@@ -412,7 +451,7 @@ class Archive:
             ArchiveError: it can't be read.
         """
         path = self.root / file.relative
-        with archive_errors(path), pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+        with archive_errors(path), self.keys.open(path) as parquet:
             return parquet.read([name for name in parquet.schema_arrow.names if name in names], use_threads=False)
 
     def may_hold_ids(self, file: ArchiveFile, lowest: int, highest: int) -> bool:
@@ -425,7 +464,7 @@ class Archive:
         if entry is not None and entry.same_file(file):
             first, last = entry.first_id, entry.last_id
         else:
-            with pq.ParquetFile(self.root / file.relative) as parquet:
+            with self.keys.open(self.root / file.relative) as parquet:
                 if "id" not in parquet.metadata.schema.names:
                     return False
                 first, last = id_range(parquet.metadata)
@@ -468,9 +507,17 @@ class FileWriter:
         schema: of the file.
         compression: the codec.
         row_group_rows: the most rows of a row group.
+        encryption: how it is encrypted, as pyarrow has it; None if it is not.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, compression: str, row_group_rows: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        compression: str,
+        row_group_rows: int,
+        encryption: Any = None,
+    ) -> None:
         self.path = path
         self._row_group_rows = row_group_rows
         self._waiting: list[pa.RecordBatch] = []
@@ -481,6 +528,7 @@ class FileWriter:
             # Text that differs in every row only fills a dictionary and then gives it up.
             use_dictionary=[name for name in schema.names if name not in {"verbatim", "id"}],  # pyright: ignore
             write_page_checksum=True,
+            encryption_properties=encryption,
         )
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -517,20 +565,12 @@ class FileContents:
     Attributes:
         path: where it was read from.
         data: its bytes; those of a file that the pipeline wrote fit into memory many times over.
+        keys: the archive's keys.
     """
 
     path: Path
     data: bytes
-
-    @classmethod
-    def read(cls, path: Path) -> "FileContents":
-        """Read a file.
-
-        Raises:
-            ArchiveError: it can't be read.
-        """
-        with archive_errors(path):
-            return cls(path, path.read_bytes())
+    keys: KeyRing
 
     @cached_property
     def sha256(self) -> str:
@@ -538,8 +578,8 @@ class FileContents:
         return hashlib.sha256(self.data).hexdigest()
 
     def parquet(self) -> pq.ParquetFile:
-        """The bytes as Parquet; pages are held against their checksums when they are read."""
-        return pq.ParquetFile(pa.BufferReader(self.data), page_checksum_verification=True)
+        """The bytes as Parquet; see :meth:`KeyRing.open`."""
+        return self.keys.open(self.path, self.data)
 
     def entry(
         self, *, store: tuple[str, str] | None = None, generation: int = 1, origin: Origin = "written"
@@ -574,23 +614,6 @@ class FileContents:
         """
         with archive_errors(self.path), self.parquet() as file:
             yield from _batches(file)
-
-
-def read_back(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Read a file of any size from the disk in batches, checking its pages' checksums."""
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from _batches(file, columns)
-
-
-def count_rows(path: Path) -> int:
-    """How many rows a file holds, by its footer.
-
-    Raises:
-        OSError, pyarrow.ArrowException, KeyError: it is not a file of an archive.
-    """
-    with pq.ParquetFile(path) as file:
-        file.schema_arrow.field("id")
-        return file.metadata.num_rows
 
 
 def id_range(metadata: pq.FileMetaData) -> tuple[int | None, int | None]:

@@ -101,11 +101,11 @@ class Generation:
         self._made = 0
         self._gone: set[str] = set()
 
-    def new_path(self, source: str) -> Path:
+    def new_path(self, source: str, suffix: str) -> Path:
         """The hidden place of a new file; its name is as old as that of the file that its first rows come from."""
         found = _STEM.match(source)
         self._made += 1
-        return self.folder / f"{found.group() if found else 'memories'}_{self._key}_{self._made:03d}.parquet"
+        return self.folder / f"{found.group() if found else 'memories'}_{self._key}_{self._made:03d}{suffix}"
 
     def add(self, path: Path, entry: FileEntry) -> None:
         """Take in a file that was written in the work folder, and read back."""

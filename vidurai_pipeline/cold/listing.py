@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.cold.keys import KeyRing, key_of
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
 
 #: What each file of an archive has: files without these columns are of other programs.
 REQUIRED = frozenset({"id", "verbatim", "created_at"})
+#: The columns that say of each row of encrypted files where it lies: its file's path as DuckDB sees it, and its month.
+FILE, YEAR, MONTH = "_file", "_year", "_month"
 _PARTITION = re.compile(r"year=\d{1,4}/month=\d{1,2}/[^/]+")
 _GLOB = re.compile(r"[*?\[]")
 
@@ -49,6 +51,11 @@ class ArchiveFile(NamedTuple):
     def name(self) -> str:
         """Its name without its folders."""
         return self.relative.rpartition("/")[2]
+
+    @property
+    def key(self) -> str | None:
+        """The id of the key that it is encrypted with; None for a plain file."""
+        return key_of(self.name)
 
     @property
     def partitioned(self) -> bool:
@@ -112,10 +119,11 @@ def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
         raise ArchiveError(f"{base} holds other files and no archive: {advice}")
     try:
         first = next((file for file in _walk(base, base, frozenset()) if file.partitioned), None)
-        columns = None if first is None else pq.read_schema(base / first.relative).names
-    except (ArchiveError, OSError, pa.ArrowException):  # damaged: others say so
-        return
-    if first is None or columns is None:
+        if first is None:
+            return
+        with KeyRing().open(base / first.relative) as parquet:
+            columns = parquet.schema_arrow.names
+    except (ArchiveError, OSError, pa.ArrowException):  # encrypted; or damaged: others say so
         return
     if missing := REQUIRED - set(columns):
         raise ArchiveError(
@@ -177,14 +185,18 @@ class Listing:
         base: the archive's folder.
         root: the folder as DuckDB sees it: below it, a file's path means that file alone.
         files: the files.
+        keys: the archive's keys.
     """
 
     base: Path
     root: str
     files: tuple[ArchiveFile, ...]
+    keys: KeyRing
 
     @classmethod
-    def readable(cls, base: Path, files: Sequence[ArchiveFile], scratch: Callable[[], Path]) -> Self:
+    def readable(
+        cls, base: Path, files: Sequence[ArchiveFile], scratch: Callable[[], Path], keys: KeyRing | None = None
+    ) -> Self:
         """Find the paths under which DuckDB reads exactly these files.
 
         DuckDB takes ``*``, ``?`` and ``[`` in a path for a pattern, and an escaped pattern for a path that it may not
@@ -194,6 +206,7 @@ class Listing:
             base: the archive's folder.
             files: its files, or some of them.
             scratch: gives a private folder for the link, where one is needed.
+            keys: the archive's keys; default none.
 
         Raises:
             ArchiveError: a file has a name that can't be given to DuckDB.
@@ -211,7 +224,16 @@ class Listing:
             with contextlib.suppress(FileExistsError):
                 link.symlink_to(base.absolute(), target_is_directory=True)
             root = str(link)
-        return cls(base, root, tuple(files))
+        return cls(base, root, tuple(files), keys or KeyRing())
+
+    def require_keys(self) -> None:
+        """Refuse to go on without a key that one of the files needs.
+
+        Raises:
+            MissingKeyError: a key is not there.
+        """
+        for file in {file.key: file for file in self.files}.values():
+            self.keys.get(self.path(file))
 
     def path(self, file: ArchiveFile) -> Path:
         """Where a file is, as the user knows it."""

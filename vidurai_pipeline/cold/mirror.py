@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vidurai_pipeline.cold.archive import Archive, FileContents
 from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, sync_folder
+from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import FileEntry, digest_file
 from vidurai_pipeline.cold.pending import Pending
@@ -41,7 +42,7 @@ class Mirror(Archive):
     """
 
     def __init__(self, root: Path, archive: Archive) -> None:
-        super().__init__(root, archive.compression)
+        super().__init__(root, archive.compression, archive.keys)
         self.archive = archive
 
     @contextlib.contextmanager
@@ -226,7 +227,7 @@ def open_archive(settings: Settings, root: Path | None = None) -> Archive:
         settings: the settings.
         root: another folder than that of the settings.
     """
-    archive = Archive(root or settings.archive_path, settings.compression)
+    archive = Archive(root or settings.archive_path, settings.compression, KeyRing(settings.archive_key_file))
     if settings.mirror is not None:
         archive.mirror = Mirror(settings.mirror, archive)
     return archive
@@ -239,7 +240,7 @@ def _below(folder: str, name: str) -> str:
 def _read(archive: Archive, relative: str, entry: FileEntry) -> FileContents | None:
     """A file, if it is what is recorded of it."""
     with contextlib.suppress(ArchiveError):
-        contents = FileContents.read(archive.root / relative)
+        contents = archive.contents(archive.root / relative)
         if entry.allows(contents.sha256):
             return contents
     return None

@@ -114,7 +114,7 @@ def read_recorded(archive: Archive, file: ArchiveFile) -> FileContents:
         VerificationError: it is another.
         ArchiveError: it can't be read.
     """
-    contents = FileContents.read(archive.root / file.relative)
+    contents = archive.contents(archive.root / file.relative)
     entry = archive.manifests.entry(file.relative)
     if entry is None:
         # Else nobody would know, after a crash, that the file had been rewritten and may go.
@@ -142,7 +142,7 @@ def _write(
         return
     before = pa.concat_tables(waiting)
     order = pc.sort_indices(before.column("id"))  # pyright: ignore[reportAttributeAccessIssue]
-    path = new.new_path(source.name)
+    path = new.new_path(source.name, archive.keys.suffix)
     contents = archive.write_rewritten(path, before.take(order), like=source)
     if not _equal(before, order, contents):
         raise VerificationError(

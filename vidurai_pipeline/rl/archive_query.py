@@ -13,10 +13,13 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from vidurai_pipeline.analytics.damage import ADVICE, FLAW_ADVICE, damage_message, find_damaged, flaw_message
+from vidurai_pipeline.analytics.sources import scan
 from vidurai_pipeline.analytics.times import utc_timestamp
-from vidurai_pipeline.cold.listing import Listing, list_files, list_settled, quote_literal
+from vidurai_pipeline.cold.keys import KeyRing
+from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files, list_settled, quote_literal
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.cold.tombstones import Tombstones
 from vidurai_pipeline.errors import ArchiveError
@@ -39,10 +42,10 @@ _LEVEL = (
 _FILES = """(
     SELECT id, created_at, archived_at, outcome, salience,
         coalesce(length(CAST(verbatim AS VARCHAR)), 0) + coalesce(length(CAST(gist AS VARCHAR)), 0) AS characters
-    FROM read_parquet({files}, union_by_name = true, hive_partitioning = false)
+    FROM {files}
 )"""
 _TOMBSTONES = """(
-    SELECT id, created_at, unnest(experience) FROM read_parquet({files}, hive_partitioning = false)
+    SELECT id, created_at, unnest(experience) FROM {files}
     WHERE experience IS NOT NULL
 )"""
 _TIMEZONE_KEY = "vidurai_pipeline.timezone"
@@ -101,7 +104,11 @@ _EACH_VERSION = {
 
 
 def read_archive(
-    cursor: duckdb.DuckDBPyConnection, archive_base: Path, scratch: Path, zone: tzinfo | None = None
+    cursor: duckdb.DuckDBPyConnection,
+    archive_base: Path,
+    scratch: Path,
+    zone: tzinfo | None = None,
+    keys: KeyRing | None = None,
 ) -> None:
     """Fill the temporary table from the files without a pending mark.
 
@@ -113,6 +120,7 @@ def read_archive(
         archive_base: the archive's folder.
         scratch: a private folder.
         zone: the time zone of files that name none; default this machine's.
+        keys: the archive's keys; default none.
 
     Raises:
         ArchiveError: a file is damaged, or the archive can't be read.
@@ -125,9 +133,10 @@ def read_archive(
                 raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned", FLAW_ADVICE)
             continue
         settled, removed = (
-            Listing.readable(archive_base, found, lambda: scratch)
+            Listing.readable(archive_base, found, lambda: scratch, keys)
             for found in (list_settled(archive_base), tombstones.files())
         )
+        settled.require_keys()
         cursor.execute(_CREATE)
         sources = [(of, listing) for of, listing in ((_FILES, settled), (_TOMBSTONES, removed)) if listing.files]
         if not sources:
@@ -145,7 +154,7 @@ def read_archive(
         except duckdb.Error as error:
             unchanged = (list_settled(archive_base), tombstones.files()) == (settled.files, removed.files)
             if attempt == _READ_ATTEMPTS or unchanged:
-                raise unreadable(cursor, archive_base, scratch, error) from None
+                raise unreadable(cursor, archive_base, scratch, error, keys) from None
 
 
 def _rows(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | None, source: str) -> str:
@@ -154,26 +163,47 @@ def _rows(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | No
     Vidurai's own archiver writes local time. Its offset is looked up once for each hour that occurs, so that any zone
     that Python knows can be used.
     """
-    found = cursor.execute(
-        f"SELECT file_name FROM parquet_kv_metadata({listing.sql()}) "
-        f"WHERE key = CAST('{_TIMEZONE_KEY}' AS BLOB) AND value = CAST('UTC' AS BLOB)"
-    ).fetchall()
-    paths = {path for (path,) in found}
-    in_utc = [file for file in listing.files if f"{listing.root}/{file.relative}" in paths]
-    local = [file for file in listing.files if f"{listing.root}/{file.relative}" not in paths]
-    offsets = _offsets(cursor, source.format(files=listing.sql(local)), zone) if local else {}
+    in_utc = _written_in_utc(cursor, listing)
+    local = [file for file in listing.files if file not in in_utc]
+    offsets = _offsets(cursor, source.format(files=scan(cursor, listing, local)), zone) if local else {}
     if not offsets:
-        return _ROWS.format(source=source.format(files=listing.sql()), offset="", offsets="")
+        return _ROWS.format(source=source.format(files=scan(cursor, listing)), offset="", offsets="")
     values = ", ".join(f"({quote_literal(hour)}, {seconds})" for hour, seconds in offsets.items())
     in_local_time = _ROWS.format(
-        source=source.format(files=listing.sql(local)),
+        source=source.format(files=scan(cursor, listing, local)),
         offset=" - to_seconds(coalesce(seconds, 0))",
         offsets=f"LEFT JOIN (VALUES {values}) AS offsets (hour, seconds) ON NOT {_ZONED} AND {_HOUR} = hour",
     )
     if not in_utc:
         return in_local_time
-    of_utc = _ROWS.format(source=source.format(files=listing.sql(in_utc)), offset="", offsets="")
+    of_utc = _ROWS.format(source=source.format(files=scan(cursor, listing, list(in_utc))), offset="", offsets="")
     return f"{of_utc} UNION ALL {in_local_time}"
+
+
+def _written_in_utc(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> dict[ArchiveFile, None]:
+    """The files whose footers say so; of encrypted ones, DuckDB's function reads none."""
+    plain = [file for file in listing.files if file.key is None]
+    found = (
+        cursor.execute(
+            f"SELECT file_name FROM parquet_kv_metadata({listing.sql(plain)}) "
+            f"WHERE key = CAST('{_TIMEZONE_KEY}' AS BLOB) AND value = CAST('UTC' AS BLOB)"
+        ).fetchall()
+        if plain
+        else []
+    )
+    paths = {path for (path,) in found}
+    in_utc = dict.fromkeys(file for file in plain if f"{listing.root}/{file.relative}" in paths)
+    for file in listing.files:
+        if file.key is not None:
+            path = listing.path(file)
+            try:
+                with listing.keys.open(path) as parquet:
+                    metadata = parquet.metadata.metadata or {}
+            except (OSError, pa.ArrowException):
+                raise duckdb.IOException(f"IO Error: {path} can't be read") from None
+            if metadata.get(_TIMEZONE_KEY.encode()) == b"UTC":
+                in_utc[file] = None
+    return in_utc
 
 
 def _offsets(cursor: duckdb.DuckDBPyConnection, source: str, zone: tzinfo | None) -> dict[str, int]:
@@ -197,8 +227,7 @@ def _offset(hour: str | None, zone: tzinfo | None) -> int:
 
 
 def _require_columns(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> None:
-    files = f"read_parquet({listing.sql()}, union_by_name = true, hive_partitioning = false)"
-    described = cursor.execute(f"DESCRIBE SELECT * FROM {files}").fetchall()
+    described = cursor.execute(f"DESCRIBE SELECT * FROM {scan(cursor, listing)}").fetchall()
     present = {row[0].lower() for row in described}
     if missing := [column for column in _COLUMNS if column not in present]:
         raise ArchiveError(
@@ -208,12 +237,16 @@ def _require_columns(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> Non
 
 
 def unreadable(
-    cursor: duckdb.DuckDBPyConnection, archive_base: Path, scratch: Path, error: duckdb.Error
+    cursor: duckdb.DuckDBPyConnection,
+    archive_base: Path,
+    scratch: Path,
+    error: duckdb.Error,
+    keys: KeyRing | None = None,
 ) -> ArchiveError:
     """What was wrong and what to do; without DuckDB's own text, which may quote a value."""
     with contextlib.suppress(duckdb.OutOfMemoryException):
         if not isinstance(error, duckdb.OutOfMemoryException):
-            listing = Listing.readable(archive_base, list_settled(archive_base), lambda: scratch)
+            listing = Listing.readable(archive_base, list_settled(archive_base), lambda: scratch, keys)
             if damaged := find_damaged(cursor, listing):
                 return ArchiveError(f"{damage_message(listing, damaged)}; nothing was learned", ADVICE)
             return ArchiveError(

@@ -28,6 +28,7 @@ import pyarrow as pa
 from pydantic import AfterValidator
 
 from vidurai_pipeline.analytics.connection import connect
+from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.rl.archive_query import TABLE, read_archive, unreadable
 
 _BATCH_ROWS = 65_536
@@ -125,6 +126,7 @@ class Experiences:
         memory_limit: str = "1GB",
         threads: int | None = None,
         zone: tzinfo | None = None,
+        keys: KeyRing | None = None,
     ) -> Iterator[Self]:
         """Read an archive; a missing or empty one has no experiences.
 
@@ -134,6 +136,7 @@ class Experiences:
             memory_limit: the most memory that the private one may use, in DuckDB's notation.
             threads: of the private one; default one for each core.
             zone: the time zone of files that Vidurai's own archiver wrote; default this machine's.
+            keys: the archive's keys; default none.
 
         Raises:
             ArchiveError: a file is damaged, or the archive can't be read.
@@ -141,13 +144,13 @@ class Experiences:
         with contextlib.ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-dream-")))
             if connection is None:
-                connection = stack.enter_context(connect(memory_limit, threads, scratch))
+                connection = stack.enter_context(connect(memory_limit, threads, scratch, keys))
             cursor = stack.enter_context(connection.cursor())
-            read_archive(cursor, archive_base, scratch, zone)
+            read_archive(cursor, archive_base, scratch, zone, keys)
             try:
                 yield cls(cursor)
             except duckdb.Error as error:
-                raise unreadable(cursor, archive_base, scratch, error) from None
+                raise unreadable(cursor, archive_base, scratch, error, keys) from None
             finally:
                 with contextlib.suppress(duckdb.Error):
                     cursor.execute(f"DROP TABLE IF EXISTS {TABLE}")

@@ -33,6 +33,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
+from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError, refuse_to_run
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Order
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
@@ -153,6 +154,7 @@ class DreamCycle:
             memory_limit=settings.memory_limit,
             threads=settings.threads,
             zone=ZoneInfo(settings.timezone) if settings.timezone else None,
+            keys=KeyRing(settings.archive_key_file),
         ) as experiences:
             training = TrainingRun(
                 file,

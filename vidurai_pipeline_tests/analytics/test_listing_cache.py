@@ -11,6 +11,7 @@ import pytest
 from vidurai_pipeline.analytics import schema_cache
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline_tests.support.archives import BASE, OWN, memory, write_file
 
@@ -40,7 +41,7 @@ def ask(base: Path) -> list[dict]:
 
 def files_read(base: Path) -> int:
     """How many files' footers an analyst that is opened now reads."""
-    with contextlib.closing(ArchiveDatabase(base, None, "1GB", 1)) as database:
+    with contextlib.closing(ArchiveDatabase(base, None, "1GB", 1, KeyRing())) as database:
         database.cursor().close()
         return database.footers.files_read
 

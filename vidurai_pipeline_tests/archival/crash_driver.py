@@ -23,14 +23,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline_tests.support.deaths import KillSwitch, run_child, start_child
+from vidurai_pipeline_tests.support.encrypted import open_file
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
 ROWS_PER_FILE = 40
@@ -49,7 +48,8 @@ def prepare(store: Path, folder: Path) -> tuple[Path, Path]:
 def check(before: dict, db: Path, archive: Path) -> None:
     """What must hold right after the death, and after the run that follows it."""
     for path in archive.rglob("*.parquet"):
-        pq.read_table(path)
+        with open_file(path) as file:
+            file.read()
     readable = set(hot_rows(db).values()) | set(cold_rows(archive))
     assert readable == set(before.values()), "a memory was lost, or came out changed"
     assert Manifests(archive).flaws(list_files(archive)) == [], "a query would be refused"

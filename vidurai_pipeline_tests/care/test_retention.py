@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.care.retention import expire
-from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.errors import LockedError
 from vidurai_pipeline.settings import RetentionRule
@@ -336,7 +336,7 @@ def test_a_damaged_month_stops_no_other(tmp_path: Path) -> None:
         )
     with archive.lock("test"):
         for file in list_files(archive.root):
-            archive.manifests.record(file.relative, FileContents.read(archive.root / file.relative).entry())
+            archive.manifests.record(file.relative, archive.contents(archive.root / file.relative).entry())
     path = archive.root / "year=2026/month=02/memories_20241215_020000.parquet"
     write_file(archive.root, [memory(10 + n, salience="NOISE", verbatim="other") for n in range(5)], month="2026-02")
     content = path.read_bytes()

@@ -12,26 +12,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vidurai_pipeline.care.compaction import compact
 from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.rewriting import rewrite_folder
+from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.deaths import KillSwitch, run_child
+from vidurai_pipeline_tests.support.encrypted import open_file
 
 
 def rows(root: Path) -> Counter:
     """All rows, as a plain pattern of another tool finds them."""
     found: Counter = Counter()
     for path in root.glob("**/*.parquet"):
-        with pq.ParquetFile(path) as file:
+        with open_file(path) as file:
             found.update(map(repr, file.read(use_threads=False).to_pylist()))
     return found
 
 
 def rewrite(root: Path, *, without: int | None) -> None:
-    archive = Archive(root)
+    archive = Archive(root, keys=KeyRing(load_settings().archive_key_file))
     if sys.argv[3] == "compact":
         # Portion by portion.
         report = compact(archive, pause=0, rows_per_file=1_000, now=datetime(2999, 1, 1, tzinfo=UTC))
@@ -52,7 +54,7 @@ def killed_at(number: int, root: Path, without: int | None) -> None:
 
 def check(root: Path, before: Counter, after: Counter) -> None:
     assert rows(root) in (before, after), "right after the death"
-    archive = Archive(root)
+    archive = Archive(root, keys=KeyRing(load_settings().archive_key_file))
     with archive.lock("test"):
         archive.sweep()
     assert rows(root) in (before, after), "after the sweep"

@@ -8,7 +8,7 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.care.scrub import scrub
-from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import NAME, Manifest, Manifests
 from vidurai_pipeline.cold.rewriting import rewrite_folder
@@ -31,7 +31,7 @@ def archive(tmp_path: Path) -> Archive:
     for number, month in enumerate(MONTHS):
         ids = range(number * 10, number * 10 + 10)
         path = write_file(archive.root, [memory(id_) for id_ in ids], month=month)
-        archive.manifests.record(str(path.relative_to(archive.root)), FileContents.read(path).entry())
+        archive.manifests.record(str(path.relative_to(archive.root)), archive.contents(path).entry())
     return archive
 
 
@@ -59,14 +59,14 @@ def test_the_next_file_restores_what_the_archives_own_manifest_knew(archive: Arc
     before = Manifest.read(archive.root).folders
     (archive.root / NAME).unlink()
     path = write_file(archive.root, [memory(100)], month="2025-03")
-    archive.manifests.record(str(path.relative_to(archive.root)), FileContents.read(path).entry())
+    archive.manifests.record(str(path.relative_to(archive.root)), archive.contents(path).entry())
     assert Manifest.read(archive.root).folders == before | {folder("2025-03")}
 
 
 def test_what_was_recorded_after_the_listing_is_not_gone(archive: Archive) -> None:
     listed = list_files(archive.root)
     path = write_file(archive.root, [memory(100)], month="2025-03")
-    archive.manifests.record(str(path.relative_to(archive.root)), FileContents.read(path).entry())
+    archive.manifests.record(str(path.relative_to(archive.root)), archive.contents(path).entry())
     assert archive.manifests.flaws(listed) == []
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from vidurai_pipeline_tests.support.encrypted import open_file
 
 Row = tuple[tuple[str, Any], ...]
 
@@ -36,7 +36,7 @@ def cold_rows(archive: Path) -> list[Row]:
     """Each copy in the archive, without the moment of archival."""
     rows = []
     for path in sorted(archive.rglob("*.parquet")):
-        with pq.ParquetFile(path) as file:
+        with open_file(path) as file:
             table = file.read()
         rows += [freeze({k: v for k, v in row.items() if k != "archived_at"}) for row in table.to_pylist()]
     return rows

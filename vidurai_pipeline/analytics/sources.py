@@ -1,0 +1,85 @@
+"""The archive's files as something that DuckDB can read from: plain ones by itself, encrypted ones by way of Arrow."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from vidurai_pipeline.cold.files import archive_errors
+from vidurai_pipeline.cold.listing import FILE, MONTH, YEAR, ArchiveFile, Listing
+from vidurai_pipeline.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
+
+def scan(connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequence[ArchiveFile] | None = None) -> str:
+    """Make the SQL that reads all rows of files, with the columns of any of them.
+
+    Args:
+        connection: the one that will run it: encrypted files become tables of its own.
+        listing: the archive.
+        files: which of its files; all of them by default.
+
+    Raises:
+        MissingKeyError: a key is not there.
+        ArchiveError: an encrypted file can't be read.
+        duckdb.IOException: one was withdrawn since it was listed.
+    """
+    files = listing.files if files is None else files
+    sources = []
+    if plain := [file for file in files if file.key is None]:
+        sources.append(f"read_parquet({listing.sql(plain)}, union_by_name = true, hive_partitioning = false)")
+    for group in group_encrypted(listing, files):
+        name = table_name(group)
+        connection.register(name, open_encrypted(listing, group))
+        sources.append(f"(SELECT * EXCLUDE ({FILE}, {YEAR}, {MONTH}) FROM {name})")
+    return sources[0] if len(sources) == 1 else f"({' UNION ALL BY NAME '.join(f'FROM {one}' for one in sources)})"
+
+
+def group_encrypted(listing: Listing, files: Sequence[ArchiveFile]) -> list[list[ArchiveFile]]:
+    """The encrypted files by key and schema, as Arrow can read them together.
+
+    Raises:
+        MissingKeyError, ArchiveError, duckdb.IOException: as for :func:`scan`.
+    """
+    groups: dict[tuple[str, str], list[ArchiveFile]] = {}
+    for file in files:
+        if file.key is not None:
+            path = listing.path(file)
+            with _withdrawn(path), archive_errors(path), listing.keys.open(path) as parquet:
+                schema = parquet.schema_arrow.to_string(show_field_metadata=False, show_schema_metadata=False)
+            groups.setdefault((file.key, schema), []).append(file)
+    return list(groups.values())
+
+
+def open_encrypted(listing: Listing, files: Sequence[ArchiveFile]) -> "Dataset":
+    """Open encrypted files of one key and schema, for a table.
+
+    Raises:
+        MissingKeyError, ArchiveError, duckdb.IOException: as for :func:`scan`.
+    """
+    from vidurai_pipeline.cold.encrypted import open_dataset  # noqa: PLC0415  (slow to import)
+
+    with _withdrawn(listing.path(files[0])):
+        return open_dataset(listing, files)
+
+
+@contextlib.contextmanager
+def _withdrawn(path: Path) -> Iterator[None]:
+    """Say as DuckDB says it that a file is gone, so that the archive is listed again."""
+    try:
+        yield
+    except ArchiveError:
+        if not path.exists():
+            raise duckdb.IOException(f"IO Error: {path} is gone") from None
+        raise
+
+
+def table_name(files: Sequence[ArchiveFile]) -> str:
+    """What the table of some encrypted files is called."""
+    names = "\n".join(file.relative for file in files)
+    return f"_encrypted_{hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:16]}"
