@@ -46,7 +46,6 @@ from vidurai_pipeline.cold.intents import Intents
 from vidurai_pipeline.cold.keys import SETTING, KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive
 from vidurai_pipeline.cold.lock import RunLock
-from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, digest_file, utc_now
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
 from vidurai_pipeline.cold.tombstones import Tombstones
@@ -478,7 +477,7 @@ class Archive:
                 path.unlink(missing_ok=True)
                 swept += 1
             sweep_generations(self.root)
-            for path in self.root.rglob(f".{MANIFEST}.*{_HIDDEN_SUFFIX}"):
+            for path in self.root.rglob(f"..*.json.*{_HIDDEN_SUFFIX}"):
                 path.unlink(missing_ok=True)
         self.pending.sweep()
         self.tombstones.sweep()

@@ -28,9 +28,10 @@ from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import Manifests
+from vidurai_pipeline.cold.mirror import NOTE
 from vidurai_pipeline_tests.support.deaths import KillSwitch, run_child, start_child
 from vidurai_pipeline_tests.support.encrypted import open_file
-from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows, parquet_files
 
 ROWS_PER_FILE = 40
 
@@ -55,6 +56,8 @@ def check(before: dict, db: Path, archive: Path) -> None:
     assert Manifests(archive).flaws(list_files(archive)) == [], "a query would be refused"
     flush(db, archive)
     assert_one_tier(before, db, archive)
+    if mirror := os.environ.get("VIDURAI_MIRROR"):
+        assert parquet_files(Path(mirror)) == parquet_files(archive)
     con = sqlite3.connect(db)
     assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
     assert con.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -64,7 +67,7 @@ def check(before: dict, db: Path, archive: Path) -> None:
     )
     con.close()
     odd = [path for path in archive.rglob("*") if path.name.endswith((".part", ".json", ".damaged", ".next"))]
-    leftovers = [path for path in odd if path.name != MANIFEST]
+    leftovers = [path for path in odd if path.name not in {MANIFEST, NOTE}]
     assert not leftovers, leftovers
     files, manifests = list_files(archive), Manifests(archive)
     assert manifests.flaws(files) == []

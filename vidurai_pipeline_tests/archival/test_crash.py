@@ -31,6 +31,14 @@ def test_killed_before_every_change_to_file_system_or_sqlite(
     assert drive("points", sample_store("schema_v7"), tmp_path) > 100
 
 
+def test_killed_while_a_mirror_is_kept(
+    sample_store: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, with a step of 1, before every change."""
+    monkeypatch.setenv("VIDURAI_MIRROR", str(tmp_path / "work" / "mirror"))
+    assert drive("points", sample_store("schema_v7"), tmp_path, 3, 6) > 10
+
+
 def test_killed_while_another_process_stages(sample_store: Callable[[str], Path], tmp_path: Path) -> None:
     """By hand, with a step of 1, before every change."""
     assert drive("points-apart", sample_store("schema_v7"), tmp_path, 2, 4) > 20
