@@ -43,6 +43,9 @@ def test_its_examples_run(home: Path, monkeypatch: pytest.MonkeyPatch, name: str
         flush(home / "vidurai.db")
     if name == "policy":
         cli("dream")
+    if name in ("new-key", "rekey"):
+        monkeypatch.setenv("VIDURAI_ARCHIVE_KEY_FILE", str(home / "archive.key"))
+        cli("new-key")
     for command in commands("vidurai-pipeline"):
         if command[1] == name and name != "ui":  # which stays open; test_browser.py opens it
             done = cli(*command[1:])

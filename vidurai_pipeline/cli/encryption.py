@@ -27,7 +27,7 @@ def new_key(form: str) -> None:
         output.print_json({"key": id_, "path": str(path)})
     else:
         output.print_facts("New key", {"key": id_, "path": path})
-        click.echo("Keep a copy of this file elsewhere. If it is lost, so are all memories that it encrypts.", err=True)
+        click.echo("Keep a copy of this file elsewhere. If it is lost, so are all memories that it encrypts.")
 
 
 @click.command()
