@@ -10,6 +10,7 @@ from vidurai_pipeline.cold.files import make_folder
 from vidurai_pipeline.cold.listing import list_files, list_settled
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import FileEntry, Flaw, Manifest
+from vidurai_pipeline.cold.tombstones import FOLDER as TOMBSTONES
 from vidurai_pipeline.errors import ArchiveError
 
 
@@ -43,6 +44,8 @@ def prove(
             if repair:
                 for side, other in ((archive, mirror), (mirror, archive)):
                     healed += _restore_manifests(side, other, lock_timeout)
+                with archive.lock("scrub", lock_timeout, make=False):
+                    healed += mirror.sync_tombstones()
         except ArchiveError as error:
             unusable = Flaw(str(mirror.root), str(error), None)
     report = scrub(archive, days=days, forget_missing=forget_missing, lock_timeout=lock_timeout, progress=progress)
@@ -67,8 +70,8 @@ def _heal(side: Archive, other: Archive, flaw: Flaw, report: ScrubReport, lock_t
     """Replace one file by its copy on the other side; what is left to say of it, or None if all is well now."""
     folder, _, name = flaw.file.rpartition("/")
     if not name.endswith(".parquet"):
-        # Manifests were seen to, or are written anew with the files.
-        return flaw if side.manifests.of(folder).damaged else None
+        # Manifests and tombstones were seen to, or manifests are written anew with the files.
+        return flaw if folder == TOMBSTONES or side.manifests.of(folder).damaged else None
     with side.lock("scrub", lock_timeout, make=False):
         entry = side.manifests.entry(flaw.file) or other.manifests.entry(flaw.file)
         if entry is None or name in side.manifests.of(folder).replaced:  # compacted in the meantime, perhaps

@@ -1,9 +1,9 @@
 """A second copy of the archive, on another disk.
 
-The mirror is an archive too: the same folders, files and manifests, without pending marks. A file is in it, read back
-and held against its digest, before its memories leave the hot store. What the archive's manifests say was replaced
-goes from the mirror after all that took its place is there; nothing else ever goes. So an archive that lost a month,
-or a manifest, leaves its mirror whole.
+The mirror is an archive too: the same folders, files, manifests and tombstones, without pending marks. A file is in it,
+read back and held against its digest, before its memories leave the hot store. What the archive's manifests say was
+replaced goes from the mirror after all that took its place is there; nothing else ever goes. So an archive that lost a
+month, or a manifest, leaves its mirror whole.
 
 Both sides hold the same note, ``.mirror.json``. A folder without it, as where a disk is not mounted, is not the mirror.
 """
@@ -107,6 +107,7 @@ class Mirror(Archive):
         """
         until = time.monotonic() + seconds
         with self._usable():
+            self.sync_tombstones()
             manifest, copied, complete = self.archive.manifests.of(folder), dict[str, FileEntry | None](), True
             try:
                 for relative, entry in self._lacking(folder):
@@ -124,6 +125,30 @@ class Mirror(Archive):
                 gone = {name: sha256 for name, sha256 in manifest.replaced.items() if name not in manifest.entries}
                 self._remove({_below(folder, name): (sha256,) for name, sha256 in gone.items()})
         return True
+
+    def sync_tombstones(self) -> list[str]:
+        """Have the sound tombstones of either side on both; returns the files that were put in place.
+
+        Raises:
+            ArchiveError: one of the sides can't be used.
+        """
+        made = []
+        for source, target in ((self.archive, self), (self, self.archive)):
+            sound = self._sound_tombstones(target)
+            for name in self._sound_tombstones(source) - sound:
+                path = target.tombstones.folder / name
+                make_folder(path.parent)
+                with archive_errors(path):
+                    durable_write(path, (source.tombstones.folder / name).read_bytes())
+                made.append(str(path))
+            # What was added to a month's file stands in another one: one of them is enough.
+            target.tombstones.sweep()
+        return made
+
+    @staticmethod
+    def _sound_tombstones(side: Archive) -> set[str]:
+        damaged = {flaw.file.rpartition("/")[2] for flaw in side.tombstones.damaged()}
+        return {file.name for file in side.tombstones.files()} - damaged
 
     def catch_up(self, lock_timeout: float, progress: Progress | None = None) -> None:
         """Bring everything in line, and let other runs have the archive in between.

@@ -371,3 +371,27 @@ def test_the_mirror_is_an_archive(home: Path, mirror_folder: Path, tmp_path: Pat
         VIDURAI_MIRROR="",
     )
     assert json.loads(copy.stdout) == json.loads(there.stdout) != [{"n": 0}]
+
+
+def test_tombstones_are_on_both_sides(home: Path, mirror_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MemoryArchiver().flush()
+    folders = home / "archive/.tombstones", mirror_folder / ".tombstones"
+    for rule in ("NOISE=1d", "LOW=1d"):  # the second adds to the month's file
+        monkeypatch.setenv("VIDURAI_RETENTION", rule)
+        assert cli("expire").returncode == 0
+        assert names(folders[0]) == names(folders[1]) != []
+        assert len(names(folders[0])) == 1
+    (path,) = folders[0].iterdir()
+    sound = path.read_bytes()
+    flip(path)
+    assert cli("scrub").returncode == 1
+    healed = cli("scrub", "--repair")
+    assert (healed.returncode, path.read_bytes()) == (0, sound)
+    assert f"healed: {path}" in healed.stdout
+    shutil.rmtree(folders[0])
+    assert cli("scrub", "--repair").returncode == 0
+    assert names(folders[0]) == names(folders[1])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
