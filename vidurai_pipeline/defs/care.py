@@ -1,7 +1,8 @@
 """What keeps the archive sound over the years: the job `care`, and the check that files are still what was written.
 
 Its steps hold no lock from beginning to end, as those of `maintenance` do. Each takes the archive's own lock for one
-month at a time, so that a flush waits for some seconds at most. An asset of the group `care` is a step of the job.
+month at a time, so that a flush waits for some seconds at most. An asset of the group `care` is a step of the job,
+except the one that is partitioned by month.
 """
 
 import dagster as dg
@@ -14,6 +15,8 @@ from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.errors import plural, some_of
 
 GROUP = "care"
+#: The asset of the group that has a partition for each month. A run of the job has no month.
+BY_MONTH = "compacted_months"
 #: Not that of the assets: a run of `maintenance` must not wait in Dagster's queue for care, nor care for a run.
 POOL = "vidurai_care"
 #: How long a step of care waits for a flush; nobody waits for it.
@@ -53,7 +56,8 @@ def archive_is_proved(context: dg.AssetCheckExecutionContext, tiers: dg.Resource
 care = dg.define_asset_job(
     "care",
     tags={"team": "memory", "tiers": "cold"},
-    selection=dg.AssetSelection.groups(GROUP) | dg.AssetSelection.checks(archive_is_proved),
+    selection=(dg.AssetSelection.groups(GROUP) - dg.AssetSelection.keys(BY_MONTH))
+    | dg.AssetSelection.checks(archive_is_proved),
     executor_def=dg.in_process_executor,
     description="Keeps the archive sound: reads a share of its files again and compares them with what was written. It "
     "compacts months that are over, and holds no lock for longer than some seconds, so the nightly run need not wait.",

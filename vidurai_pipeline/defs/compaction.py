@@ -17,7 +17,7 @@ MONTHS = dg.MonthlyPartitionsDefinition(start_date="2020-01", fmt="%Y-%m", timez
     deps=[parquet_archive],
     partitions_def=MONTHS,
     kinds={"parquet", "pyarrow"},
-    group_name="compaction",
+    group_name=GROUP,
     owners=OWNERS,
     pool=POOL,
 )

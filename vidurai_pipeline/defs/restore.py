@@ -16,8 +16,8 @@ class RestoreConfig(dg.Config):
     """Which memories to restore."""
 
     ids: list[int] = Field(default=[], description="Ids of memories to restore.")
-    where: str | None = Field(
-        default=None, description="An SQL condition over the columns of `memories`, such as `salience_score >= 4`."
+    where: str = Field(
+        default="", description="An SQL condition over the columns of `memories`, such as `salience_score >= 4`."
     )
     dry_run: bool = Field(default=True, description="Only say what would be restored. Set it to false to restore.")
     make_projects: bool = Field(default=False, description="Make projects anew that the hot store no longer has.")
@@ -33,7 +33,7 @@ def restore_memories(
         restorer = MemoryRestorer(settings=archiver.settings, archiver=archiver)
         report = restorer.restore(
             config.ids,
-            config.where,
+            config.where or None,
             dry_run=config.dry_run,
             options=RestoreOptions(drop_columns=config.drop_columns, make_projects=config.make_projects),
         )
