@@ -52,17 +52,21 @@ def prove(
     report.healed += healed
     if mirror is None:
         return report
-    if unusable is not None:
-        report.mirror = ScrubReport(damaged=[unusable])
-        return report
-    report.mirror = scrub(mirror, days=days, lock_timeout=lock_timeout, progress=progress)
-    if repair:
-        for side, found, other in ((archive, report, mirror), (mirror, report.mirror, archive)):
-            for flaws in (found.damaged, found.missing):
-                flaws[:] = [left for flaw in flaws if (left := _heal(side, other, flaw, report, lock_timeout))]
-        mirror.catch_up(lock_timeout, progress)
+    report.mirror = ScrubReport()
+    if unusable is None:
+        try:
+            report.mirror = scrub(mirror, days=days, lock_timeout=lock_timeout, progress=progress)
+            if repair:
+                for side, found, other in ((archive, report, mirror), (mirror, report.mirror, archive)):
+                    for flaws in (found.damaged, found.missing):
+                        flaws[:] = [left for flaw in flaws if (left := _heal(side, other, flaw, report, lock_timeout))]
+                mirror.catch_up(lock_timeout, progress)
+        except ArchiveError as error:  # which must not hide what was found in the archive
+            unusable = Flaw(str(mirror.root), str(error), None)
     for flaws in (report.mirror.damaged, report.mirror.missing):
         flaws[:] = [flaw._replace(file=str(mirror.root / flaw.file)) for flaw in flaws]
+    if unusable is not None:
+        report.mirror.damaged.append(unusable)
     return report
 
 
@@ -82,8 +86,11 @@ def _heal(side: Archive, other: Archive, flaw: Flaw, report: ScrubReport, lock_t
             contents = None
         if contents is None or not entry.allows(contents.sha256):
             return flaw._replace(reason=f"{flaw.reason}; the other copy, {other.root / flaw.file}, is no better")
-        side.put(flaw.file, contents.data, entry)
-        side.manifests.record(flaw.file, entry.proved_now(entry.modified))
+        try:
+            side.put(flaw.file, contents.data, entry)
+            side.manifests.record(flaw.file, entry.proved_now(entry.modified))
+        except ArchiveError as error:
+            return flaw._replace(reason=f"{flaw.reason}; it could not be replaced by the other copy: {error}")
     report.healed.append(str(side.root / flaw.file))
     return None
 

@@ -3,6 +3,7 @@
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.mirror import open_archive
+from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.archives import flip
 from vidurai_pipeline_tests.support.cli import cli, loads
@@ -141,3 +143,34 @@ def test_a_mirror_that_is_not_there_does_not_hide_damage_here(sides: tuple[Archi
     assert done.returncode == 1
     assert str(sides[0].root / name) in done.stderr
     assert "mount its disk" in done.stderr
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_mirror_that_cannot_be_read_does_not_hide_damage_here(sides: tuple[Archive, Archive], repair: bool) -> None:
+    damaged, unreadable = parquet_files(sides[0].root), sides[1].root / ".tombstones"
+    flip(sides[0].root / next(iter(damaged)))
+    unreadable.write_text("not a folder")
+    report = prove(reopened()[0], repair=repair)
+    assert [flaw.file for flaw in report.damaged] == [next(iter(damaged))]
+    assert report.mirror is not None
+    assert [flaw.file for flaw in report.mirror.damaged] == [str(sides[1].root)]
+    assert str(unreadable) in report.mirror.damaged[0].reason
+
+
+def test_a_file_that_cannot_be_replaced_is_named_with_the_reason_and_the_others_are_healed(
+    sides: tuple[Archive, Archive], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = parquet_files(sides[0].root)
+    for name in (first, *others):
+        flip(sides[0].root / name)
+    put = Archive.put
+
+    def full(self: Archive, relative: str, *arguments: Any) -> None:
+        if relative == first:
+            raise ArchiveError(f"{self.root}: No space left on device")
+        put(self, relative, *arguments)
+
+    monkeypatch.setattr(Archive, "put", full)
+    report = prove(reopened()[0], repair=True)
+    assert [(flaw.file, "No space left" in flaw.reason) for flaw in report.flaws] == [(first, True)]
+    assert report.healed == [str(sides[0].root / name) for name in others]
