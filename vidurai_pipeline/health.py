@@ -343,7 +343,7 @@ def disk_room(store: HotStore, archive: Archive) -> Finding:
     if short := [place for place in places if free[place] < places[place]]:
         wanted = " and ".join(f"{places[place] / 1e9:.1f} GB at {place}" for place in short)
         return Finding("disk", "warning", f"{detail}: the next run may need {wanted}. Free some, or move the archive")
-    return Finding("disk", "ok", f"{detail}; the next run needs {needed / 1e9:.1f} GB at most")
+    return Finding("disk", "ok", f"{detail}; the next run needs {needed / 1e6:,.0f} MB at most")
 
 
 def backlog_shrinks(store: HotStore, waited: Sequence[int], left: Sequence[int]) -> Finding:

@@ -230,6 +230,7 @@ def test_stats(home: Path) -> None:
 def test_stats_in_plain_words(home: Path) -> None:
     assert "Archive\n  path: " in (empty := cli("stats").stdout)
     assert "memories: none yet: `vidurai-pipeline run` archives those that wait\n" in empty
+    assert "states: none yet: `vidurai-pipeline dream` makes the table\n" in empty
     assert "waiting to be archived: 1,148\n" in empty
     cli("flush")
     full = cli("stats").stdout

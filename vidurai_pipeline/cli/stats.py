@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import click
@@ -96,6 +97,8 @@ def print_overview(view: dict[str, dict[str, Any]]) -> None:
         charts = {name: figures[name] for name in figures if name.startswith("by_")}
         if figures.get("archive_empty"):  # whose other figures are zeros
             shown = {"path": figures["path"], "memories": "none yet: `vidurai-pipeline run` archives those that wait"}
+        elif tier == "q_table" and not Path(figures["path"]).exists():
+            shown = {"path": figures["path"], "states": "none yet: `vidurai-pipeline dream` makes the table"}
         else:
             shown = {name: figures[name] for name in figures if name not in (*charts, "archive_empty")}
         facts = {_LABELS.get(name, name.replace("_", " ")): _readable(name, value) for name, value in shown.items()}
