@@ -235,7 +235,7 @@ def test_stats_in_plain_words(home: Path) -> None:
     cli("flush")
     full = cli("stats").stdout
     assert "memories: 1,148\n" in full
-    assert not [word for word in ("archive empty", "none yet", "True", "False", "avg") if word in full]
+    assert not [word for word in ("archive empty", "memories: none yet", "True", "False", "avg") if word in full]
 
 
 def test_doctor(home: Path) -> None:
