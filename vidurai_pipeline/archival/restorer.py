@@ -1,6 +1,7 @@
 """Bring archived memories back: which ones, by id or by a condition."""
 
 import math
+import os
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from vidurai_pipeline.archival.restoring import (
 )
 from vidurai_pipeline.cold.generation import require_exchange
 from vidurai_pipeline.cold.intents import Grace, Identity, Intent
+from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.hot.fresh_store import add_places, new_store, require_new
 from vidurai_pipeline.hot.restoring import RestoreOptions, Restorer
@@ -120,12 +122,14 @@ class MemoryRestorer:
             options: what may be given up to bring a memory back. Projects are always made.
 
         Raises:
-            ConfigError: there is a file already.
+            ConfigError: there is a file already, or the place lies in the archive.
             QueryError: the condition is wrong.
         """
         report = RestoreReport(dry_run=dry_run)
         archive = self._archiver.archive
         require_new(path)
+        if Path(os.path.realpath(archive.root)) in Path(os.path.realpath(path)).parents:
+            raise ConfigError(f"{path} lies in the archive, {archive.root}", "choose another place")
         with RepoAnalyst(archive.root, hot_store=path) as analyst:
             _, rows = analyst.query_rows(
                 f"SELECT id, created_at, archived_at FROM history WHERE {_condition(ids, where)} "
@@ -136,8 +140,9 @@ class MemoryRestorer:
         if dry_run:
             report.restored = len(chosen)
             return report
-        files = holders(archive, chosen)
         with archive.lock("restore", self.settings.lock_timeout, make=False):
+            # Pending ones too: where the hot store is lost, they hold the only copy.
+            files = holders(archive, list_files(archive.root), chosen)
             schemas = [archive.schema(file) for file in files]
             with new_store(path) as con:
                 add_places(con, schemas)

@@ -8,7 +8,6 @@ the archive, with all its older versions. What was begun stands in an intent
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -90,7 +89,7 @@ def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:
         report: added to.
     """
     archive = run.archive
-    files_of = holders(archive, intent.memories)
+    files_of = holders(archive, list_settled(archive.root), intent.memories)
     if not intent.removing:
         with run.store.errors():
             restorer = Restorer(run.con, run.store.schema(run.con), RestoreOptions(**intent.options))
@@ -120,18 +119,13 @@ def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:
     archive.intents.remove(intent)
 
 
-def utcutc_now() -> str:
-    """This moment, as SQLite understands it."""
-    return datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-
-
-def holders(archive: Archive, memories: Sequence[Identity]) -> list[ArchiveFile]:
-    """The settled files that may hold some memories, by their ids."""
+def holders(archive: Archive, files: Iterable[ArchiveFile], memories: Sequence[Identity]) -> list[ArchiveFile]:
+    """Those of some files that may hold some memories, by their ids."""
     if not memories:
         return []
     lowest, highest = min(row[0] for row in memories), max(row[0] for row in memories)
     found = []
-    for file in list_settled(archive.root):
+    for file in files:
         with archive_errors(archive.root / file.relative):
             if archive.may_hold_ids(file, lowest, highest):
                 found.append(file)

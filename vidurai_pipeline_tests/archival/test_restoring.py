@@ -216,6 +216,24 @@ def test_a_new_store_from_the_archive_alone(sample_store: Store, tmp_path: Path)
     assert found["hit"] in waiting
 
 
+def test_a_new_store_has_what_waited_for_its_purge(sample_store: Store, tmp_path: Path) -> None:
+    db = sample_store("guardian")
+    waiting = hot_rows(db, "status = 'ARCHIVED'")
+    archiver = MemoryArchiver(db, db.parent / "archive")
+    archiver.publish()
+    db.unlink()
+    report = MemoryRestorer(db, db.parent / "archive").restore_into(tmp_path / "new.db", where="true")
+    assert (report.restored, report.refused) == (len(waiting), [])
+    assert unchanged(list(hot_rows(tmp_path / "new.db").values())) == unchanged(list(waiting.values()))
+
+
+def test_a_new_store_is_not_made_within_the_archive(db: Path) -> None:
+    place = db.parent / "archive" / "new.db"
+    with pytest.raises(ConfigError, match="lies in the archive"):
+        MemoryRestorer(db, db.parent / "archive").restore_into(place, where="true")
+    assert not place.exists()
+
+
 SEARCH = """
 import json, re, sys
 from pathlib import Path
