@@ -149,7 +149,7 @@ def _archive_readable(archive: Archive, before: ArchiveSize | None, *, thorough:
         )
         return Finding("archive", "failed", detail), size
     try:
-        flaws = archive.manifests.flaws(list_files(archive.root))
+        flaws = [*archive.manifests.flaws(list_files(archive.root)), *archive.tombstones.damaged()]
     except PipelineError as error:
         return Finding("archive", "failed", str(error)), size
     if flaws:

@@ -23,7 +23,7 @@ from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.health import archive_proved
 from vidurai_pipeline.settings import Settings, load_settings
-from vidurai_pipeline_tests.support.archives import memory, write_file
+from vidurai_pipeline_tests.support.archives import flip, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.dagster_runs import leave_run
 from vidurai_pipeline_tests.support.stores import change, flush, insert
@@ -108,6 +108,30 @@ def test_a_manifest_that_was_damaged_is_named_until_it_is_deleted(home: Path) ->
     assert ".manifest.json.damaged" in findings()["manifests set aside"]["detail"]
     manifest.with_name(".manifest.json.damaged").unlink()
     assert "manifests set aside" not in findings()
+
+
+def test_tombstones_that_were_damaged(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(home / "vidurai.db", salience="NOISE", created_at="2020-01-01T00:00:00")
+    flush(home / "vidurai.db")
+    monkeypatch.setenv("VIDURAI_RETENTION", "NOISE=90d")
+    assert cli("expire").returncode == 0
+    assert findings()["archive"]["status"] == "ok"
+    (path,) = (home / "archive" / ".tombstones").iterdir()
+    flip(path)
+    found = findings()["archive"]
+    assert found["status"] == "failed"
+    assert path.name in found["detail"]
+
+
+def test_a_file_that_was_healed_is_not_said_to_have_waited_for_its_purge(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_MIRROR", str(tmp_path / "mirror"))
+    flush(home / "vidurai.db")
+    (path,) = (home / "archive").glob("year=*/month=*/*.parquet")
+    flip(path)
+    assert cli("scrub", "--repair").returncode == 0
+    assert "mirror" in findings()["files set aside"]["detail"]
 
 
 def test_rows_whose_memory_is_nowhere(home: Path) -> None:

@@ -180,7 +180,8 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
         yield Finding(
             "files set aside",
             "warning",
-            f"{some_of(set_aside)}: damaged before anything was purged on their account; delete them once you know why",
+            f"{some_of(set_aside)}: damaged. A copy from the mirror took their place, or their memories were archived "
+            "anew from the hot store. Delete them once you know why",
         )
     if retired:
         yield Finding(
