@@ -292,6 +292,9 @@ def print_report(report: RunReport, settings: Settings) -> None:
     facts = report.to_dict()
     files = facts.pop("files")
     attention = {name: facts.pop(name) for name in ("rejected", "notes", "errors")}
+    for seldom in ("recovered", "tombstoned"):
+        if not facts[seldom]:
+            del facts[seldom]
     output.print_facts(
         "Maintenance: done" if facts.pop("success") else "Maintenance: failed",
         {
