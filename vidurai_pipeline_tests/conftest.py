@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vidurai_pipeline.cold.keys import add_key
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import DATA
 from vidurai_pipeline_tests.support.stores import change
@@ -71,6 +72,15 @@ def mirror_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("VIDURAI_MIRROR", str(tmp_path / "disk" / "mirror"))
     monkeypatch.setenv("VIDURAI_ROWS_PER_FILE", "400")
     return tmp_path / "disk" / "mirror"
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A key file with one key, which the environment names."""
+    path = tmp_path / "secrets" / "archive.key"
+    add_key(path)
+    monkeypatch.setenv("VIDURAI_ARCHIVE_KEY_FILE", str(path))
+    return path
 
 
 @pytest.fixture

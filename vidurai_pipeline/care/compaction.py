@@ -107,6 +107,7 @@ def compact(
 
     Raises:
         ConfigError: the month is not over.
+        MissingKeyError: a file's key is not there; nothing was changed.
         ArchiveError: the archive can't be read.
         LockedError: another run did not finish in time; what was done before stays done.
     """
@@ -117,11 +118,9 @@ def compact(
             f"{month} is not over yet in UTC", "compact it when it is; nightly runs still add files to it"
         )
     report = CompactionReport(dry_run)
-    folders = {
-        folder: name
-        for folder, name in _months(list_settled(archive.root)).items()
-        if name < running and month in {None, name}
-    }
+    listed = list_settled(archive.root)
+    folders = {folder: name for folder, name in _months(listed).items() if name < running and month in {None, name}}
+    archive.require_keys(file for file in listed if file.relative.rpartition("/")[0] in folders)
     for number, (folder, name) in enumerate(folders.items()):
         if progress is not None:
             progress("compacting months", number, len(folders))

@@ -118,16 +118,19 @@ def expire(
         progress: told how far it is.
 
     Raises:
+        MissingKeyError: a file's key is not there; nothing was changed.
         ArchiveError: the archive can't be read.
         LockedError: another run did not finish in time; months before it are done.
     """
     require_archive(archive.root)
+    listed = list_settled(archive.root)
+    archive.require_keys(listed)
     report = ExpiryReport(rules={rule.text: 0 for rule in rules}, dry_run=dry_run)
     if not dry_run:
         with archive.lock("expire", lock_timeout, make=False):
             archive.sweep()
     judge = _Judge(archive, rules, now or datetime.now(UTC))
-    months = _by_folder(list_settled(archive.root))
+    months = _by_folder(listed)
     for done, (folder, files) in enumerate(months.items()):
         if progress is not None:
             progress("expiring months", done, len(months))

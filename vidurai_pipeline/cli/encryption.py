@@ -57,6 +57,6 @@ def rekey(dry_run: bool, form: str) -> None:
         keys = ", ".join(report.keys_in_use) or "none"
         output.print_facts(title, {**facts, "newest key": report.key, "keys in use": keys, "left": len(report.left)})
         for file, reason in report.left.items():
-            click.echo(f"note: {settings.archive_path / file} was left: {reason}", err=True)
+            click.echo(output.one_line(f"note: {settings.archive_path / file} was left: {reason}"), err=True)
     if report.left:
         raise click.exceptions.Exit(1)

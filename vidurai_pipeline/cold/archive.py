@@ -30,7 +30,7 @@ import hashlib
 import os
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -149,6 +149,15 @@ class Archive:
             return
         with RunLock(self.root).hold(purpose, timeout):
             yield
+
+    def require_keys(self, files: Iterable[ArchiveFile]) -> None:
+        """Refuse to begin where a file's key is not there.
+
+        Raises:
+            MissingKeyError: one is not.
+        """
+        for file in files:
+            self.keys.get(self.root / file.relative)
 
     def new_path(self, moment: datetime) -> Path:
         """A name for a new file, by the moment of archival, that no file has yet.

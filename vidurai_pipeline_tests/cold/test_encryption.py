@@ -24,19 +24,9 @@ from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.cold import rewriting_driver
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.encrypted import CANARY, hold_canary
 from vidurai_pipeline_tests.support.stores import Store, change, flush, insert
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
-
-CANARY = "xylophone-of-Zanzibar"
-
-
-@pytest.fixture
-def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A key file with one key, which the environment names."""
-    path = tmp_path / "secrets" / "archive.key"
-    add_key(path)
-    monkeypatch.setenv("VIDURAI_ARCHIVE_KEY_FILE", str(path))
-    return path
 
 
 @pytest.fixture
@@ -47,15 +37,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def archive_in(home: Path) -> Archive:
     return open_archive(load_settings().model_copy(update={"archive": home / "archive"}))
-
-
-def hold_canary(folder: Path) -> list[Path]:
-    """The files below a folder that hold the canary, or a third of it."""
-    found = []
-    for path in folder.rglob("*"):
-        if path.is_file() and any(part.encode() in path.read_bytes() for part in (CANARY, "xylophone", "Zanzibar")):
-            found.append(path)
-    return found
 
 
 @pytest.mark.fast
