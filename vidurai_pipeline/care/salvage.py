@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from vidurai_pipeline.cold.archive import READ_ROWS, Archive, discard
 from vidurai_pipeline.cold.files import archive_errors, sync_folder
+from vidurai_pipeline.cold.keys import key_of
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 
 _NEEDED = ("id", "verbatim")
@@ -69,6 +70,8 @@ def salvage(archive: Archive, path: Path, to: Path | None = None) -> SalvageRepo
     to = to or path.with_name(f"{path.name}.salvaged")
     if os.path.lexists(to):
         raise ArchiveError(f"{to} exists already", hint="name another file with --to")
+    if (key := key_of(path.name)) and not key_of(to.name):
+        raise ArchiveError(f"{path} is encrypted, but {to} would be plain", hint=f"end its name in .key-{key}.parquet")
     contents, entry = archive.contents(path), None
     if path.is_relative_to(archive.root):
         entry = archive.manifests.entry(str(path.relative_to(archive.root)))

@@ -22,6 +22,7 @@ def salvage(file: Path, to: Path | None, form: str) -> None:
     For example: vidurai-pipeline salvage archive/year=2026/month=11/memories_20261120_020001.parquet
     """
     from vidurai_pipeline.care.salvage import salvage as save
+    from vidurai_pipeline.cold.keys import key_of
     from vidurai_pipeline.cold.mirror import open_archive
 
     report = save(open_archive(load_settings()), file.absolute(), to and to.absolute())
@@ -42,9 +43,10 @@ def salvage(file: Path, to: Path | None, form: str) -> None:
             },
         )
     if report.to is not None:
+        suffix = ".parquet" if (key := key_of(report.to.name)) is None else f".key-{key}.parquet"
         click.echo(
             "next: move the damaged file out of the archive, move the new one into its folder under a new name that "
-            "ends in .parquet, and run `vidurai-pipeline scrub --all --forget`",
+            f"ends in {suffix}, and run `vidurai-pipeline scrub --all --forget`",
             err=True,
         )
     if not report.complete:
