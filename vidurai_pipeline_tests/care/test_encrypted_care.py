@@ -200,12 +200,14 @@ def test_a_rekeying_leaves_out_damaged_files_and_goes_on(tmp_path: Path, key_fil
     for path in damaged:
         flip(path, keep_time=True)
     before = [path.read_bytes() for path in damaged]
-    for _ in range(2):
+    for done in (25, 0):
         report = rekey(archive)
+        assert report.files == done
         assert sorted(report.left) == [str(path.relative_to(root)) for path in damaged]
         assert all("is damaged" in reason for reason in report.left.values())
-    assert report.files == 0
-    assert [file.relative for file in list_files(root) if file.key is None] == sorted(report.left)
+    assert [file.relative for file in list_files(root) if file.key is None] == [
+        str(path.relative_to(root)) for path in damaged
+    ]
     assert [path.read_bytes() for path in damaged] == before
 
 
