@@ -33,6 +33,7 @@ from vidurai_pipeline.defs.restore import restore_job
 from vidurai_pipeline.defs.run_retention import prune_history
 from vidurai_pipeline.defs.runs import dead_run_sensor
 from vidurai_pipeline.defs.schedules import build_schedules, missed_night_sensor
+from vidurai_pipeline.defs.search import search_index
 from vidurai_pipeline.settings import Settings, load_settings
 
 
@@ -63,7 +64,7 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
                 )
             ),
             vidurai_agent,
-            *_linked_to_code(expired_rows, compact_archive, compacted_months),
+            *_linked_to_code(search_index, expired_rows, compact_archive, compacted_months),
         ],
         asset_checks=[archive_equals_hot_store, archive_is_proved, *HEALTH_CHECKS],
         jobs=[maintenance, dream_job, care, health_job, prune_history, restore_job],

@@ -9,7 +9,8 @@
     │   └── SchemaError         ... because of its tables
     ├── ArchiveError            the Parquet archive can't be used
     │   ├── VerificationError   ... because a file is not what was written
-    │   └── MissingKeyError     ... because a key is not there, or the key file can't be used
+    │   ├── MissingKeyError     ... because a key is not there, or the key file can't be used
+    │   └── SearchIndexError    ... because its search index is missing or damaged; a scan finds all the same
     ├── LockedError             another run is at work
     └── QTableError             the Q-table can't be used
 
@@ -90,6 +91,14 @@ class VerificationError(ArchiveError):
 
 class MissingKeyError(ArchiveError):
     """An archived file is encrypted with a key that is not there, or the key file can't be used."""
+
+
+class SearchIndexError(ArchiveError):
+    """The archive's search index is missing, damaged or being updated; the archive itself is none the worse."""
+
+
+class SearchIndexWarning(UserWarning):
+    """A search went without the search index, or without some of it; what it found is complete all the same."""
 
 
 class LogHeldError(BusyError):

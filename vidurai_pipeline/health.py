@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.cold.archive import Archive, PublishedFile
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
@@ -190,6 +191,22 @@ def mirrored(archive: Archive) -> Finding | None:
     if mirror.root.stat().st_dev == archive.root.stat().st_dev:
         return Finding("mirror", "warning", f"{mirror.root} is on the archive's own disk: both would be lost with it")
     return Finding("mirror", "ok", f"{mirror.root} holds {plural(files, 'file')}, as the archive does")
+
+
+def search_index(archive: Archive) -> Finding:
+    """Whether the search index holds what the archive does; without one, searches read the archive."""
+    words = WordIndex(archive.root)
+    if not words.exists():
+        return Finding("search index", "ok", "there is none: searches read the archive")
+    try:
+        lag = words.lag(list_settled(archive.root), archive.manifests)
+    except PipelineError as error:
+        return Finding("search index", "warning", str(error))
+    if lag.lacking or lag.gone:
+        detail = f"{plural(len(lag.lacking), 'file')} of the archive are not in it, {len(lag.gone):,} in it are gone"
+        return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index`")
+    size = words.bytes() / 1e6
+    return Finding("search index", "ok", f"{plural(sum(words.held().values()), 'memory')}, {size:,.1f} MB")
 
 
 def archive_proved(archive: Archive, days: int) -> Finding:

@@ -56,6 +56,7 @@ def test_definitions_say_what_the_ui_shows(settings: Settings) -> None:
         "parquet_archive": {"archived_rows"},
         "purged_rows": {"parquet_archive"},
         "q_table": {"purged_rows"},
+        "search_index": {"purged_rows"},
         "vidurai_agent": {"q_table"},
     }
     checks = {
@@ -76,7 +77,7 @@ def test_maintenance_moves_verifies_purges_and_learns(settings: Settings, instan
     result = execute(settings, instance)
     assert result.success
     made = materialized(result)
-    assert list(made) == ASSETS
+    assert list(made) == [*ASSETS, "search_index"]
     assert [made[name]["dagster/row_count"] for name in ASSETS[:3]] == [1_148] * 3
     assert moved(made) == (1_148, 1_148, 439)
     assert made["q_table"]["dagster/row_count"] >= made["q_table"]["states"] == len(made["q_table"]["policy"].records)

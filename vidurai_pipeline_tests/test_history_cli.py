@@ -113,7 +113,7 @@ def test_search_looks_in_both_tiers_unless_told(both: Path):
 
 def test_search_without_a_hot_store_says_nothing_of_it(home: Path):
     write_file(home / "archive", [memory(1)])
-    done = cli("search", "memory", "--format", "json")
+    done = cli("search", "memory", "--mode", "exact", "--format", "json")
     assert [row["id"] for row in json.loads(done.stdout)] == [1]
     assert done.stderr == ""
 
@@ -365,6 +365,7 @@ def test_stats_of_many_years_show_the_last_two(home: Path):
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
 def test_a_search_says_when_there_is_more_than_the_limit(home: Path, form: str):
     write_file(home / "archive", [memory(number) for number in range(3)])
+    cli("index")
     more = cli("search", "memory", "--limit", "2", "--format", form)
     assert more.stderr == "note: there are more matches than the 2 shown; --limit shows more\n"
     whole = cli("search", "memory", "--limit", "3", "--format", form)

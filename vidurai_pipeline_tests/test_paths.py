@@ -21,6 +21,7 @@ COMMANDS = (
     ("stats",),
     ("query", "SELECT count(*) FROM history"),
     ("search", "error"),
+    ("index",),
     ("restore", "--where", "true", "--yes"),
     ("scrub", "--all"),
     ("scrub", "--forget"),

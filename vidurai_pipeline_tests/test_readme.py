@@ -41,6 +41,8 @@ def test_its_examples_run(home: Path, monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.chdir(home)
     if name not in ("run", "flush"):
         flush(home / "vidurai.db")
+    if name == "search":
+        cli("index")
     if name == "policy":
         cli("dream")
     if name in ("new-key", "rekey"):

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 _INCOMING = f"{HOT}_incoming"
 _WORTH_A_QUERY = 4 * 1024 * 1024
+MakeSql = Callable[[str, Sequence[str]], tuple[str, dict[str, object]]]
 _MAKE_MEMORIES = "CREATE OR REPLACE TEMPORARY VIEW memories AS"
 
 
@@ -78,6 +79,7 @@ class ArchiveDatabase:
         left_out: the damaged and missing files that the views go without.
         columns: the columns of ``history``.
         footers: the columns of each file.
+        manifests: what is recorded of the files.
     """
 
     def __init__(
@@ -101,8 +103,8 @@ class ArchiveDatabase:
         self._connection: duckdb.DuckDBPyConnection | None = None
         self.footers = Footers()
         self._cache = ListingCache(base)
-        self._manifests = Manifests(base)
-        self._filter = DamageFilter(self._manifests) if skip_damaged else None
+        self.manifests = Manifests(base)
+        self._filter = DamageFilter(self.manifests) if skip_damaged else None
         self.columns: Sequence[str] = ()
         self._encrypted: dict[str, Dataset] = {}
         self._lock = threading.RLock()
@@ -144,7 +146,7 @@ class ArchiveDatabase:
                     break
                 self._connection = None
                 self.files = self._listed = files
-                flaws = self._manifests.flaws(files) if self._filter is None else ()
+                flaws = self.manifests.flaws(files) if self._filter is None else ()
                 if flaws:
                     if last or not self.changed():
                         raise ArchiveError(flaw_message(self.base, flaws), FLAW_ADVICE + ASK_ON)
@@ -259,20 +261,31 @@ class ArchiveDatabase:
         SQLite picks those that may hold the words, the best of them are found by as few columns as it takes, and only
         these are read whole.
         """
+        found = self._hot_rows(hot)
+        best: list[dict[str, Any]] = []
+        for table in _gathered(hot.matching(search.spellings, search.columns_ranked_by)):
+            best = search.best([*best, *found(table, RANKED, search.sql)])
+        rows = hot.memories([row["id"] for row in best], search.columns_given)
+        return search.best(row for table in _gathered(rows) for row in found(table, FOUND, search.sql))
+
+    def hot_memories(self, hot: HotSnapshot, search: Search, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Give memories of the hot store as a search gives them, as far as its filters let them pass."""
+        found = self._hot_rows(hot)
+        tables = _gathered(hot.memories(ids, search.columns_given))
+        return [row for table in tables for row in found(table, FOUND, lambda source, _: search.sql_of(source, ids))]
+
+    def _hot_rows(self, hot: HotSnapshot) -> Callable[..., list[dict[str, Any]]]:
+        """Make a function that asks a query, as a search makes it of a source and columns, about hot memories."""
         connection = self.cursor()
         tiers = self.outline_memories(connection, hot)
 
-        def found(table: pa.Table, columns: Sequence[str]) -> list[dict[str, Any]]:
+        def found(table: pa.Table, columns: Sequence[str], make_sql: MakeSql) -> list[dict[str, Any]]:
             connection.register(_INCOMING, table)
             source = tiers.hot_side(hot_source(_INCOMING, tiers.hot, table.column_names))
-            sql, parameters = search.sql(f"({source})", columns)
+            sql, parameters = make_sql(f"({source})", columns)
             return [dict(zip(columns, row, strict=True)) for row in connection.execute(sql, parameters).fetchall()]
 
-        best: list[dict[str, Any]] = []
-        for table in _gathered(hot.matching(search.spellings, search.columns_ranked_by)):
-            best = search.best([*best, *found(table, RANKED)])
-        rows = hot.memories([row["id"] for row in best], search.columns_given)
-        return search.best(row for table in _gathered(rows) for row in found(table, FOUND))
+        return found
 
     def listing(self) -> Listing:
         """The files that the views read."""

@@ -10,6 +10,7 @@ query that names one of these two, and by no other; of it, the columns are read 
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.execution import Parameters, Query, unique_names, warn_of
 from vidurai_pipeline.analytics.search import (
     FOUND,
+    Mode,
     Moment,
     Search,
     SearchFilters,
@@ -31,10 +33,12 @@ from vidurai_pipeline.analytics.search import (
     result_columns,
     snippet,
 )
+from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.analytics.word_search import WordSearch
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import Flaw
-from vidurai_pipeline.errors import ConfigError, QueryError, refuse_to_run
+from vidurai_pipeline.errors import ConfigError, QueryError, SearchIndexError, SearchIndexWarning, refuse_to_run
 from vidurai_pipeline.hot.view import HotView
 from vidurai_pipeline.settings import load_settings, store_in
 
@@ -125,6 +129,7 @@ class RepoAnalyst:
         self._memory_limit, self._threads = memory_limit or settings.memory_limit, threads or settings.threads
         self._keys = KeyRing(settings.archive_key_file)
         self._shared = connection is not None
+        self._words = WordIndex(self.archive_base)
         self._database = ArchiveDatabase(
             self.archive_base, connection, self._memory_limit, self._threads, self._keys, skip_damaged=skip_damaged
         )
@@ -151,6 +156,11 @@ class RepoAnalyst:
             ArchiveError: the archive can't be read.
         """
         return not list_files(self.archive_base)
+
+    @property
+    def has_index(self) -> bool:
+        """Whether the archive has a search index."""
+        return self._words.exists()
 
     @property
     def left_out(self) -> list[Flaw]:
@@ -283,10 +293,13 @@ class RepoAnalyst:
         salience: str | Sequence[str] | None = None,
         outcome: int | None = None,
         tier: Tier = "cold",
+        mode: Mode = "auto",
     ) -> list[dict[str, Any]]:
-        """Find the memories in which all the words occur: in their text, gist, tags or path.
+        """Find the memories that answer a question: in their text, gist, tags or path.
 
-        Words are plain text, whatever their case and script. The most relevant come first, then the newest.
+        By the search index, those with all words come first, then those with words that are nearly the same, then those
+        with some of the words. A question's small words don't count, and words between quotation marks are found as
+        they stand. Without the index, all words must occur, as plain text, whatever their case and script.
 
         Args:
             words: what to find, words apart by white space.
@@ -300,34 +313,75 @@ class RepoAnalyst:
             salience: only memories of this level, or one of these.
             outcome: only memories with this outcome.
             tier: where to look: in the archive (``cold``), in the hot store (``hot``) or in both (``all``).
+            mode: how to look: by the search index (``words``), by reading every memory (``exact``), or by the index
+                where there is one that can be used (``auto``).
 
         Returns:
             for each memory its columns, ``snippet`` (the text around the first hit, hits marked) and ``score``;
-            and its ``tier``, unless only the archive was searched.
+            and its ``tier``, unless only the archive was searched. A score by the index is 2000 or more where all words
+            occur as they were asked, and 1000 or more where all occur nearly so. Scores of different searches, or
+            modes, can't be compared.
 
         Raises:
             QueryError: there is no word, or a filter's value can't be.
+            SearchIndexError: by ``words``, there is no search index that can be used.
             ArchiveError: the archive, or a file in it, can't be read.
             HotStoreError: the hot store is busy, damaged, or none of memories.
 
         Warns:
             HotStoreWarning: as for :meth:`query_archive`; in ``all`` tiers, a store that does not exist is no news.
+            SearchIndexWarning: the index is missing, damaged or behind, and the archive was read instead.
         """
-        if tier not in get_args(Tier):
-            raise QueryError(f"there is no tier {tier!r}", f"use {', '.join(get_args(Tier))}")
+        for name, value, known in (("tier", tier, get_args(Tier)), ("mode", mode, get_args(Mode))):
+            if value not in known:
+                raise QueryError(f"there is no {name} {value!r}", f"use {', '.join(known)}")
         if isinstance(project, str):
             project = project.strip().rstrip("/") or "/"
         ids = self._hot.project_ids(project) if isinstance(project, str) else []
         begin, end = read_moment("since", since), read_moment("until", until, end=True)
         filters = SearchFilters(project, begin, end, salience, outcome)
         search = Search(words, limit, filters, ids)
-        if tier == "cold" or (tier == "all" and not self._hot.exists()):
-            rows = self._search_view("history", search, tier="cold")
+        if tier == "all" and not self._hot.exists():
+            rows, marks = self._search(search, "cold", mode)
+            rows = [row | {"tier": "cold"} for row in rows]
         else:
-            rows = self._search_both(search, tier)
-        names = result_columns(tier)
-        found = [{"snippet": snippet(readable_texts(row), words), **row} for row in rows]
-        return [{name: row[name] for name in names} for row in found]
+            rows, marks = self._search(search, tier, mode)
+        found = [{"snippet": snippet(readable_texts(row), marks), **row} for row in rows]
+        return [{name: row[name] for name in result_columns(tier)} for row in found]
+
+    def _search(self, search: Search, tier: Tier, mode: Mode) -> tuple[list[dict[str, Any]], str]:
+        """What a search finds, and the words to mark in it."""
+        if mode != "exact" and not (mode == "auto" and self._keys.path):  # an encrypted archive has no index
+            try:
+                return self._search_words(search, tier)
+            except SearchIndexError as error:
+                if mode == "words":
+                    raise
+                if not self.is_empty():
+                    warnings.warn(f"the archive was read without a search index: {error}", SearchIndexWarning, 3)
+        rows = self._search_view("history", search, tier="cold") if tier == "cold" else self._search_both(search, tier)
+        return rows, search.words
+
+    def _search_words(self, search: Search, tier: Tier) -> tuple[list[dict[str, Any]], str]:
+        """Search by the search index and the hot store's own."""
+        scratch = self._database.scratch_folder()
+        with contextlib.ExitStack() as stack:
+            hot = None if tier == "cold" else stack.enter_context(self._hot.snapshot(scratch))
+            database = self._database
+            if tier == "hot":  # damaged files of the archive are no matter then
+                database = stack.enter_context(contextlib.closing(self._database_of_nothing()))
+            words = WordSearch(search, database, self._words, self._answered)
+            rows = words.ranked(hot, cold=tier != "hot")
+            if hot is not None:
+                warn_of(hot)
+        return rows, words.question.marks
+
+    def _answered(self, sql: str, parameters: Parameters) -> list[dict[str, Any]]:
+        return self._answer(self._query(sql, parameters))
+
+    def _database_of_nothing(self) -> ArchiveDatabase:
+        nowhere = self._database.scratch_folder() / "none"
+        return ArchiveDatabase(nowhere, None, self._memory_limit, self._threads, self._keys)
 
     def _search_view(self, view: str, search: Search, *, tier: str | None = None) -> list[dict[str, Any]]:
         sql, parameters = search.sql(view, [*FOUND, "tier" if tier is None else f"'{tier}' AS tier"])
@@ -341,8 +395,7 @@ class RepoAnalyst:
         with contextlib.ExitStack() as stack:
             database = self._database
             if tier == "hot":  # damaged files of the archive are no matter then
-                none = ArchiveDatabase(scratch / "none", None, self._memory_limit, self._threads, self._keys)
-                database = stack.enter_context(contextlib.closing(none))
+                database = stack.enter_context(contextlib.closing(self._database_of_nothing()))
             hot = stack.enter_context(self._hot.snapshot(scratch))
             pool = stack.enter_context(ThreadPoolExecutor(1))
             ahead = pool.submit(database.search_hot, hot, search)

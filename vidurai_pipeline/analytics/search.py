@@ -36,11 +36,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _READ_TAGS = "coalesce(array_to_string(try_cast(try_cast(tags AS JSON) AS VARCHAR[]), ' '), tags)"
 # To read it is slow, so it is done only where it matters: for an escape, and for a word that the JSON around the tags
 # might hold.
-_TAGS = rf"CASE WHEN contains(tags, '\') THEN {_READ_TAGS} ELSE tags END"
+READABLE_TAGS = rf"CASE WHEN contains(tags, '\') THEN {_READ_TAGS} ELSE tags END"
 _AROUND_TAGS = frozenset('[]",')
 
 Moment = str | dt.date | dt.datetime
 Tier = Literal["hot", "cold", "all"]
+#: How a search finds: by the search index, by reading every memory, or by the index where there is one.
+Mode = Literal["auto", "words", "exact"]
 
 
 _COLUMNS = (
@@ -139,30 +141,37 @@ class Search:
             word, whole = f"word_{number}", f"whole_{number}"
             parameters[word] = pattern(term)
             parameters[whole] = rf"(?:^|[^\pL\pN_])(?:{parameters[word]})(?:$|[^\pL\pN_])"
-            tags = f"({_TAGS if _AROUND_TAGS.isdisjoint(term) else _READ_TAGS})"
+            tags = f"({READABLE_TAGS if _AROUND_TAGS.isdisjoint(term) else _READ_TAGS})"
             # One look at all of a memory's texts; no word has a line break.
             conditions.append(_matches(f"concat_ws(chr(10), gist, file_path, {tags}, verbatim)", word))
             # Where the whole text has the word adds nothing.
             weights = {_matches("gist", word): 4, _matches("file_path", word): 2, _matches(tags, word): 2}
             weights[_matches("gist", whole)] = 2
             scores += [f"{weight} * coalesce({hit}, false)::INTEGER" for hit, weight in weights.items()]
-        for name, (condition, value) in self._filters().items():
-            if value is not None:
-                conditions.append(condition)
-                parameters[name] = value
-        own = {
-            "content": "verbatim AS content",
-            "score": f"{' + '.join(scores)} AS score",
-            # The view's own column would be made of every memory, before the words are looked for.
-            "created_ts": f"{utc_timestamp('created_at')} AS created_ts",
-        }
-        selected = ", ".join(own.get(name, name) for name in columns)
+        conditions += self._conditions(parameters)
         sql = f"""
-            SELECT {selected} FROM {source} WHERE {" AND ".join(conditions)}
+            SELECT {_selected(columns, " + ".join(scores))} FROM {source} WHERE {" AND ".join(conditions)}
             ORDER BY score DESC, created_ts DESC NULLS LAST, created_at DESC NULLS LAST, id DESC NULLS LAST
             LIMIT $most
         """
         return sql, parameters
+
+    def sql_of(self, source: str, ids: Iterable[int]) -> tuple[str, dict[str, object]]:
+        """Make the query that gives memories, as far as the filters let them pass, and its parameters.
+
+        Args:
+            source: as for :meth:`sql`.
+            ids: the memories' ids.
+        """
+        parameters: dict[str, object] = {"ids": list(ids)}
+        conditions = ["id IN (SELECT unnest($ids::BIGINT[]))", *self._conditions(parameters)]
+        return f"SELECT {_selected(FOUND, '0')} FROM {source} WHERE {' AND '.join(conditions)}", parameters
+
+    def _conditions(self, parameters: dict[str, object]) -> list[str]:
+        """The conditions of the filters; their values are added to the parameters."""
+        wanted = {name: found for name, found in self._filters().items() if found[1] is not None}
+        parameters |= {name: value for name, (_, value) in wanted.items()}
+        return [condition for condition, _ in wanted.values()]
 
     def _filters(self) -> dict[str, tuple[str, object]]:
         """The filters: parameter, condition and value of each."""
@@ -177,7 +186,7 @@ class Search:
             "project": (project, wanted),
             "since": ("created_ts >= $since", filters.since),
             "until": ("created_ts < $until", filters.until),
-            "salience": ("list_contains($salience, salience_score)", _saliences(filters.salience)),
+            "salience": ("list_contains($salience, salience_score)", salience_scores(filters.salience)),
             "outcome": ("outcome = $outcome", filters.outcome),
         }
 
@@ -189,6 +198,16 @@ class Search:
             return row["score"], moment, row["created_at"] or "", id_ is not None, id_ or 0
 
         return sorted(found, key=rank, reverse=True)[: self.limit]
+
+
+def _selected(columns: Sequence[str], score: str) -> str:
+    own = {
+        "content": "verbatim AS content",
+        "score": f"{score} AS score",
+        # The view's own column would be made of every memory, before the words are looked for.
+        "created_ts": f"{utc_timestamp('created_at')} AS created_ts",
+    }
+    return ", ".join(own.get(name, name) for name in columns)
 
 
 def _matches(field: str, parameter: str) -> str:
@@ -272,7 +291,12 @@ def _read_text(text: str, *, end: bool) -> dt.datetime:
     return dt.datetime.fromisoformat(text.upper())
 
 
-def _saliences(salience: str | Sequence[str] | None) -> list[int] | None:
+def salience_scores(salience: str | Sequence[str] | None) -> list[int] | None:
+    """The levels of a filter as numbers, CRITICAL 5 to NOISE 1; None where it has none.
+
+    Raises:
+        QueryError: there is no such level.
+    """
     if salience is None:
         return None
     wanted = [level.strip().upper() for level in ([salience] if isinstance(salience, str) else salience)]

@@ -23,6 +23,7 @@ from vidurai_pipeline.health import (
     one_tier,
     other_store,
     rejected_memories,
+    search_index,
     store_integrity,
     store_room,
 )
@@ -115,6 +116,7 @@ def _archive_files(archive: Archive, scrub_days: int) -> Iterator[Finding]:
     if found := mirrored(archive):
         yield found
     yield archive_proved(archive, scrub_days)
+    yield search_index(archive)
     loose = [path for path in archive.files() if path.stat().st_mode & 0o077]
     if loose:
         yield Finding(

@@ -15,6 +15,7 @@ from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.compact import compact
 from vidurai_pipeline.cli.encryption import new_key, rekey
 from vidurai_pipeline.cli.expire import expire
+from vidurai_pipeline.cli.index import index
 from vidurai_pipeline.cli.limits import bound_memory, lower_priority
 from vidurai_pipeline.cli.restore import restore
 from vidurai_pipeline.cli.salvage import salvage
@@ -26,6 +27,7 @@ from vidurai_pipeline.errors import (
     PipelineError,
     QueryError,
     QueryTimeoutError,
+    SearchIndexWarning,
 )
 from vidurai_pipeline.settings import Hyperparameters, load_settings, memory_bytes, unknown_variables
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
 #: Commands that go on where they were stopped.
-_RESUMABLE = {"compact", "dream", "expire", "flush", "rekey", "restore", "run", "scrub"}
+_RESUMABLE = {"compact", "dream", "expire", "flush", "index", "rekey", "restore", "run", "scrub"}
 
 
 class _Group(click.Group):
@@ -126,6 +128,7 @@ def _analyst(timeout: float | None, skip_damaged: bool) -> "Iterator[RepoAnalyst
     settings = load_settings()
     bound_memory(memory_bytes(settings.memory_limit), settings.threads)
     with warnings.catch_warnings(record=True, action="always", category=HotStoreWarning) as caught:
+        warnings.simplefilter("always", SearchIndexWarning)
         warnings.simplefilter("always", ArchiveWarning)
         try:
             with RepoAnalyst(timeout=timeout, skip_damaged=skip_damaged) as analyst:
@@ -214,10 +217,14 @@ def flush(dry_run: bool, form: str) -> None:
 
     For example: vidurai-pipeline flush --dry-run
     """
+    from vidurai_pipeline.analytics.word_index import update_quietly
     from vidurai_pipeline.archival.archiver import MemoryArchiver
 
     with output.ProgressLine() as progress:
-        result = MemoryArchiver(progress=progress).flush(dry_run=dry_run)
+        archiver = MemoryArchiver(progress=progress)
+        result = archiver.flush(dry_run=dry_run)
+        if not dry_run and (note := update_quietly(archiver.archive, progress)):
+            result.notes.append(note)
     _end_with(int(bool(result.problems)))
     report = result.to_dict()
     if form == "json":
@@ -405,16 +412,28 @@ def query(sql: str, skip_damaged: bool, timeout: float | None, form: str) -> Non
     show_default=True,
     help="Where to look: in the archive (cold), in the hot store (hot), or in both (all).",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "words", "exact"]),
+    default="auto",
+    show_default=True,
+    help="How to look: by the search index (words), by reading every memory (exact), or by the index where it can be "
+    "used (auto).",
+)
 @_skip_option
 @_timeout_option
 @output.format_option("table", "json", "csv")
 def search(
     words: tuple[str, ...], limit: int, skip_damaged: bool, timeout: float | None, form: str, **filters: Any
 ) -> None:
-    """Find the memories in which all the words occur.
+    """Find memories by words in their gist, text, tags or path.
 
-    The most relevant come first, then the newest. The words are plain text in any case: in a memory's text, its gist,
-    its tags or its path. For example: vidurai-pipeline search timeout pytest --since 7d
+    Memories with all the words come first, then those with similar words, then those with some of them. Ask in your
+    own words; small words such as "how" and "the" don't count. Put a phrase between quotation marks:
+    vidurai-pipeline search '"connection reset" pytest' --since 7d
+
+    With --mode exact, all words must occur as plain text, in any case, also within longer words. Without a search
+    index, `vidurai-pipeline index` makes one, and searches are exact until then.
 
     Times are written like 7d, 2w, today, yesterday, 2026, 2026-11, 2026-11-27 or 2026-11-27T08:30. 7d is seven days
     ago. today and yesterday are days of your time zone; the others are in UTC, as Vidurai stores them, unless they name
@@ -435,6 +454,8 @@ def search(
             output.print_rows(names, ([row[name] for name in names] for row in found), form)
         else:
             click.echo("no memory matches", err=True)
+            if filters["mode"] != "exact" and analyst.has_index:
+                click.echo("note: `--mode exact` also finds what stands within longer words", err=True)
         if more:
             click.echo(f"note: there are more matches than the {limit:,} shown; --limit shows more", err=True)
 
@@ -510,6 +531,7 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
 
 main.add_command(compact)
 main.add_command(expire)
+main.add_command(index)
 main.add_command(restore)
 main.add_command(salvage)
 main.add_command(new_key)

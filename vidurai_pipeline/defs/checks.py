@@ -12,6 +12,7 @@ from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import POOL, archived_rows, parquet_archive, purged_rows
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.defs.runs import stuck_runs
+from vidurai_pipeline.defs.search import index_agrees_with_archive
 
 _RUNS_LOOKED_AT = 3
 
@@ -110,6 +111,7 @@ HEALTH_CHECKS = [
     disk_has_room,
     memories_are_in_one_tier,
     no_run_is_stuck,
+    index_agrees_with_archive,
 ]
 
 

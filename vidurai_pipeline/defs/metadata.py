@@ -14,6 +14,7 @@ from typing import Any, NewType
 
 import dagster as dg
 
+from vidurai_pipeline.analytics.word_index import IndexReport
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
 from vidurai_pipeline.care.compaction import CompactionReport
 from vidurai_pipeline.care.retention import ExpiryReport
@@ -54,6 +55,14 @@ BY_STATUS = Label("by status")
 BY_SALIENCE = Label("waiting, by salience")
 OLDEST_WAITING = Label("oldest waiting")
 NEWEST_WAITING = Label("newest waiting")
+
+# search_index
+
+INDEXED = Label("memories indexed")
+FILES_INDEXED = Label("files indexed")
+#: How far the index was behind when the step began.
+LAG = Label("files that were missing")
+INDEX_MB = Label("index (MB)")
 
 # parquet_archive
 
@@ -368,6 +377,17 @@ def of_expiry(report: ExpiryReport) -> dict[str, Any]:
         UNDATED: report.undated,
         MONTHS_REWRITTEN: len(report.months),
         MB_FREED: _mb(report.bytes_freed),
+    }
+
+
+def of_index(report: IndexReport) -> dict[str, Any]:
+    """What ``search_index`` reports."""
+    return {
+        INDEXED: report.documents,
+        FILES_INDEXED: report.files,
+        LAG: report.added,
+        INDEX_MB: _mb(report.bytes),
+        SECONDS: report.seconds,
     }
 
 

@@ -21,6 +21,7 @@ from vidurai_pipeline.hot.salvage import Rejected
 from vidurai_pipeline.hot.schema import PROJECT_FIELDS, PYTHON_TYPES, Column, StoreSchema
 from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, snapshot, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.hot.word_search import ids_with_words
 
 _NAMED = 3
 #: Columns of a few bytes each, which need no bound but the number of rows.
@@ -211,6 +212,10 @@ class HotSnapshot:
         if "verbatim" in columns and all(word.isascii() and word.isprintable() for word, *_ in words):
             shown_as["verbatim"] = _words_in(columns["verbatim"], [word for word, *_ in words])
         yield from self._batches(names, " AND ".join(conditions), patterns, shown_as)
+
+    def with_words(self, terms: Sequence[tuple[str, Sequence[str]]], most: int) -> list[int] | None:
+        """The ids of the memories that answer best; see :func:`ids_with_words`."""
+        return [] if self.missing else ids_with_words(self._con, terms, most)
 
     def filtered(self, names: Collection[str], rows: RowFilter) -> Iterator[pa.RecordBatch]:
         """Read columns of the memories that a filter wants, and perhaps of others.

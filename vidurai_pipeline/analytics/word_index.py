@@ -1,0 +1,305 @@
+"""The search index: an inverted index over the archive's words, kept in a hidden folder of the archive.
+
+It is derived from the archive's files and can be thrown away at any time. It holds whole files: each memory's document
+names its file and the file's digest. So one rule follows every change of the archive, whoever made it: documents of
+files that are gone go, and files that came are read. Memories themselves are never taken from the index.
+
+It holds the words in plain, so there is none of an encrypted archive.
+"""
+
+import contextlib
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import tantivy
+from tantivy import Query
+
+from vidurai_pipeline.analytics.connection import connect
+from vidurai_pipeline.analytics.question import COLUMNS, document_sql, make_index
+from vidurai_pipeline.analytics.views import SALIENCE_SCORE
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.files import archive_errors, make_folder
+from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, quote_literal
+from vidurai_pipeline.cold.manifest import Manifests
+from vidurai_pipeline.errors import ArchiveError, SearchIndexError
+
+#: Changed with whatever changes what a document is made of; an index of another format is made anew.
+FORMAT = 1
+NAME = ".index"
+_HEAP_BYTES = 64_000_000
+_MEMORY_LIMIT = "512MB"
+#: After so many documents, what was read so far is kept, should the rest fail.
+_COMMIT_EVERY = 500_000
+_REBUILD = "run `vidurai-pipeline index --rebuild`"
+
+#: Called with what is being done, how many memories are done, and how many there are.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What an update of the search index did.
+
+    Attributes:
+        documents: how many memories it holds now.
+        files: how many files of the archive it holds now.
+        added: how many files were read.
+        removed: how many files left it.
+        bytes: its size on the disk.
+        seconds: how long it took.
+    """
+
+    documents: int
+    files: int
+    added: int
+    removed: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How the index and the archive differ.
+
+    Attributes:
+        lacking: files of the archive that it does not hold, or not all of.
+        gone: keys of files that it holds, and should not hold as they are.
+    """
+
+    lacking: list[ArchiveFile]
+    gone: list[str]
+
+
+class WordIndex:
+    """The search index of an archive; it need not exist.
+
+    Args:
+        root: the archive's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / NAME
+        self._path = self.folder / f"words-{FORMAT}"
+        self._open: tantivy.Index | None = None
+
+    def exists(self) -> bool:
+        """Whether there is an index of this format."""
+        return (self._path / "meta.json").exists()
+
+    def bytes(self) -> int:
+        """Its size on the disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def index(self) -> tantivy.Index:
+        """The index as it is now.
+
+        Raises:
+            SearchIndexError: there is none, or it is damaged.
+        """
+        if not self.exists():
+            self._open = None
+            raise SearchIndexError("there is no search index", "run `vidurai-pipeline index` to make it")
+        with self.errors():
+            if self._open is None:
+                self._open = make_index(str(self._path))
+            self._open.reload()
+        return self._open
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what the index raises into one error that says what to do."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self._open = None
+            if "LockBusy" in str(error):
+                raise SearchIndexError(f"{self.folder}: another process is updating it", "try again later") from None
+            reason = getattr(error, "strerror", None) or "it can't be read"
+            raise SearchIndexError(f"{self.folder} is damaged or can't be used: {reason}", _REBUILD) from None
+
+    def held(self) -> dict[str, int]:
+        """How many memories it holds of each file, by the file's key.
+
+        Raises:
+            SearchIndexError: it can't be read.
+        """
+        with self.errors():
+            # With a query, documents that were deleted and are not cleaned up yet don't count.
+            return dict(self.index.searcher().terms_with_prefix("file", "", Query.all_query()))
+
+    def lag(self, files: Iterable[ArchiveFile], manifests: Manifests) -> Lag:
+        """How it differs from the files of a listing.
+
+        Raises:
+            SearchIndexError: it can't be read.
+            ArchiveError: a manifest can't be read.
+        """
+        held = self.held()
+        wanted = {_key(file, manifests): file for file in files}
+        lacking = []
+        for key, file in wanted.items():
+            entry = manifests.entry(file.relative)
+            if key not in held if entry is None else held.get(key, 0) != entry.rows:
+                lacking.append(file)
+        whole = wanted.keys() - {_key(file, manifests) for file in lacking}
+        return Lag(lacking, sorted(held.keys() - whole))
+
+    def discard(self) -> None:
+        """Remove it from the disk, with all words that it still holds of memories that are gone.
+
+        Raises:
+            ArchiveError: it can't be removed.
+        """
+        self._open = None
+        with archive_errors(self.folder), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
+
+    def update(self, archive: Archive, *, rebuild: bool = False, progress: Progress | None = None) -> IndexReport:
+        """Bring it in line with the archive. Nothing is locked: searches go on, and so do runs.
+
+        Args:
+            archive: the archive, whose folder is this one's.
+            rebuild: make it from nothing.
+            progress: told how far the work is.
+
+        Raises:
+            SearchIndexError: another process updates it, or the archive is encrypted.
+            ArchiveError: a file can't be read, or the index can't be written; searches work without it.
+        """
+        began = time.monotonic()
+        files = list_settled(self.root)
+        if not files and not self.exists():
+            return IndexReport(0, 0, 0, 0, 0, 0.0)
+        if archive.keys.path is not None or any(file.key for file in files):
+            self.discard()
+            raise SearchIndexError(
+                "an encrypted archive has no search index, which would hold its words in plain",
+                "search without one, which reads the archive",
+            )
+        if rebuild or not self._sound():
+            self.discard()
+        make_folder(self._path)
+        with self.errors(), _Writer(self._path, archive, progress) as writer:
+            self._open = writer.index
+            lag = self.lag(files, archive.manifests)
+            for key in lag.gone:
+                writer.remove(key)
+            writer.add(lag.lacking)
+        with self.errors():
+            held = self.held()
+        for other in self.folder.iterdir():
+            if other != self._path:
+                shutil.rmtree(other, ignore_errors=True)
+        seconds = time.monotonic() - began
+        return IndexReport(
+            sum(held.values()), len(held), len(lag.lacking), len(lag.gone), self.bytes(), round(seconds, 3)
+        )
+
+    def _sound(self) -> bool:
+        """Whether it is worth an update: it is there, can be read, and is not for the most part what was deleted."""
+        try:
+            with self.errors():
+                searcher = self.index.searcher()
+                stored = sum(count for _, count in searcher.terms_with_prefix("file", ""))
+                return stored <= 2 * searcher.num_docs or stored < _COMMIT_EVERY // 10
+        except SearchIndexError:
+            return False
+
+
+class _Writer:
+    """Writes documents; what it did is there at the end, all of it or nothing since the last commit."""
+
+    def __init__(self, path: Path, archive: Archive, progress: Progress | None) -> None:
+        self.index = make_index(str(path))
+        self._archive = archive
+        self._progress: Progress = progress or (lambda *_: None)
+        self._written = 0
+        self._changed = False
+
+    def __enter__(self) -> "_Writer":
+        self._stack = contextlib.ExitStack()
+        try:
+            self._writer = self.index.writer(_HEAP_BYTES, 1)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._stack:
+            if kind is not None:
+                self._writer.rollback()
+            elif self._changed:
+                self._writer.commit()
+            self._writer.wait_merging_threads()
+            self.index.reload()
+
+    @cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-index-")))
+        connection = self._stack.enter_context(contextlib.closing(connect(_MEMORY_LIMIT, None, scratch)))
+        connection.execute(f"CREATE MACRO salience_score{SALIENCE_SCORE}")
+        return connection
+
+    def remove(self, key: str) -> None:
+        """Delete the documents of a file."""
+        self._writer.delete_documents_by_term("file", key)
+        self._changed = True
+
+    def add(self, files: list[ArchiveFile]) -> None:
+        """Read files of the archive."""
+        entries = [self._archive.manifests.entry(file.relative) for file in files]
+        total = sum(entry.rows for entry in entries if entry is not None)
+        since_commit = 0
+        for file in files:
+            table = self._archive.columns(file, COLUMNS)
+            self._changed = True
+            for document in documents(self._connection, table, _key(file, self._archive.manifests)):
+                self._writer.add_json(document)
+            self._written += table.num_rows
+            since_commit += table.num_rows
+            self._progress("indexing", self._written, max(total, self._written))
+            if since_commit >= _COMMIT_EVERY:
+                self._writer.commit()
+                since_commit = 0
+
+
+def documents(connection: duckdb.DuckDBPyConnection, table: Any, file: str = "") -> Iterator[str]:
+    """Make a document of each row of an Arrow table."""
+    connection.register("documents_source", table)
+    try:
+        sql = document_sql("documents_source", table.column_names, quote_literal(file))
+        answer = connection.execute(sql)
+        while rows := answer.fetchmany(10_000):
+            yield from itertools.chain.from_iterable(rows)
+    finally:
+        connection.unregister("documents_source")
+
+
+def _key(file: ArchiveFile, manifests: Manifests) -> str:
+    """What a file is called in the index: another content, another key."""
+    entry = manifests.entry(file.relative)
+    if entry is not None and entry.same_file(file):
+        return f"{file.relative} {entry.sha256}"
+    return f"{file.relative} {file.size} {file.modified}"
+
+
+def update_quietly(archive: Archive, progress: Progress | None = None) -> str | None:
+    """Bring the index in line after a run; returns why it could not be done, which is no failure of the run."""
+    if archive.keys.path is not None:
+        return None
+    try:
+        WordIndex(archive.root).update(archive, progress=progress)
+    except ArchiveError as error:
+        return f"the search index was not updated: {error}"
+    return None

@@ -1,0 +1,156 @@
+"""A search by words over both tiers, as one ranking."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.question import Question, filter_queries, folded, make_index, microseconds
+from vidurai_pipeline.analytics.search import Search
+from vidurai_pipeline.analytics.word_index import WordIndex, documents
+from vidurai_pipeline.cold.listing import ArchiveFile, quote_literal
+from vidurai_pipeline.errors import SearchIndexError, SearchIndexWarning, plural
+from vidurai_pipeline.hot.view import HotSnapshot
+
+#: Where filters decide after the hot store was searched, so many of its memories are looked at.
+_HOT_FILTERED = 20_000
+_HEAP_BYTES = 15_000_000
+Row = dict[str, Any]
+
+
+class WordSearch:
+    """Finds memories by the search index, and gives them as the archive and the hot store have them.
+
+    Args:
+        search: what to find.
+        database: the archive's database.
+        index: the archive's search index.
+        answer: runs a query about the archive.
+
+    Attributes:
+        question: the words, as the index understands them.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        database: ArchiveDatabase,
+        index: WordIndex,
+        answer: Callable[[str, dict[str, object]], list[Row]],
+    ) -> None:
+        self._search = search
+        self._database = database
+        self._index = index
+        self._answer = answer
+        self._connection = database.cursor()
+        self.question = Question(search.words, self._fold)
+        if not self.question.terms:
+            raise SearchIndexError("the question has no letters or digits", "search for it with `--mode exact`")
+
+    def _fold(self, text: str) -> str:
+        return str(self._connection.execute(f"SELECT {folded('$1::VARCHAR')}", [text]).fetchall()[0][0])
+
+    def ranked(self, hot: HotSnapshot | None, *, cold: bool) -> list[Row]:
+        """The memories that answer best, in order.
+
+        Args:
+            hot: the hot store, if it is to be searched.
+            cold: whether to search the archive.
+
+        Raises:
+            SearchIndexError: the index can't be used.
+        """
+        found, ranked = self._cold() if cold else ([], True)
+        if hot is not None:
+            found = self._with_hot(found, hot)
+            ranked = False
+        return found if ranked else self._rank(found)
+
+    def _cold(self) -> tuple[list[Row], bool]:
+        """The archive's memories, and whether they are in order."""
+        lag = self._index.lag(self._database.files, self._database.manifests)
+        if len(lag.lacking) > len(self._database.files) / 2:
+            raise SearchIndexError(
+                f"it lacks {len(lag.lacking):,} of {plural(len(self._database.files), 'file')}",
+                "run `vidurai-pipeline index` to update it",
+            )
+        with self._index.errors():
+            index = self._index.index
+            filters = filter_queries(index.schema, self._search.filters, self._search.project_ids)
+            hits = self.question.best(index, self._search.limit, filters)
+            addresses = [address for _, address in hits]
+            searcher = index.searcher()
+            ids = searcher.fast_field_values("id", addresses)
+            created = searcher.fast_field_values("created", addresses)
+        scores = {}
+        for (score, _), id_, moment in zip(hits, ids, created, strict=True):
+            scores.setdefault((id_, moment), score)
+        rows = (
+            self._answer(*self._search.sql_of("history", [int(id_) for id_ in ids if id_ is not None])) if ids else []
+        )
+        known = [row | {"score": round(scores[key], 3)} for row in rows if (key := _identity(row)) in scores]
+        if lag.lacking:
+            return self._unindexed(lag.lacking, known), False
+        return self._search.best(row | {"tier": "cold"} for row in known), True
+
+    def _unindexed(self, lacking: list[ArchiveFile], known: list[Row]) -> list[Row]:
+        """Add what files hold that the index does not know."""
+        warnings.warn(
+            f"the search index lacks {len(lacking):,} of {plural(len(self._database.files), 'file')}, which were read "
+            "instead; `vidurai-pipeline index` updates it",
+            SearchIndexWarning,
+            stacklevel=2,
+        )
+        names = ", ".join(quote_literal(str(self._database.base / file.relative)) for file in lacking)
+        found = self._answer(*self._search.sql(f"(SELECT * FROM history_all WHERE filename IN ({names}))"))
+        newer = {_identity(row): row for row in [*found, *known]}
+        return [row | {"tier": "cold"} for row in newer.values()]
+
+    def _with_hot(self, cold: list[Row], hot: HotSnapshot) -> list[Row]:
+        """Add the hot store's memories; one that is in both tiers for the moment counts as hot."""
+        copies = hot.created(row["id"] for row in cold if row["id"] is not None).to_pylist()
+        both = {(copy["id"], copy["created_at"]) for copy in copies}
+        most = _HOT_FILTERED if any(vars(self._search.filters).values()) else self._search.limit
+        terms = [(term.asked, term.words) for term in self.question.terms]
+        ids = None if any(term.unspaced for term in self.question.terms) else hot.with_words(terms, most)
+        if ids is None:
+            rows = self._database.search_hot(hot, self._search)
+        else:
+            rows = self._database.hot_memories(hot, self._search, sorted({*ids, *(id_ for id_, _ in both)}))
+        return [row for row in cold if (row["id"], row["created_at"]) not in both] + [
+            row | {"tier": "hot"} for row in rows
+        ]
+
+    def _rank(self, rows: list[Row]) -> list[Row]:
+        """The best of some memories, by an index of these alone."""
+        table = pa.table(
+            {
+                "id": pa.array(range(len(rows)), pa.int64()),
+                "gist": pa.array([row["gist"] for row in rows], pa.string()),
+                "verbatim": pa.array([row["content"] for row in rows], pa.string()),
+                "file_path": pa.array([row["file_path"] for row in rows], pa.string()),
+                "tags": pa.array([row["tags"] for row in rows], pa.string()),
+            }
+        )
+        index = make_index()
+        writer = index.writer(_HEAP_BYTES, 1)
+        for document in documents(self._connection, table):
+            writer.add_json(document)
+        writer.commit()
+        index.reload()
+        hits = self.question.best(index, max(self._search.limit, 1))
+        places = index.searcher().fast_field_values("id", [address for _, address in hits])
+        scored: Iterable[Row] = (
+            rows[int(place)] | {"score": round(score, 3)}
+            for place, (score, _) in zip(places, hits, strict=True)
+            if place is not None
+        )
+        return self._search.best(scored)
+
+
+def _identity(row: Row) -> tuple[int | None, int | None]:
+    """By what the index knows a memory: its id, and when it was created, in microseconds."""
+    moment = row["created_ts"]
+    return row["id"], None if moment is None else microseconds(moment)

@@ -1,0 +1,53 @@
+"""The search index: brought in line with the archive each night, and no night fails for it."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from vidurai_pipeline import health
+from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.assets import GROUP, OWNERS, POOL, purged_rows
+from vidurai_pipeline.defs.resources import Tiers
+from vidurai_pipeline.errors import PipelineError, plural
+
+
+@dg.asset(
+    deps=[purged_rows],
+    kinds={"python"},
+    group_name=GROUP,
+    owners=OWNERS,
+    pool=POOL,
+    output_required=False,
+)
+def search_index(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tiers]) -> Iterator[dg.MaterializeResult]:
+    """The words of all archived memories, by which `vidurai-pipeline search` finds them at once.
+
+    It is made from the archive's files, and each run brings it in line with them: it reads new files and drops what it
+    holds of files that are gone. An encrypted archive has none.
+
+    **Next:** nothing. If it could not be updated, the log says why, the run goes on, and searches read what is missing
+    from the archive. `vidurai-pipeline index --rebuild` makes it from nothing.
+    """
+    archive = tiers.cold
+    if archive.keys.path is not None:
+        context.log.info("An encrypted archive has no search index")
+        return
+    try:
+        report = WordIndex(archive.root).update(archive)
+    except PipelineError as error:
+        context.log.warning(f"The search index was not updated: {error}")
+        return
+    context.log.info(
+        f"The search index holds {plural(report.documents, 'memory')}; {plural(report.added, 'file')} read"
+    )
+    yield dg.MaterializeResult(metadata=metadata.of_index(report))
+
+
+@dg.asset_check(asset=search_index, additional_deps=[purged_rows])
+def index_agrees_with_archive(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
+    """Whether the search index holds every file of the archive, with as many memories as were recorded of it."""
+    finding = health.search_index(tiers.cold)
+    return dg.AssetCheckResult(
+        passed=finding.status == "ok", severity=dg.AssetCheckSeverity.WARN, description=finding.detail
+    )
