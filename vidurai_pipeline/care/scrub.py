@@ -15,7 +15,7 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.listing import REQUIRED, ArchiveFile, list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import FileEntry, Flaw, age_in_days, digest_file
-from vidurai_pipeline.errors import ArchiveError, LockedError, MissingKeyError
+from vidurai_pipeline.errors import ArchiveError, LockedError, MissingKeyError, PipelineError
 
 #: What to do about files that are damaged or missing.
 ADVICE = (
@@ -100,8 +100,8 @@ def scrub(
         progress: told how far it is.
 
     Raises:
-        ArchiveError: the archive can't be read.
-        LockedError: another run did not finish in time.
+        ArchiveError: the archive can't be read; or nothing is damaged, but that can't be recorded.
+        LockedError: nothing is damaged, but another run did not finish in time to record that.
     """
     require_archive(archive.root)
     report = ScrubReport()
@@ -129,14 +129,21 @@ def scrub(
         report.bytes += file.size
         if entry is not None:
             found[file.relative] = entry
+    unrecorded: PipelineError | None = None
     if found:
-        _record(archive, found, lock_timeout)
+        try:
+            _record(archive, found, lock_timeout)
+        except (ArchiveError, LockedError) as error:  # which must not hide what is damaged
+            unrecorded = error
+            report.adopted.clear()
     if forget_missing:
         report.forgotten = _forget_missing(archive, lock_timeout)
     gone = dict.fromkeys([*gone, *archive.manifests.missing(list_files(archive.root))])
     report.missing = [flaw for flaw in gone if flaw.file not in report.forgotten]
     proofs = archive.manifests.proofs(list_settled(archive.root))
     report.oldest_proof, report.unknown = proofs.oldest, proofs.unknown
+    if unrecorded is not None and report.sound:
+        raise unrecorded
     return report
 
 

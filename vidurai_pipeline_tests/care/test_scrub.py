@@ -1,5 +1,6 @@
 """Archived files are read again and held against what was written."""
 
+import contextlib
 import json
 import random
 from collections.abc import Callable
@@ -50,6 +51,23 @@ def test_a_flipped_bit_is_found_even_if_the_time_says_nothing(archive: Archive, 
     flip(path, keep_time=True, at=at)
     report = scrub(archive)
     assert [(flaw.file, flaw.memories) for flaw in report.damaged] == [(str(path.relative_to(archive.root)), rows)]
+    assert report.intact == report.files - 1
+
+
+@pytest.mark.parametrize("obstacle", ["another run", "unwritable"])
+def test_damage_is_named_also_where_nothing_can_be_recorded(archive: Archive, obstacle: str) -> None:
+    with contextlib.ExitStack() as stack:
+        if obstacle == "another run":
+            stack.enter_context(holding(archive.root))
+        else:
+            (archive.root / ".lock").unlink()
+            (archive.root / ".lock").mkdir()
+        with pytest.raises(LockedError if obstacle == "another run" else ArchiveError, match="archive"):
+            scrub(archive)
+        path = first(archive)
+        flip(path, keep_time=True)
+        report = scrub(archive)
+    assert [flaw.file for flaw in report.damaged] == [str(path.relative_to(archive.root))]
     assert report.intact == report.files - 1
 
 
