@@ -3,8 +3,10 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +270,19 @@ def test_a_pending_file_whose_key_is_missing_is_not_taken_for_damaged(
     hidden.replace(key_file)
     assert cli("flush").returncode == 0
     assert_one_tier(before, home / "vidurai.db", home / "archive")
+
+
+def test_the_documented_way_to_read_a_file(home: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("flush").returncode == 0
+    (path,) = (home / "archive").rglob("*.parquet")
+    page = (Path(__file__).parents[2] / "docs" / "archive-format.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?create_decryption_properties.*?)^```", page, re.MULTILINE | re.DOTALL)
+    code = code.replace("memories_20261127_020003.key-1f3a9c07.parquet", path.name)
+    code = code.replace("1f3a9c07", KeyRing(key_file).newest or "").replace("archive.key", str(key_file))
+    monkeypatch.chdir(path.parent)
+    read: dict[str, Any] = {}
+    exec(code, read)
+    assert Counter(map(repr, read["table"].to_pylist())) == rewriting_driver.rows(home / "archive")
 
 
 def test_a_file_that_lost_its_name(home: Path, key_file: Path) -> None:
