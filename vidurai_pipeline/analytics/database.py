@@ -50,7 +50,7 @@ from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files, quote_literal
 from vidurai_pipeline.cold.manifest import Flaw, Manifests
 from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
-from vidurai_pipeline.hot.view import HotSnapshot, RowFilter, UnusualRowError
+from vidurai_pipeline.hot.view import HiddenProjects, HotSnapshot, RowFilter, UnusualRowError
 
 #: How often files may be rewritten while they are read, before that is an error. Between two times lies a moment.
 CHANGES = 20
@@ -73,6 +73,7 @@ class ArchiveDatabase:
         threads: the threads of a database of its own; None for one per core.
         keys: the archive's keys.
         skip_damaged: whether damaged files are left out, with an ArchiveWarning; else they are an error.
+        hidden: says whenever a cursor is asked for which projects are left out.
 
     Attributes:
         files: the files that the views read.
@@ -91,12 +92,15 @@ class ArchiveDatabase:
         keys: KeyRing,
         *,
         skip_damaged: bool = False,
+        hidden: Callable[[], HiddenProjects | None] = lambda: None,
     ) -> None:
         self.base = base
         self._keys = keys
         self.files: tuple[ArchiveFile, ...] = ()
         self.left_out: list[Flaw] = []
         self._listed: tuple[ArchiveFile, ...] = ()
+        self._find_hidden = hidden
+        self._hidden: HiddenProjects | None = None
         self._given = given
         self._memory_limit = memory_limit
         self._threads = threads
@@ -140,6 +144,7 @@ class ArchiveDatabase:
             ArchiveWarning: damaged files are left out, as the database was told.
         """
         with self._lock:
+            self._follow_hidden()
             for last in [*[False] * CHANGES, True]:
                 files = list_files(self.base)
                 if self._connection is not None and files == self._listed:
@@ -175,6 +180,12 @@ class ArchiveDatabase:
             for name, dataset in self._encrypted.items():
                 cursor.register(name, dataset)
             return cursor
+
+    def _follow_hidden(self) -> None:
+        """Make the views anew if the names to hide now mean other projects."""
+        hidden = self._find_hidden()
+        if hidden != self._hidden:
+            self._hidden, self._connection = hidden, None
 
     def outline_memories(self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> BothTiers:
         """Make the view ``memories`` over both tiers, for one connection alone, with no row of the hot store yet.
@@ -345,7 +356,7 @@ class ArchiveDatabase:
         known, superseded = self._cache.load(listing.files)
         self.footers.known = known | self.footers.known
         columns = self.footers.merged(connection, listing)
-        views = Views(listing, columns, self._register_encrypted(connection, listing))
+        views = Views(listing, columns, self._register_encrypted(connection, listing), self._hidden)
         self.columns = views.columns
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")

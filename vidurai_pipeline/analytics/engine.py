@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
+from weakref import WeakSet
 
 import duckdb
 import pyarrow as pa
 
 from vidurai_pipeline.analytics.database import ArchiveDatabase
-from vidurai_pipeline.analytics.execution import Parameters, Query, unique_names, warn_of
+from vidurai_pipeline.analytics.execution import Parameters, Query, TimeLimit, unique_names, warn_of
 from vidurai_pipeline.analytics.search import (
     FOUND,
     Mode,
@@ -101,6 +102,7 @@ class RepoAnalyst:
         threads: int | None = None,
         timeout: float | None = None,
         skip_damaged: bool = False,
+        exclude_projects: Sequence[str] = (),
     ) -> None:
         """Set up; the archive is first looked at when the first query comes.
 
@@ -114,6 +116,8 @@ class RepoAnalyst:
             timeout: seconds that a query may take; default no limit.
             skip_damaged: answer without the damaged files of the archive, with an ``ArchiveWarning`` that says what
                 is missing. All files are read for that before the first answer. By default they are an error.
+            exclude_projects: names, paths or ids of projects whose memories no answer shows or counts. SQL can then ask
+                nothing but the views, and takes longer: each query reads the whole archive.
 
         Raises:
             ConfigError: a setting or an argument is wrong.
@@ -122,6 +126,8 @@ class RepoAnalyst:
         settings = load_settings()
         if connection is not None and (memory_limit is not None or threads is not None):
             raise ConfigError("memory_limit and threads can't be set on a connection that is passed in")
+        if connection is not None and exclude_projects:
+            raise ConfigError("exclude_projects can't be set on a connection that is passed in")
         if timeout is not None and not 0 < timeout <= _LONGEST:
             raise ConfigError(f"timeout must be more than 0 seconds and at most {_LONGEST:,}: {timeout}")
         self.archive_base = (archive_base or settings.archive_path).expanduser().absolute()
@@ -130,12 +136,20 @@ class RepoAnalyst:
         self._keys = KeyRing(settings.archive_key_file)
         self._shared = connection is not None
         self._words = WordIndex(self.archive_base)
-        self._database = ArchiveDatabase(
-            self.archive_base, connection, self._memory_limit, self._threads, self._keys, skip_damaged=skip_damaged
-        )
         if hot_store is None and self.archive_base != settings.archive_path:
             hot_store = store_in(self.archive_base.parent)
-        self._hot = HotView((hot_store or settings.db_path).expanduser().absolute(), settings.busy_timeout)
+        store = (hot_store or settings.db_path).expanduser().absolute()
+        self._hot = HotView(store, settings.busy_timeout, exclude_projects)
+        self._database = ArchiveDatabase(
+            self.archive_base,
+            connection,
+            self._memory_limit,
+            self._threads,
+            self._keys,
+            skip_damaged=skip_damaged,
+            hidden=self._hot.hidden,
+        )
+        self._running: WeakSet[TimeLimit] = WeakSet()
         if connection is not None:
             self._database.cursor()
 
@@ -148,6 +162,11 @@ class RepoAnalyst:
     def close(self) -> None:
         """Release the database and its temporary files; a later query opens them again."""
         self._database.close()
+
+    def interrupt(self) -> None:
+        """Stop the queries that run, from another thread; each ends with a QueryError."""
+        for limit in list(self._running):
+            limit.interrupt()
 
     def is_empty(self) -> bool:
         """Whether nothing has been archived yet.
@@ -351,7 +370,10 @@ class RepoAnalyst:
 
     def _search(self, search: Search, tier: Tier, mode: Mode) -> tuple[list[dict[str, Any]], str]:
         """What a search finds, and the words to mark in it."""
-        if mode != "exact" and not (mode == "auto" and self._keys.path):  # an encrypted archive has no index
+        if mode == "words" and self._hot.hides:
+            raise QueryError("the search index can't leave out projects", "search in the mode `exact`")
+        # An encrypted archive has no index.
+        if mode != "exact" and not (mode == "auto" and (self._keys.path or self._hot.hides)):
             try:
                 return self._search_words(search, tier)
             except SearchIndexError as error:
@@ -467,7 +489,9 @@ class RepoAnalyst:
         return stats
 
     def _query(self, sql: str, parameters: Parameters) -> Query:
-        return Query(self._database, self._hot, sql, parameters, timeout=self._timeout)
+        limit = TimeLimit(self._timeout)
+        self._running.add(limit)
+        return Query(self._database, self._hot, sql, parameters, limit)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """One question to the archive, from its text to its answer: prepared, run, tried once more, or explained."""
 
+import contextlib
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import duckdb
 
@@ -42,6 +43,12 @@ class TimeLimit:
     def __init__(self, seconds: float | None, grace: float = 5.0) -> None:
         self._seconds = self._left = seconds
         self._grace = grace
+        self._interrupted: Future[Any] = Future()
+
+    def interrupt(self) -> None:
+        """End what runs, and all that is to run yet, with a QueryError."""
+        with contextlib.suppress(InvalidStateError):
+            self._interrupted.set_result(None)
 
     def run(self, source: Interruptible, step: Callable[[], T]) -> T:
         """Run one step in a thread of its own and wait for it.
@@ -52,8 +59,9 @@ class TimeLimit:
 
         Raises:
             QueryTimeoutError: the time is up; the step was stopped.
+            QueryError: it was interrupted.
         """
-        future: Future[T] = Future()
+        future: Future[Any] = Future()
 
         def work() -> None:
             try:
@@ -65,7 +73,7 @@ class TimeLimit:
         # Of the pool's threads, Python waits for each before it ends.
         threading.Thread(target=work, name="history", daemon=True).start()
         try:
-            done, _ = wait([future], self._left)
+            done, _ = wait([future, self._interrupted], self._left, FIRST_COMPLETED)
         except BaseException:  # Ctrl-C, mostly
             self._stop(source, future)
             raise
@@ -75,6 +83,9 @@ class TimeLimit:
                 f"the query took longer than {self._seconds:g} s and was stopped",
                 "ask for less, such as one month (WHERE year = 2024 AND month = 12), or allow more time",
             )
+        if self._interrupted in done:
+            self._stop(source, future)
+            raise QueryError("the query was stopped")
         if self._left is not None:
             self._left = max(0.0, self._left - (time.monotonic() - started))
         return future.result()
@@ -95,7 +106,7 @@ class Query:
         hot: the hot store, for statements that name ``memories``.
         sql: the statement.
         parameters: its values for ``?`` or ``$name``.
-        timeout: seconds that it may take, with all that its answer is read in; None for no limit.
+        limit: stops it when its time is up, which includes the reading of its answer.
 
     Attributes:
         parameters: its values.
@@ -108,15 +119,14 @@ class Query:
         hot: HotView,
         sql: str,
         parameters: Parameters,
-        *,
-        timeout: float | None,
+        limit: TimeLimit,
     ) -> None:
         self.about_nothing = False
         self._database = database
         self._hot = hot
         self._sql = sql
         self.parameters = parameters
-        self._limit = TimeLimit(timeout)
+        self._limit = limit
         self._statement: sandbox.Statement | None = None
         self._whole = False
         self._changes = 0
@@ -139,7 +149,7 @@ class Query:
             try:
                 self._connection = self._database.cursor()
                 if self._statement is None:
-                    self._statement = sandbox.check(self._connection, self._sql)
+                    self._statement = sandbox.check(self._connection, self._sql, views_only=self._hot.hides)
                 self.about_nothing = not self._database.files
                 if sandbox.reads_hot_store(self._statement):
                     self._show_memories(self._statement)

@@ -16,6 +16,7 @@ import duckdb
 from vidurai_pipeline.errors import QueryError
 
 VIEWS = "history, history_all, memories and projects"
+_VIEWS = frozenset({"history", "history_all", "memories", "projects"})
 #: The views that show the hot store too.
 OF_BOTH_TIERS = frozenset({"memories", "projects"})
 READS = "SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE and EXPLAIN"
@@ -42,6 +43,8 @@ _TABLE_FUNCTIONS = frozenset(
 )
 # The one writes; the other plans a statement of its own, which nobody has checked.
 _REFUSED = frozenset({"write_log", "json_serialize_plan"})
+# Where some memories are hidden: what shows how the views are made, or figures of rows that they leave out.
+_CATALOG = re.compile(r"_|duckdb_|information_schema|pg_|pragma_|sqlite_|stats$")
 _GAP = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _EXPLAIN = re.compile(
     rf"{_GAP}EXPLAIN\b(?:{_GAP}ANALYZE\b)?(?:{_GAP}\((?:\s*ANALYZE\s*,)?\s*FORMAT\s+\w+\s*\))?{_GAP}", re.I | re.S
@@ -89,8 +92,13 @@ def reads_hot_store(statement: Statement) -> bool:
     )
 
 
-def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
+def check(connection: duckdb.DuckDBPyConnection, sql: str, *, views_only: bool = False) -> Statement:
     """Parse a statement and refuse it unless it only reads; ``AVG(salience)`` averages the levels' numbers.
+
+    Args:
+        connection: parses it.
+        sql: the statement.
+        views_only: whether it may ask nothing but the views: neither DuckDB's catalog nor its plans.
 
     Raises:
         QueryError: it is none, more than one, or does more than read.
@@ -108,7 +116,7 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
     match _kind(statements[0]):
         case "SELECT":
             pass
-        case "EXPLAIN":
+        case "EXPLAIN" if not views_only:
             prefix, sql = _split_explain(connection, sql)
         case "MULTI":
             raise QueryError(
@@ -120,6 +128,8 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
     tree = _parse(connection, sql)
     for node in _nodes(tree):
         _check_node(node)
+    if views_only:
+        _check_sources(tree)
     if any(_averages_salience(node) for node in _nodes(tree)):
         tree = _averaging_salience(connection, tree)
         sql = _unparse(connection, tree)
@@ -201,6 +211,16 @@ def _check_node(node: dict[str, Any]) -> None:
         raise QueryError(f"the view `{name}` belongs to no database", f"write FROM {name}")
     if (name := _function(node)) in _REFUSED:
         raise QueryError(f"the function {name!r} is not allowed here: the archive can only be read")
+
+
+def _check_sources(tree: dict[str, Any]) -> None:
+    ctes = {entry["key"].lower() for node in _nodes(tree) for entry in (node.get("cte_map") or {}).get("map", ())}
+    for node in _nodes(tree):
+        table = _name(node, "table_name").strip('"').lower() if node.get("type") in {"BASE_TABLE", "SHOW_REF"} else ""
+        path = (node.get("qualified_name") or {}).get("path") or []
+        own = table in _VIEWS or table in ctes
+        if _CATALOG.match(_function(node)) or (table and (_CATALOG.match(table) or not own or len(path) > 1)):
+            raise QueryError(f"{table or _function(node)!r} can't be read here", f"ask the views {VIEWS}")
 
 
 def _averaging_salience(connection: duckdb.DuckDBPyConnection, tree: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vidurai_pipeline.analytics.file_schemas import is_nested, shown_names, unit
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.cold.listing import FILE, MONTH, YEAR, Listing, quote_literal
 from vidurai_pipeline.hot.sql import quote_identifier
+from vidurai_pipeline.hot.view import HiddenProjects
 
 SUPERSEDED = "_superseded"
 _PARTITIONED, _LOOSE = "_partitioned_files", "_loose_files"
@@ -73,7 +74,11 @@ class Views:
     """The views over one listing of the archive."""
 
     def __init__(
-        self, listing: Listing, columns: Mapping[str, str], encrypted: Mapping[str, Collection[str]] | None = None
+        self,
+        listing: Listing,
+        columns: Mapping[str, str],
+        encrypted: Mapping[str, Collection[str]] | None = None,
+        hidden: HiddenProjects | None = None,
     ) -> None:
         """Prepare the SQL.
 
@@ -81,8 +86,10 @@ class Views:
             listing: the archive's files.
             columns: every column of the files and its type.
             encrypted: the tables of the encrypted files, each with its columns.
+            hidden: the projects whose memories the views leave out.
         """
         self._listing = listing
+        self._hidden = hidden
         self._encrypted = encrypted or {}
         # Files beside the layout have no partition of their own. And above an archive that itself lies in a folder
         # named like a partition DuckDB would take that folder's value for the file's.
@@ -118,7 +125,7 @@ class Views:
         root, shown = self._listing.root, str(self._listing.base)
         if root != shown:
             filename = f"{quote_literal(shown)} || substr(filename, {len(root) + 1}) AS filename"
-        return self._union([*self._names(), filename])
+        return self._shown(self._union([*self._names(), filename]))
 
     def history(self, *, duplicates: bool) -> str:
         """Each memory once.
@@ -126,7 +133,7 @@ class Views:
         Args:
             duplicates: whether the table of superseded copies has rows.
         """
-        return self._union(self._names(), without_superseded=duplicates)
+        return self._shown(self._union(self._names(), without_superseded=duplicates))
 
     def superseded_places(self) -> str:
         """Find the copies that a newer copy of the same memory supersedes.
@@ -145,6 +152,17 @@ class Views:
                     place DESC
             )
         """
+
+    def _shown(self, sql: str) -> str:
+        """Leave out hidden projects. DuckDB moves no condition below a LIMIT, so none meets what is hidden."""
+        if not self._hidden:
+            return sql
+        texts = ", ".join(_comparable(quote_literal(name)) for name in self._hidden.names)
+        conditions = [f"coalesce({_comparable(name)} IN ({texts}), false)" for name in PROJECT]
+        if self._hidden.ids and "project_id" in self._columns:
+            ids = ", ".join(map(str, sorted(self._hidden.ids)))
+            conditions.append(f"coalesce(try_cast(project_id AS BIGINT) IN ({ids}), false)")
+        return f"SELECT * FROM ({sql}) WHERE NOT ({' OR '.join(conditions)}) LIMIT {2**63 - 1}"
 
     def _names(self) -> list[str]:
         names = {name: quote_identifier(name) for name in self._columns}
@@ -327,6 +345,10 @@ def _only_text_suits(one: str, other: str) -> bool:
     if one == other or all(type_.startswith("STRUCT(") and type_.endswith(")[]") for type_ in (one, other)):
         return False
     return any(map(is_nested, (one, other))) or united({one, other}, "") == "VARCHAR"
+
+
+def _comparable(name: str) -> str:
+    return f"nfc_normalize(lower(rtrim({name}, '/')))"
 
 
 def _branch(source: str, selection: Sequence[str], own: Mapping[str, str], without_superseded: bool) -> str:

@@ -10,6 +10,7 @@ import json
 import re
 import sqlite3
 import tempfile
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -75,17 +76,40 @@ class RowFilter:
         return bool(self.comparisons) or self.most is not None
 
 
+@dataclasses.dataclass(frozen=True)
+class HiddenProjects:
+    """Projects whose memories nobody may see.
+
+    Attributes:
+        names: their names, paths or ids, as a user wrote them.
+        ids: the ids that the hot store knows them by, and those among the names.
+    """
+
+    names: tuple[str, ...]
+    ids: frozenset[int]
+
+
 class HotView:
     """The hot store as a reader of both tiers sees it; it need not exist.
 
     Args:
         path: the SQLite file.
         busy_timeout: seconds to wait for a lock.
+        hidden: names, paths or ids of projects that are not shown.
     """
 
-    def __init__(self, path: Path, busy_timeout: float) -> None:
+    def __init__(self, path: Path, busy_timeout: float, hidden: Sequence[str] = ()) -> None:
         self.path = path
+        self.hides = bool(hidden)
+        self._hidden = tuple(hidden)
         self._store = HotStore(path, busy_timeout)
+
+    def hidden(self) -> HiddenProjects | None:
+        """Which projects are not shown, by the names that they have now; None if all are."""
+        if not self.hides:
+            return None
+        known = {id_ for name in self._hidden for id_ in self.project_ids(name)}
+        return HiddenProjects(self._hidden, frozenset({*known, *map(int, filter(str.isdecimal, self._hidden))}))
 
     def exists(self) -> bool:
         """Whether there is a store yet."""
@@ -97,7 +121,8 @@ class HotView:
             return []
         with contextlib.closing(self._store.connect()) as con, self._store.errors():
             rows = _projects(con)
-        return [id_ for id_, *texts in rows if name_or_path.lower() in [text and text.lower() for text in texts]]
+        wanted = _comparable(name_or_path)
+        return [id_ for id_, *texts in rows if wanted in [text and _comparable(text) for text in texts]]
 
     @contextlib.contextmanager
     def snapshot(self, scratch: Path) -> Iterator["HotSnapshot"]:
@@ -120,7 +145,10 @@ class HotView:
                 if con.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                     con = stack.enter_context(_copied(con, scratch))
                 stack.enter_context(snapshot(con))
-            yield HotSnapshot(con, self._store.schema(con, to_purge=False), self.path, missing=missing)
+            schema = self._store.schema(con, to_purge=False)
+            if not missing and (hidden := self.hidden()):
+                _hide(con, schema, hidden)
+            yield HotSnapshot(con, schema, self.path, missing=missing)
 
 
 class HotSnapshot:
@@ -319,6 +347,21 @@ def _short_array(column: Column, text: str) -> pa.Array:
     if not set(map(type, values)) <= {PYTHON_TYPES[column.type], *([] if column.field == "id" else [type(None)])}:
         raise UnusualRowError
     return light_array(values, column.type)
+
+
+def _hide(con: sqlite3.Connection, schema: StoreSchema, hidden: HiddenProjects) -> None:
+    """Put views before the store's tables for this connection, which SQLite finds first."""
+    ids = ", ".join(map(str, sorted(hidden.ids)))
+    keys = {"memories": [column.name for column in schema.columns if column.field == "project_id"]}
+    keys["projects"] = ["id"] if _projects(con) else []
+    for table, key in keys.items():
+        for name in key:
+            shown = f"ifnull(CAST({quote_identifier(name)} AS INTEGER) NOT IN ({ids}), 1)"
+            con.execute(f"CREATE TEMP VIEW {table} AS SELECT * FROM main.{table} WHERE {shown}")
+
+
+def _comparable(name: str) -> str:
+    return unicodedata.normalize("NFC", name.rstrip("/").lower())
 
 
 def _projects(con: sqlite3.Connection) -> list[tuple[int, str | None, str | None]]:
