@@ -162,6 +162,12 @@ def _rules(value: Any) -> Any:
     return rules
 
 
+def _names(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(os.path.expanduser(name.strip()) for name in value.split(",") if name.strip())  # noqa: PTH111
+
+
 class Settings(BaseSettings):
     """Where the tiers live and how the pipeline treats them.
 
@@ -239,6 +245,11 @@ class Settings(BaseSettings):
     memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
         default="1GB",
         description="The most memory that DuckDB may use: an amount, or a share of this machine's such as `50%`",
+    )
+    mcp_exclude_projects: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        default=(),
+        description="Names, paths or ids of projects, separated by commas, whose memories `vidurai-pipeline mcp` never "
+        "shows to an assistant",
     )
     threads: int | None = Field(
         default=None, gt=0, description="How many threads DuckDB uses. By default one for each core"

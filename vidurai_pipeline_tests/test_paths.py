@@ -31,6 +31,7 @@ COMMANDS = (
     ("rekey",),
     ("expire",),
     ("expire", "--dry-run"),
+    ("mcp",),
     ("doctor",),
     ("ui",),
     ("home",),

@@ -49,7 +49,7 @@ def test_its_examples_run(home: Path, monkeypatch: pytest.MonkeyPatch, name: str
         monkeypatch.setenv("VIDURAI_ARCHIVE_KEY_FILE", str(home / "archive.key"))
         cli("new-key")
     for command in commands("vidurai-pipeline"):
-        if command[1] == name and name != "ui":  # which stays open; test_browser.py opens it
+        if command[1] == name and name not in {"ui", "mcp"}:  # which stay open, and have tests of their own
             done = cli(*command[1:])
             assert done.returncode == 0, command
             assert done.stderr == "" or done.stderr.startswith("note: there are more matches"), command
@@ -78,7 +78,9 @@ def test_each_summary_is_whole() -> None:
 @pytest.mark.slow
 def test_the_blocks_work_when_they_are_pasted_in_order(tmp_path: Path) -> None:
     pasted = "\n".join(block for block in blocks("sh") if not block.startswith("make "))
-    lines = [line for line in pasted.splitlines() if not line.startswith("vidurai-pipeline ui")]  # which stays open
+    lines = [
+        line for line in pasted.splitlines() if not line.startswith(("vidurai-pipeline ui", "vidurai-pipeline mcp"))
+    ]  # stay open
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / "workspace.yaml").write_text((ROOT / "workspace.yaml").read_text())
     make_store(tmp_path / "sample/vidurai.db", 300)

@@ -17,6 +17,7 @@ from vidurai_pipeline.cli.encryption import new_key, rekey
 from vidurai_pipeline.cli.expire import expire
 from vidurai_pipeline.cli.index import index
 from vidurai_pipeline.cli.limits import bound_memory, lower_priority
+from vidurai_pipeline.cli.mcp import mcp
 from vidurai_pipeline.cli.restore import restore
 from vidurai_pipeline.cli.salvage import salvage
 from vidurai_pipeline.errors import (
@@ -532,6 +533,7 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
 main.add_command(compact)
 main.add_command(expire)
 main.add_command(index)
+main.add_command(mcp)
 main.add_command(restore)
 main.add_command(salvage)
 main.add_command(new_key)
