@@ -7,6 +7,8 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.search import Tier
+from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import ConfigError, PipelineError, QueryError
 from vidurai_pipeline_tests.support.archives import BASE, memory, write_file
 from vidurai_pipeline_tests.support.stores import SCHEMA, change, small_store
@@ -73,6 +75,16 @@ def test_no_search_finds_them(analyst: RepoAnalyst) -> None:
         assert analyst.search_archive(SECRET, tier=tier) == []
         assert analyst.search_archive("memory", tier=tier, project="sécret") == []
         assert ids(analyst.search_archive("memory", tier=tier)) == shown
+
+
+def test_no_search_index_finds_them(archive: Path) -> None:
+    WordIndex(archive).update(Archive(archive))
+    assert ids(RepoAnalyst(archive).search_archive(SECRET, mode="words")) == {2, 4}
+    analyst = RepoAnalyst(archive, exclude_projects=["Sécret"])
+    assert analyst.search_archive(SECRET, tier="all") == []
+    assert ids(analyst.search_archive("memory", tier="all")) == SHOWN
+    with pytest.raises(QueryError, match="exact"):
+        analyst.search_archive(SECRET, mode="words")
 
 
 def test_they_have_no_id(analyst: RepoAnalyst) -> None:
