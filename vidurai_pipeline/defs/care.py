@@ -28,8 +28,9 @@ def archive_is_proved(context: dg.AssetCheckExecutionContext, tiers: dg.Resource
     """Reads a share of the archived files again and compares their SHA-256 with what was recorded when they were new.
 
     Each night reads a share, so that every file is read within `VIDURAI_SCRUB_DAYS`. The check fails when a file is
-    damaged or missing. Queries then refuse to answer from it. Restore the file from a backup: docs/operations.md says
-    how. `vidurai-pipeline scrub --all` reads the whole archive now.
+    damaged or missing and the mirror, if there is one, has no sound copy to heal it from. Queries then refuse to answer
+    from it. Restore the file from a backup: docs/operations.md says how. `vidurai-pipeline scrub --all` reads the whole
+    archive now.
     """
     with readable_failures():
         report = prove(tiers.cold, days=tiers.settings.scrub_days, repair=True, lock_timeout=PATIENCE_SECONDS)
@@ -59,6 +60,7 @@ care = dg.define_asset_job(
     selection=(dg.AssetSelection.groups(GROUP) - dg.AssetSelection.assets(BY_MONTH))
     | dg.AssetSelection.checks(archive_is_proved),
     executor_def=dg.in_process_executor,
-    description="Keeps the archive sound: reads a share of its files again and compares them with what was written. It "
-    "compacts months that are over, and holds no lock for longer than some seconds, so the nightly run need not wait.",
+    description="Keeps the archive sound: reads a share of its files again and compares them with what was written, "
+    "compacts months that are over, and removes for good what `VIDURAI_RETENTION` lets expire. It holds no lock for "
+    "longer than some seconds, so the nightly run need not wait.",
 )
