@@ -176,6 +176,7 @@ class Question:
         All words as they were asked come first, then all words with other endings and with typos, then some words.
         """
         searcher, matching = index.searcher(), _Matching(index.schema)
+        limit = min(limit, searcher.num_docs)  # tantivy makes room for as many as it is asked for
         exact = [matching.exactly(term) for term in self.terms]
         roughly = [matching.roughly(term) for term in self.terms]
         ways: list[tuple[float, list[Query], int]] = [
@@ -185,7 +186,7 @@ class Question:
         ]
         found: dict[tuple[int, int], tuple[float, tantivy.DocAddress]] = {}
         for base, parts, least in ways:
-            if not parts or len(found) >= limit:
+            if len(found) >= limit:
                 break
             must = [(Occur.Must, one) for one in filters]
             must += [(Occur.Must, part) for part, term in zip(parts, self.terms, strict=True) if term.quoted or base]
@@ -259,7 +260,7 @@ def filter_queries(schema: tantivy.Schema, filters: SearchFilters, project_ids: 
         names = [] if wanted.isdecimal() else [wanted]
         found.append(Query.term_set_query(schema, "project", [*names, *(f"#{one}" for one in ids)]))
     if filters.since is not None or filters.until is not None:
-        begin, end = (None if moment is None else microseconds(moment) for moment in (filters.since, filters.until))
+        begin, end = microseconds(filters.since or dt.datetime.min), microseconds(filters.until or dt.datetime.max)
         found.append(Query.range_query(schema, "created", FieldType.Integer, begin, end, True, False))
     if (levels := salience_scores(filters.salience)) is not None:
         found.append(Query.term_set_query(schema, "salience", levels))

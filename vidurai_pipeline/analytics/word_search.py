@@ -112,7 +112,11 @@ class WordSearch:
         """Add the hot store's memories; one that is in both tiers for the moment counts as hot."""
         copies = hot.created(row["id"] for row in cold if row["id"] is not None).to_pylist()
         both = {(copy["id"], copy["created_at"]) for copy in copies}
-        most = _HOT_FILTERED if any(vars(self._search.filters).values()) else self._search.limit
+        most = (
+            _HOT_FILTERED
+            if any(value is not None for value in vars(self._search.filters).values())
+            else self._search.limit
+        )
         terms = [(term.asked, term.words) for term in self.question.terms]
         ids = None if any(term.unspaced for term in self.question.terms) else hot.with_words(terms, most)
         if ids is None:
@@ -140,7 +144,7 @@ class WordSearch:
             writer.add_json(document)
         writer.commit()
         index.reload()
-        hits = self.question.best(index, max(self._search.limit, 1))
+        hits = self.question.best(index, self._search.limit)
         places = index.searcher().fast_field_values("id", [address for _, address in hits])
         scored: Iterable[Row] = (
             rows[int(place)] | {"score": round(score, 3)}
