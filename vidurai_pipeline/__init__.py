@@ -2,7 +2,7 @@
 
 The classes that do the work are loaded when they are asked for, since Arrow and DuckDB are slow to import:
 
-    from vidurai_pipeline import DreamCycle, MemoryArchiver, MemoryRestorer, RepoAnalyst
+    from vidurai_pipeline import DreamCycle, MemoryArchiver, MemoryEraser, MemoryRestorer, RepoAnalyst
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst as RepoAnalyst
     from vidurai_pipeline.archival.archiver import MemoryArchiver as MemoryArchiver
+    from vidurai_pipeline.archival.eraser import MemoryEraser as MemoryEraser
     from vidurai_pipeline.archival.restorer import MemoryRestorer as MemoryRestorer
     from vidurai_pipeline.rl.agent import VismritiRLAgent as VismritiRLAgent
     from vidurai_pipeline.rl.dreamer import DreamCycle as DreamCycle
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "DreamCycle": "vidurai_pipeline.rl.dreamer",
     "MemoryArchiver": "vidurai_pipeline.archival.archiver",
+    "MemoryEraser": "vidurai_pipeline.archival.eraser",
     "MemoryRestorer": "vidurai_pipeline.archival.restorer",
     "RepoAnalyst": "vidurai_pipeline.analytics.engine",
     "VismritiRLAgent": "vidurai_pipeline.rl.agent",
 }
-__all__ = ["DreamCycle", "MemoryArchiver", "MemoryRestorer", "RepoAnalyst", "VismritiRLAgent"]
+__all__ = ["DreamCycle", "MemoryArchiver", "MemoryEraser", "MemoryRestorer", "RepoAnalyst", "VismritiRLAgent"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ from vidurai_pipeline.defs.care import archive_is_proved, care
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS, archive_equals_hot_store
 from vidurai_pipeline.defs.compaction import compact_archive, compacted_months
 from vidurai_pipeline.defs.early_run import early_run_sensor
+from vidurai_pipeline.defs.erase import erase_job
 from vidurai_pipeline.defs.expiry import expired_rows
 from vidurai_pipeline.defs.resources import build_resources
 from vidurai_pipeline.defs.restore import restore_job
@@ -67,7 +68,7 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
             *_linked_to_code(search_index, expired_rows, compact_archive, compacted_months),
         ],
         asset_checks=[archive_equals_hot_store, archive_is_proved, *HEALTH_CHECKS],
-        jobs=[maintenance, dream_job, care, health_job, prune_history, restore_job],
+        jobs=[maintenance, dream_job, care, health_job, prune_history, restore_job, erase_job],
         schedules=build_schedules(settings),
         sensors=[
             dream_after_failure,

@@ -22,6 +22,7 @@ COMMANDS = (
     ("query", "SELECT count(*) FROM history"),
     ("search", "error"),
     ("index",),
+    ("erase", "--where", "true", "--yes"),
     ("restore", "--where", "true", "--yes"),
     ("scrub", "--all"),
     ("scrub", "--forget"),

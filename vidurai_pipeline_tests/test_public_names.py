@@ -16,6 +16,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 PATHS = {
     "DreamCycle": "vidurai_pipeline.rl.dreamer",
     "MemoryArchiver": "vidurai_pipeline.archival.archiver",
+    "MemoryEraser": "vidurai_pipeline.archival.eraser",
     "MemoryRestorer": "vidurai_pipeline.archival.restorer",
     "RepoAnalyst": "vidurai_pipeline.analytics.engine",
     "VismritiRLAgent": "vidurai_pipeline.rl.agent",

@@ -182,7 +182,14 @@ def _take(batch: pa.RecordBatch, wanted: set[Identity]) -> pa.Array:
 
 def mask(rows: pa.RecordBatch | pa.Table, born: Collection[tuple[int, str | None]]) -> pa.Array:
     """Which rows are versions of some memories, given by their ids and ``created_at``."""
-    return pa.array([row in born for row in _identities(rows, ("id", "created_at"))], pa.bool_())
+    candidates = _is_in(rows.column("id"), pa.array([id_ for id_, _ in born], pa.int64()))
+    if not pc.call_function("any", [candidates]).as_py():
+        return pa.repeat(pa.scalar(value=False), rows.num_rows)
+    identities = _identities(rows, ("id", "created_at"))
+    return pa.array(
+        [candidate and row in born for candidate, row in zip(candidates.to_pylist(), identities, strict=True)],
+        pa.bool_(),
+    )
 
 
 def _identities(rows: pa.RecordBatch | pa.Table, names: Sequence[str]) -> Iterable[tuple]:
@@ -191,5 +198,5 @@ def _identities(rows: pa.RecordBatch | pa.Table, names: Sequence[str]) -> Iterab
     return zip(*(column.to_pylist() for column in columns), strict=True)
 
 
-def _is_in(ids: pa.Array, wanted: pa.Array) -> pa.Array:
+def _is_in(ids: pa.Array | pa.ChunkedArray, wanted: pa.Array) -> pa.Array | pa.ChunkedArray:
     return pc.call_function("is_in", [ids], pc.SetLookupOptions(wanted))

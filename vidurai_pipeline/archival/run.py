@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from vidurai_pipeline.archival.erasing import finish_erasures
 from vidurai_pipeline.archival.report import Progress, PublishReport, PurgeReport, Verification
 from vidurai_pipeline.archival.restoring import finish_restorations
 from vidurai_pipeline.archival.returned import read_tombstoned
@@ -35,6 +36,7 @@ from vidurai_pipeline.errors import (
     plural,
     some_of,
 )
+from vidurai_pipeline.hot.erasing import HotEraser
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
 from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
@@ -146,8 +148,10 @@ class Run:
         try:
             for memories in finish_restorations(self):
                 recovered.notes.append(f"finished a restoration that was cut short: {plural(memories, 'memory')}")
+            for done in finish_erasures(self):
+                recovered.notes.append(f"an erasure was finished that had been cut short: {done.erased:,} memories")
         except ArchiveError as error:  # which must not keep new memories from the archive
-            recovered.problems.append(f"a restoration could not be finished: {error}")
+            recovered.problems.append(f"a restoration or an erasure could not be finished: {error}")
         self._left_alone = left_alone(self.store, self.archive)
         with self.store.errors():
             self._purge_archived_before(recovered)
@@ -440,6 +444,11 @@ class Run:
         """Purge memories that came back, as from a backup, after they had been removed from the archive for good."""
         count = PurgeCount()
         try:
+            if erased := self.archive.tombstones.erased():
+                again = HotEraser(self.store, self.con, self.purger).erase(erased).rows["memories"]
+                result.tombstoned += again
+                if again:
+                    result.notes.append(f"{plural(again, 'memory')} had been erased, came back and were purged again")
             for rows in read_tombstoned(self.con, self.store.schema(self.con), self.archive.tombstones):
                 self.purger.purge(rows, count)
         except ArchiveError as error:

@@ -14,6 +14,7 @@ import click
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.compact import compact
 from vidurai_pipeline.cli.encryption import new_key, rekey
+from vidurai_pipeline.cli.erase import erase
 from vidurai_pipeline.cli.expire import expire
 from vidurai_pipeline.cli.index import index
 from vidurai_pipeline.cli.limits import bound_memory, lower_priority
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
 #: Commands that go on where they were stopped.
-_RESUMABLE = {"compact", "dream", "expire", "flush", "index", "rekey", "restore", "run", "scrub"}
+_RESUMABLE = {"compact", "dream", "erase", "expire", "flush", "index", "rekey", "restore", "run", "scrub"}
 
 
 class _Group(click.Group):
@@ -531,6 +532,7 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
 
 
 main.add_command(compact)
+main.add_command(erase)
 main.add_command(expire)
 main.add_command(index)
 main.add_command(mcp)

@@ -30,16 +30,19 @@ import hashlib
 import os
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vidurai_pipeline.cold.erasures import Erasures
 from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder, written_beside
 from vidurai_pipeline.cold.generation import sweep_generations
 from vidurai_pipeline.cold.intents import Intents
@@ -110,6 +113,7 @@ class Archive:
         self.manifests = Manifests(self.root)
         self.tombstones = Tombstones(self.root)
         self.intents = Intents(self.root)
+        self.erasures = Erasures(self.root)
 
     def files(self) -> list[Path]:
         """All published files, oldest first by name; see :func:`list_files`."""
@@ -486,7 +490,8 @@ class Archive:
                 path.unlink(missing_ok=True)
                 swept += 1
             sweep_generations(self.root)
-            for path in self.root.rglob(f"..*.json.*{_HIDDEN_SUFFIX}"):
+            records = self.root.rglob(f"..*.json.*{_HIDDEN_SUFFIX}")
+            for path in chain(records, (self.root / ".intents").glob(f"*{_HIDDEN_SUFFIX}")):
                 path.unlink(missing_ok=True)
         self.pending.sweep()
         self.tombstones.sweep()
@@ -497,6 +502,33 @@ class Archive:
     def damaged_files(self) -> list[Path]:
         """The files that were set aside."""
         return sorted(path for path in self.root.rglob("*.parquet.damaged*") if path.parent.name != ".pending")
+
+    def kept_aside(self) -> list[Path]:
+        """Files that are no part of the archive any more, or not yet: damaged ones, and what was saved of them."""
+        return sorted(
+            path
+            for path in self.root.rglob("*.parquet.*")
+            if path.parent.name != ".pending" and path.suffix != _HIDDEN_SUFFIX and path.is_file()
+        )
+
+    def strip(self, path: Path, leave_out: Callable[[pa.Table], pa.Array]) -> int:
+        """Write a file that is kept aside anew without some of its rows; returns how many those were.
+
+        Raises:
+            ArchiveError: it can't be read or written; it is untouched then.
+        """
+        with archive_errors(path), self.keys.open(path) as parquet:
+            table = parquet.read(use_threads=False)
+            schema = parquet.schema_arrow
+        kept = table.filter(pc.invert(leave_out(table)))  # pyright: ignore[reportAttributeAccessIssue]
+        if kept.num_rows < table.num_rows:
+            with self.writer(path, schema) as writer:
+                for batch in kept.to_batches():
+                    writer.write(batch)
+            with archive_errors(path):
+                writer.path.replace(path)
+                sync_folder(path.parent)
+        return table.num_rows - kept.num_rows
 
     def set_aside(self, path: Path) -> Path:
         """Rename a damaged file so that no reader takes it for a part of the archive."""

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from vidurai_pipeline.cold.manifest import Flaw, digest_file
 from vidurai_pipeline.errors import ArchiveError
 
 FOLDER = ".tombstones"
+#: The reason of an erasure. Its tombstone stands for all versions of a memory, and keeps no experience.
+ERASED = "erased"
 _SUFFIX = ".tombstones"
 #: What follows the month in the name of a file whose `archived_at` is in Vidurai's local time.
 _LOCAL = "-local"
@@ -70,6 +73,11 @@ def digests(rows: pa.Table | pa.RecordBatch) -> list[bytes]:
     values = {name: rows.column(name).to_pylist() for name in _present(rows)}
     columns = [values.get(name) or [None] * rows.num_rows for name in DIGESTED]
     return [_digest([*values, bool(pinned)]) for *values, pinned in zip(*columns, strict=True)]
+
+
+def _identity(id_: int, born: str | None) -> bytes:
+    """The digest of an erased memory: of all its versions, and of nothing that it said."""
+    return _digest([ERASED, id_, born])
 
 
 def _digest(values: list) -> bytes:
@@ -143,8 +151,52 @@ class Tombstones:
         candidates = _in(ids, known["id"])
         places = candidates.combine_chunks().to_pylist() if isinstance(candidates, pa.ChunkedArray) else candidates
         removed = set(known["digest"].to_pylist())
-        found = iter(digests(rows.select(_present(rows)).filter(candidates)) if removed else [])
-        return pa.array([bool(candidate) and next(found) in removed for candidate in places], pa.bool_())
+        few = rows.select(_present(rows)).filter(candidates) if removed else rows.slice(0, 0)
+        born = few.column("created_at").to_pylist() if "created_at" in few.schema.names else [None] * few.num_rows
+        identities = map(_identity, few.column("id").to_pylist(), born)
+        found = iter([bool({*both} & removed) for both in zip(digests(few), identities, strict=True)])
+        return pa.array([bool(candidate) and next(found) for candidate in places], pa.bool_())
+
+    def erased(self) -> set[tuple[int, str | None]]:
+        """The ids and ``created_at`` of the memories that were erased.
+
+        Raises:
+            ArchiveError: a file is damaged, or can't be read.
+        """
+        rows = (row for file in self.files() for row in _read(self.root / file.relative).to_pylist())
+        return {(row["id"], row["created_at"]) for row in rows if row["reason"] == ERASED}
+
+    def of(self, ids: Collection[int]) -> pa.Table:
+        """The tombstones of some ids, in no order.
+
+        Raises:
+            ArchiveError: a file is damaged, or can't be read.
+        """
+        wanted = pa.array(ids, pa.int64())
+        parts = [_read(self.root / file.relative) for file in self.files()]
+        return pa.concat_tables([SCHEMA.empty_table(), *(part.filter(_in(part["id"], wanted)) for part in parts)])
+
+    def erase(self, memories: Collection[tuple[int, str | None]]) -> None:
+        """Write a tombstone for each of some memories, durably, and let what is known of their versions go.
+
+        Args:
+            memories: their ids and ``created_at``.
+
+        Raises:
+            ArchiveError: they can't be written.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+        records = [
+            {"id": id_, "created_at": born, "digest": _identity(id_, born), "removed_at": now, "reason": ERASED}
+            for id_, born in sorted(set(memories) - self.erased(), key=repr)
+        ]
+        self.add(pa.Table.from_pylist(records, SCHEMA), utc=True)
+        for file in self.files():
+            table = _read(self.root / file.relative)
+            rows = table.select(["id", "created_at", "reason"]).to_pylist()
+            keep = [row["reason"] == ERASED or (row["id"], row["created_at"]) not in memories for row in rows]
+            if not all(keep):
+                self._replace(_month(file), table.filter(pa.array(keep, pa.bool_())))
 
     def add(self, records: pa.Table, *, utc: bool) -> None:
         """Write tombstones, durably. The archive must be locked.
@@ -163,7 +215,10 @@ class Tombstones:
         """Add records to a month's file: write it anew under another name, then remove the old one."""
         old = [self.root / file.relative for file in self.files() if _month(file) == month]
         # A run that died here left the same records in two files.
-        table = _distinct(pa.concat_tables([*map(_read, old), records.cast(SCHEMA)]))
+        self._replace(month, _distinct(pa.concat_tables([*map(_read, old), records.cast(SCHEMA)])))
+
+    def _replace(self, month: str, table: pa.Table) -> None:
+        old = [self.root / file.relative for file in self.files() if _month(file) == month]
         with archive_errors(self.folder):
             sink = pa.BufferOutputStream()
             footer = None if month.endswith(_LOCAL) else UTC_FOOTER

@@ -166,7 +166,7 @@ class Purger:
                     self._refresh_schema()
                     copies = self._equal(copies, found)
                 ids = copies.column("id").to_pylist()
-                deleted = self._delete(ids)
+                deleted = self.delete(ids)
                 if not deleted:
                     transaction.undo()
         except sqlite3.Error as error:
@@ -190,8 +190,8 @@ class Purger:
             self.checkpoint()
         return deleted
 
-    def _delete(self, ids: list[int]) -> bool:
-        """Delete rows with all that belongs to them; returns whether all are gone."""
+    def delete(self, ids: list[int]) -> bool:
+        """Delete rows with all that belongs to them, within a transaction; returns whether all are gone."""
         wanted = json_ids(ids)
         indexed = self._index.rows(ids)
         for child in self._schema.child_tables:

@@ -23,6 +23,8 @@ TARGET_SECONDS = 0.020
 #: the purge itself took. The next run goes on where this one stopped.
 MERGE_SECONDS = 0.5
 MERGE_SECONDS_PER_MEMORY = 2e-6
+#: How long the search index may be merged after an erasure, which rewrites all of it.
+ERASE_SECONDS = 600.0
 #: How long free pages may be given back in steps after a purge; the next run goes on.
 VACUUM_SECONDS = 30.0
 # Of the memories that stay in the search index; SQLite itself merges away what fewer deletions leave, bit by bit.
@@ -81,14 +83,15 @@ def keep_small(
     try:
         with store.errors():
             if search_index and purged:
-                _merge_in_steps(con, done, purged, log_limit)
+                seconds = MERGE_SECONDS + purged * MERGE_SECONDS_PER_MEMORY
+                _merge_in_steps(con, done, log_limit, anew=_worth_merging(con, purged), seconds=seconds)
             before = store.path.stat().st_size
             if vacuum == "incremental":
                 _vacuum_in_steps(con, done, log_limit)
             elif vacuum == "full":
                 _vacuum_at_once(store, con, share, done)
             if purged or done.merge_steps or vacuum != "off":
-                _checkpoint(con)
+                checkpoint(con)
             done.reclaimed_bytes = max(0, before - store.path.stat().st_size)
     except (HotStoreError, OSError) as error:
         done.notes.append(f"the hot store was not made smaller: {error}")
@@ -133,19 +136,33 @@ def _in_steps(
         con.execute(f"PRAGMA wal_autocheckpoint = {automatic}")
 
 
-def _merge_in_steps(con: sqlite3.Connection, done: Upkeep, purged: int, log_limit: int) -> None:
-    anew = _worth_merging(con, purged)
+def _merge_in_steps(con: sqlite3.Connection, done: Upkeep, log_limit: int, *, anew: bool, seconds: float) -> bool:
+    """Returns whether there is more to merge."""
+    more = True
 
     def step(pages: int) -> bool:
         # A first step with a negative number makes one level of all segments, as `optimize` does; a positive one goes
         # on with a merge that was begun, and begins none that SQLite would not begin itself.
-        nonlocal anew
+        nonlocal anew, more
         before = con.total_changes
         con.execute("INSERT INTO memories_fts (memories_fts, rank) VALUES ('merge', ?)", (-pages if anew else pages,))
         anew = False
-        return con.total_changes - before >= 2
+        more = con.total_changes - before >= 2
+        return more
 
-    done.merge_steps = _in_steps(con, step, done, MERGE_SECONDS + purged * MERGE_SECONDS_PER_MEMORY, log_limit)
+    done.merge_steps = _in_steps(con, step, done, seconds, log_limit)
+    return more
+
+
+def merge_search_index(con: sqlite3.Connection, log_limit: int) -> bool:
+    """Merge the whole search index, which until then keeps the words of deleted rows; returns whether it is done."""
+    until = time.monotonic() + ERASE_SECONDS
+    anew = True
+    while _merge_in_steps(con, Upkeep(), log_limit, anew=anew, seconds=until - time.monotonic()):
+        if time.monotonic() > until or not checkpoint(con, 1.0):
+            return False
+        anew = False
+    return True
 
 
 def _vacuum_in_steps(con: sqlite3.Connection, done: Upkeep, log_limit: int) -> None:
@@ -168,9 +185,8 @@ def _vacuum_at_once(store: HotStore, con: sqlite3.Connection, share: float, done
     )
     if free <= pages * share:
         return
-    # The copy, and the log through which it becomes the store.
-    if (room := shutil.disk_usage(store.path.parent).free) < (needed := 2 * (pages - free) * size):
-        done.notes.append(f"no vacuum: it needs {needed / 1e6:,.0f} MB on the disk, {room / 1e6:,.0f} MB are free")
+    if lack := lacks_room(store, (pages - free) * size):
+        done.notes.append(f"no vacuum: {lack}")
         return
     version = data_version(con)
     time.sleep(_QUIET_SECONDS)
@@ -190,8 +206,23 @@ def _vacuum_at_once(store: HotStore, con: sqlite3.Connection, share: float, done
         done.vacuum_seconds = time.monotonic() - began
 
 
-def _checkpoint(con: sqlite3.Connection) -> None:
-    """Move the log into the store beside readers and writers, then cut it off if nobody is in the way."""
+def lacks_room(store: HotStore, used_bytes: int) -> str | None:
+    """Why a full vacuum can't be made of a store of this size; None if its disk has room for it."""
+    # The copy, and the log through which it becomes the store.
+    room, needed = shutil.disk_usage(store.path.parent).free, 2 * used_bytes
+    return None if room >= needed else f"it needs {needed / 1e6:,.0f} MB on the disk, {room / 1e6:,.0f} MB are free"
+
+
+def checkpoint(con: sqlite3.Connection, seconds: float = 0.0) -> bool:
+    """Move the log into the store beside readers and writers, then cut it off if nobody is in the way.
+
+    Args:
+        con: a writing connection.
+        seconds: how long to wait for those in the way.
+
+    Returns:
+        whether it was cut off.
+    """
     con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    with busy_timeout(con, 0):
-        con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    with busy_timeout(con, round(seconds * 1000)):
+        return not con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]

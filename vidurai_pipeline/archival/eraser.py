@@ -1,0 +1,133 @@
+"""Erase memories from everywhere: which ones, by id, by a condition or by words."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.erasing import EraseReport, Erasing, finish_erasures
+from vidurai_pipeline.archival.report import Progress
+from vidurai_pipeline.archival.restoring import Refusal, finish_restorations
+from vidurai_pipeline.cold.erasures import Erasure
+from vidurai_pipeline.cold.generation import require_exchange
+from vidurai_pipeline.cold.intents import Intent
+from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.settings import Settings, load_settings
+
+_MOST = 2**31 - 1
+_Memory = tuple[int, str | None]
+
+
+class MemoryEraser:
+    """Erases memories from both tiers for good, and proves that they are gone.
+
+    Backups and snapshots of a file system are out of its reach.
+
+    Args:
+        db_path: the hot store; default as the settings have it.
+        archive_base: the archive's folder; default as the settings have it.
+        settings: default what the environment says.
+        progress: told how far the work is.
+        archiver: used instead of the first two, as within a run of its own.
+
+    Example:
+        >>> report = MemoryEraser().erase(match="hunter2")  # doctest: +SKIP
+        >>> print(f"{report.erased} erased, everything gone: {report.success}")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        db_path: Path | None = None,
+        archive_base: Path | None = None,
+        *,
+        settings: Settings | None = None,
+        progress: Progress | None = None,
+        archiver: MemoryArchiver | None = None,
+    ) -> None:
+        self.settings = settings or load_settings()
+        self._archiver = archiver or MemoryArchiver(db_path, archive_base, settings=self.settings, progress=progress)
+
+    def erase(
+        self,
+        ids: Collection[int] = (),
+        where: str | None = None,
+        match: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> EraseReport:
+        """Erase memories in whatever tier and status, with all their versions.
+
+        Args:
+            ids: memories to erase.
+            where: more of them: an SQL condition over the columns of ``memories``.
+            match: more of them: those in which all these words occur.
+            dry_run: change nothing.
+
+        Raises:
+            QueryError: the condition or the words are wrong.
+            LockedError: another run is at work.
+            HotStoreError, ArchiveError: it could not be finished; the next run goes on.
+        """
+        given = {"ids": bool(ids), "condition": where is not None, "words": match is not None}
+        if not any(given.values()):
+            raise ConfigError("name memories to erase: by their ids, by a condition or by words")
+        report = EraseReport(dry_run=dry_run)
+        if dry_run:
+            self._archiver.store.require()
+            self._choose(ids, where, match, report)
+            return report
+        with self._archiver.run("erase") as run:
+            run.recover()
+            finish_restorations(run)
+            finish_erasures(run)
+            if chosen := self._choose(ids, where, match, report):
+                require_exchange(run.archive.root)
+                options = {"chosen": ", ".join(name for name, used in given.items() if used), "taught": False}
+                intent = Intent("erase", tuple((*one, None) for one in chosen), run.identity, options=options)
+                erasing = Erasing(run, intent, report)
+                texts, options["taught"] = erasing.survey()
+                run.archive.intents.write(intent)
+                erasing.carry_out()
+                erasing.prove(texts)
+        return report
+
+    def history(self) -> list[Erasure]:
+        """The erasures of this archive, oldest first.
+
+        Raises:
+            ArchiveError: their record can't be read.
+        """
+        return self._archiver.archive.erasures.all()
+
+    def _choose(self, ids: Collection[int], where: str | None, match: str | None, report: EraseReport) -> list[_Memory]:
+        archive = self._archiver.archive
+        listed: set[_Memory] = set()
+        chosen: set[_Memory] = set()
+        with RepoAnalyst(archive.root, hot_store=self._archiver.store.path) as analyst:
+            if ids:
+                listed = set(_born(analyst, f"id IN ({', '.join(map(str, ids))})"))
+            if where is not None:
+                # On lines of its own: a comment at its end hides nothing of ours.
+                chosen |= set(_born(analyst, f"(\n{where}\n)"))
+            if match is not None:
+                found = analyst.search_archive(match, _MOST, tier="all")
+                chosen |= {(row["id"], row["created_at"]) for row in found}
+        # Of those that are gone, something may have been left.
+        gone = sorted(set(ids) - {id_ for id_, _ in listed})
+        listed |= {(row["id"], row["created_at"]) for row in archive.tombstones.of(gone).to_pylist()}
+        several = {id_ for id_, count in Counter(id_ for id_, _ in listed).items() if count > 1}
+        unknown = set(ids) - {id_ for id_, _ in listed}
+        report.refused += [Refusal(id_, "no such memory in either tier") for id_ in sorted(unknown)]
+        report.refused += [
+            Refusal(id_, "several memories had this id one after the other: choose by created_at with a condition")
+            for id_ in sorted(several)
+        ]
+        chosen |= {(id_, born) for id_, born in listed if id_ not in several}
+        report.erased = len(chosen)
+        return sorted(chosen, key=lambda one: (one[0], one[1] or ""))
+
+
+def _born(analyst: RepoAnalyst, condition: str) -> Iterator[_Memory]:
+    _, rows = analyst.query_rows(f"SELECT id, created_at FROM memories WHERE {condition}")
+    return ((id_, born) for id_, born in rows)

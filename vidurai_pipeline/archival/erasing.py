@@ -1,0 +1,308 @@
+"""Erase memories from everywhere: the part that a crash may cut short, and the proof.
+
+A tombstone without text comes first, so that nothing brings a memory back. What was begun stands in an intent
+(:mod:`vidurai_pipeline.cold.intents`), from which the next run goes on. At the end the files are searched for a few
+short pieces of each memory's text that no other memory has.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from platformdirs import user_cache_path
+
+from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.archival.restoring import Refusal, holders, mask
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.erasures import Erasure
+from vidurai_pipeline.cold.intents import Intent
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
+from vidurai_pipeline.cold.residue import find_residue
+from vidurai_pipeline.cold.rewriting import rewrite_folder
+from vidurai_pipeline.errors import ArchiveError, QTableError
+from vidurai_pipeline.hot.erasing import HotEraser
+from vidurai_pipeline.rl.checkpoint import read_checkpoint
+from vidurai_pipeline.rl.dreamer import DreamCycle
+from vidurai_pipeline.rl.q_table_file import TableFile
+
+if TYPE_CHECKING:
+    from vidurai_pipeline.archival.run import Run
+
+_TEXTS = ("verbatim", "gist", "tags", "file_path", "pin_reason", "decay_reason")
+#: So many pieces of text are searched for.
+_PIECES = 12
+_REWRITTEN_BYTES = 48 * 1024 * 1024
+
+
+@dataclass
+class Place:
+    """A place where a memory may be, and what became of it there.
+
+    Attributes:
+        place: what it is.
+        found: how much of the memories was found there.
+        left: how much of it could not be erased.
+        how: ``erased``, ``absent``, or why something is left and what to do.
+    """
+
+    place: str
+    found: int = 0
+    left: int = 0
+    how: str = "absent"
+
+
+@dataclass
+class EraseReport:
+    """What an erasure did; in a dry run, what it would do.
+
+    Attributes:
+        erased: how many memories it was for.
+        places: where they were looked for, and what became of them there.
+        refused: memories that were not erased, and why.
+        proved: pieces of text that were searched for in all files at the end.
+        dry_run: nothing was changed.
+    """
+
+    erased: int = 0
+    places: list[Place] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    proved: int = 0
+    dry_run: bool = False
+
+    @property
+    def success(self) -> bool:
+        """Whether nothing was refused, and nothing is left."""
+        return not self.refused and not any(place.left for place in self.places)
+
+    def add(self, place: str, found: int, left: int = 0, reason: str = "", how: str = "erased") -> None:
+        """Note what became of the memories in a place."""
+        self.places.append(Place(place, found, left, f"left: {reason}" if left else how if found else "absent"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON's types."""
+        return asdict(self)
+
+
+def finish_erasures(run: "Run") -> list[EraseReport]:
+    """Finish the erasures that a run before this one began.
+
+    Raises:
+        HotStoreError, ArchiveError: one could not be finished; the next run tries again.
+    """
+    reports = []
+    for intent in run.archive.intents.all():
+        if intent.kind == "erase" and intent.concerns(run.identity):
+            reports.append(EraseReport())
+            Erasing(run, intent, reports[-1]).carry_out()
+    return reports
+
+
+class Erasing:
+    """One erasure.
+
+    Args:
+        run: holds the archive's lock and the hot store's connection.
+        intent: which memories.
+        report: added to.
+    """
+
+    def __init__(self, run: "Run", intent: Intent, report: EraseReport) -> None:
+        self._run = run
+        self._archive = run.archive
+        self._intent = intent
+        self._born = {row[:2] for row in intent.memories}
+        self._report = report
+        report.erased = len(self._born)
+        with run.store.errors():
+            self._hot = HotEraser(run.store, run.con, run.purger)
+
+    def survey(self) -> tuple[list[list[str]], bool]:
+        """Before anything is changed: the texts of the memories, and whether anything was learned from them."""
+        with self._run.store.errors():
+            texts = list(self._hot.texts(self._born))
+        known = self._archive.tombstones.of([id_ for id_, _ in self._born]).to_pylist()
+        taught = any(row["experience"] and (row["id"], row["created_at"]) in self._born for row in known)
+        for file in self._copies(self._archive):
+            table = self._archive.columns(file, ("id", "created_at", "outcome", *_TEXTS))
+            for row in table.filter(mask(table, self._born)).to_pylist():
+                texts.append([row[name] for name in _TEXTS if isinstance(row.get(name), str)])
+                taught = taught or row.get("outcome") not in (None, 0)
+        return texts, taught
+
+    def carry_out(self) -> None:
+        """Erase, or go on with it; what can't be finished now leaves the intent for the next run.
+
+        Raises:
+            HotStoreError, ArchiveError: it could not be finished.
+        """
+        self._archive.tombstones.erase(self._born)
+        self._erase_hot()
+        finished = self._erase_cold()
+        words = WordIndex(self._archive.root)
+        indexed = words.folder.exists()
+        words.discard()
+        self._report.add("search index of the archive", int(indexed), how="deleted; the next flush makes it anew")
+        self._forget_learned()
+        left = sum(place.left > 0 for place in self._report.places)
+        chosen = str(self._intent.options["chosen"])
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._archive.erasures.add(Erasure(now, len(self._born), chosen, left, self._intent.key))
+        if finished:
+            self._archive.intents.remove(self._intent)
+
+    def _erase_hot(self) -> None:
+        run = self._run
+        with run.store.errors():
+            done = self._hot.erase(self._born)
+            run.sync_store()
+            self._hot.clean(run.settings.wal_limit, done)
+        held = len(done.held)
+        for table, count in done.rows.items():
+            left = held if table == "memories" else 0
+            reason = "the store's own triggers or foreign keys keep them; remove these, and erase again"
+            self._report.add(f"hot store: {table}", count + left, left, reason)
+        self._report.add("hot store: search index", done.rows["memories"], how="erased, and all of it merged")
+        for reason in done.reasons:
+            self._report.add("hot store: what is deleted", 1, 1, reason)
+
+    def _copies(self, archive: Archive) -> Iterator[ArchiveFile]:
+        """The settled files of an archive that hold some of the memories."""
+        for file in holders(archive, list_settled(archive.root), self._intent.memories):
+            if self._count(archive, file):
+                yield file
+
+    def _count(self, archive: Archive, file: ArchiveFile) -> int:
+        ids = pa.array([id_ for id_, _ in self._born], pa.int64())
+        if not pc.any(pc.is_in(archive.columns(file, ("id",))["id"], ids)).as_py():  # pyright: ignore[reportAttributeAccessIssue]
+            return 0
+        return mask(archive.columns(file, ("id", "created_at")), self._born).true_count
+
+    def _erase_cold(self) -> bool:
+        """Erase the archived copies; returns whether all are gone."""
+        archive, problems = self._archive, []
+        folders: dict[str, list[ArchiveFile]] = defaultdict(list)
+        for file in self._copies(archive):
+            folders[file.relative.rpartition("/")[0]].append(file)
+        gone = 0
+        for folder, files in folders.items():
+            try:
+                gone += rewrite_folder(
+                    archive,
+                    folder,
+                    files,
+                    rows_per_file=self._run.settings.rows_per_file,
+                    bytes_per_file=_REWRITTEN_BYTES,
+                    leave_out=lambda table: mask(table, self._born),
+                ).left_out
+            except ArchiveError as error:
+                problems.append(str(error))
+        settled = set(list_settled(archive.root))
+        strangers = [file for file in list_files(archive.root) if file not in settled and self._count(archive, file)]
+        problems += [f"{file.relative} waits for another hot store: run the job on that one" for file in strangers]
+        self._report.add("archive", gone + len(problems), len(problems), "; ".join(problems))
+        return self._erase_mirror() and not problems
+
+    def _erase_mirror(self) -> bool:
+        problems, found, aside = [], 0, list(self._archive.kept_aside())
+        if (mirror := self._archive.mirror) is not None:
+            try:
+                mirror.require()
+                holding = list(self._copies(mirror))
+                found = sum(self._count(mirror, file) for file in holding)
+                for folder in {file.relative.rpartition("/")[0] for file in holding}:
+                    self._archive.sync_mirror(folder)
+                for file in self._copies(mirror):
+                    problems.append(
+                        f"{mirror.root / file.relative} is not in the archive: run `vidurai-pipeline scrub --repair`, "
+                        "and erase again"
+                    )
+                aside += mirror.kept_aside()
+            except ArchiveError as error:
+                problems.append(str(error))
+            self._report.add("mirror", max(found, len(problems)), len(problems), "; ".join(problems))
+        self._erase_aside(aside)
+        return not problems
+
+    def _erase_aside(self, files: Iterable[Path]) -> None:
+        gone, unreadable = 0, []
+        for path in files:
+            try:
+                gone += self._archive.strip(path, lambda table: mask(table, self._born))
+            except (ArchiveError, KeyError):
+                unreadable.append(path)
+        reason = f"can't be read, so whether they hold any is unknown; delete them: {', '.join(map(str, unreadable))}"
+        self._report.add("files kept aside", gone + len(unreadable), len(unreadable), reason)
+
+    def _forget_learned(self) -> None:
+        settings, report = self._run.settings, self._report
+        file = TableFile(settings.q_table_path)
+        if not (self._intent.options["taught"] and file.path.exists()):
+            report.add("Q-table", 0)
+            return
+        try:
+            checkpoint = read_checkpoint(file.read())
+            if checkpoint is None or not checkpoint.archive_only:
+                advice = "`vidurai-pipeline dream --rebuild` makes it anew from the archive alone"
+                report.add("Q-table", 1, 1, f"it has learned from another program too (numbers, no text): {advice}")
+                return
+            dream = DreamCycle(self._archive.root, file.path, settings=settings).dream(rebuild=True)
+        except QTableError as error:
+            report.add("Q-table", 1, 1, str(error))
+            return
+        if dream.error is None and not dream.rebuilt:
+            dream.error = "nothing is left to learn: delete it"
+        report.add("Q-table", 1, int(dream.error is not None), dream.error or "", how="learned anew without them")
+
+    # The proof
+
+    def prove(self, texts: list[list[str]]) -> None:
+        """Search the files for pieces of the memories' texts.
+
+        Raises:
+            HotStoreError, ArchiveError: it could not be done.
+        """
+        run, report = self._run, self._report
+        with run.store.errors():
+            by_memory = [self._hot.pieces(one) for one in texts[:_PIECES]]
+        pieces = list(dict.fromkeys(islice((p for p in chain(*zip_longest(*by_memory)) if p), _PIECES)))
+        store = [Path(f"{run.store.path}{end}") for end in ("", "-wal", "-journal")]
+        roots = [archive.root for archive in (self._archive, self._archive.mirror) if archive]
+        places = [*store, *roots, run.settings.home, user_cache_path("vidurai-pipeline", appauthor=False)]
+        # What these hold of any memory was read by its id.
+        skip = [root / file.relative for root in roots for file in list_files(root)]
+        found = find_residue(pieces, places, skip)
+        tables: dict[str, list[str]] = {}
+        for piece in sorted(set().union(*found.values())):
+            with run.store.errors():
+                tables[piece] = self._hot.tables_with(piece)
+            if "memories" in tables[piece] or self._archived(piece):
+                del tables[piece]
+        report.proved = len(pieces) - len(set().union(*found.values()) - tables.keys())
+        for table in sorted({table for names in tables.values() for table in names}):
+            report.add(f"hot store: {table}", 1, 1, "a row of Vidurai's holds text of theirs; delete it there")
+        deleted = {piece for piece, names in tables.items() if not names}
+        in_store = deleted & set().union(*(found.get(path, set()) for path in store))
+        reason = None
+        if in_store:
+            with run.store.errors():
+                reason = self._hot.rewrite()
+            if reason is None and find_residue(list(in_store), store):
+                reason = "text of theirs is still in its file; stop Vidurai, and erase again"
+        report.add(
+            "hot store: free pages and log", len(in_store), len(in_store) if reason else 0, reason or "", "written anew"
+        )
+        others = [path for path, pieces in found.items() if path not in store and pieces & tables.keys()]
+        report.add("other files", len(others), len(others), f"delete them: {', '.join(map(str, sorted(others)))}")
+
+    def _archived(self, piece: str) -> bool:
+        with RepoAnalyst(self._archive.root, hot_store=self._run.store.path) as analyst:
+            texts = "concat_ws(chr(10), verbatim, gist, tags, file_path)"
+            sql = f"SELECT count(*) AS n FROM history WHERE contains({texts}, ?)"
+            return any(row["n"] for row in analyst.query_archive(sql, [piece]))

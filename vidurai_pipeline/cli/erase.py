@@ -1,0 +1,75 @@
+"""``vidurai-pipeline erase``."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.restore import agreed
+from vidurai_pipeline.errors import NAMED, plural
+
+if TYPE_CHECKING:
+    from vidurai_pipeline.archival.erasing import EraseReport
+
+
+@click.command()
+@click.option("--id", "ids", type=int, multiple=True, metavar="ID", help="A memory to erase. May be repeated.")
+@click.option("--where", metavar="SQL", help="Erase the memories that meet this condition over `memories`.")
+@click.option("--match", metavar="WORDS", help="Erase the memories in which all these words occur, as `search` does.")
+@click.option("--dry-run", is_flag=True, help="Count what would be erased, and change nothing.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--history", is_flag=True, help="List earlier erasures: when, how many memories, how they were chosen.")
+@output.format_option("table", "json")
+def erase(
+    *,
+    ids: tuple[int, ...],
+    where: str | None,
+    match: str | None,
+    dry_run: bool,
+    yes: bool,
+    history: bool,
+    form: str,
+) -> None:
+    """Erase memories for good, wherever they are, and prove it.
+
+    They leave the hot store, the archive and its mirror in all versions. Then the files are searched for their text.
+    A restored backup of the store does not bring them back, but backups themselves are out of reach: delete these
+    yourself. Of several ways to choose, each adds memories. Exit code 1: something is left, or was refused.
+
+    \b
+    For example:
+      vidurai-pipeline erase --match hunter2 --dry-run
+      vidurai-pipeline erase --id 1234 --yes
+    """  # noqa: D301  (click's mark for lines that stay as they are)
+    from vidurai_pipeline.archival.eraser import MemoryEraser
+
+    with output.ProgressLine() as progress:
+        eraser = MemoryEraser(progress=progress)
+        if history:
+            rows = [(one.at, one.memories, one.chosen, one.left) for one in eraser.history()]
+            output.print_rows(["at", "memories", "chosen", "left"], rows, form)
+            return
+        if not (dry_run or yes):
+            found = eraser.erase(ids, where, match, dry_run=True)
+            if not agreed(f"Erase {plural(found.erased, 'memory')} for good?"):
+                raise click.Abort
+        report = eraser.erase(ids, where, match, dry_run=dry_run)
+    if form == "json":
+        output.print_json(report.to_dict())
+    else:
+        _print(report)
+    if not report.success:
+        raise click.exceptions.Exit(1)
+
+
+def _print(report: "EraseReport") -> None:
+    facts: dict[str, object] = {"memories": report.erased, "refused": len(report.refused)}
+    facts |= {place.place: f"{place.found:,}, {place.how}" if place.found else place.how for place in report.places}
+    if not report.dry_run:
+        facts["searched for"] = f"{plural(report.proved, 'piece')} of their text"
+        facts["backups and snapshots"] = "out of reach; delete these yourself"
+    output.print_facts("Would be erased (dry run: nothing was changed)" if report.dry_run else "Erased", facts)
+    for refusal in report.refused[:NAMED]:
+        click.echo(f"refused: memory {refusal.id}: {refusal.reason}", err=True)
+    if (more := len(report.refused) - NAMED) > 0:
+        click.echo(f"refused: and {more:,} more; `--format json` lists them all", err=True)

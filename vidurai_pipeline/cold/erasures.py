@@ -1,0 +1,64 @@
+"""The record of erasures, for audits: when, how many memories, and how they were chosen. It holds no text."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vidurai_pipeline.cold.files import archive_errors, durable_write
+from vidurai_pipeline.errors import ArchiveError
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """One erasure.
+
+    Attributes:
+        at: when it was finished, in UTC.
+        memories: how many memories it was for.
+        chosen: how they were chosen: ``ids``, ``condition``, ``words``, or several of them.
+        left: in how many places something was left.
+        key: of its intent; a finished erasure is recorded once.
+    """
+
+    at: str
+    memories: int
+    chosen: str
+    left: int
+    key: str
+
+
+class Erasures:
+    """The erasures of one archive.
+
+    Args:
+        root: the archive's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / ".erasures.json"
+
+    def all(self) -> list[Erasure]:
+        """All of them, oldest first.
+
+        Raises:
+            ArchiveError: the record can't be read.
+        """
+        try:
+            with archive_errors(self._path):
+                return [Erasure(**entry) for entry in json.loads(self._path.read_text())]
+        except ArchiveError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
+        except (ValueError, TypeError):
+            raise ArchiveError(f"{self._path} can't be read: it is no record of erasures", "move it away") from None
+
+    def add(self, erasure: Erasure) -> None:
+        """Record an erasure, or record it anew.
+
+        Raises:
+            ArchiveError: it can't be written.
+        """
+        entries = [entry for entry in self.all() if entry.key != erasure.key]
+        with archive_errors(self._path):
+            durable_write(self._path, json.dumps([asdict(entry) for entry in [*entries, erasure]]).encode())

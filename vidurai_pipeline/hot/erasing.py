@@ -1,0 +1,232 @@
+"""Delete memories from the hot store so that none of their bytes stay in its files.
+
+What SQLite deletes stays in the search index's older segments, in free pages and in the log. So content is overwritten
+when it is deleted, the search index is merged, the log is cut off, and, where a memory's text is still found in the
+file, the file is written anew.
+"""
+
+import contextlib
+import re
+import sqlite3
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from vidurai_pipeline.hot.purger import Purger
+from vidurai_pipeline.hot.schema import StoreSchema
+from vidurai_pipeline.hot.sql import WriteTransaction, is_busy, json_ids, quote_identifier, tolerant_text
+from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.hot.upkeep import checkpoint, lacks_room, merge_search_index
+
+#: A memory: its id and its ``created_at``.
+Born = tuple[int, str | None]
+
+_AT_ONCE = 64
+_WORD = re.compile(r"[^\W_]+")
+#: How many words of a memory are looked up to find the rarest, how many pieces are made, and how long they are. A piece
+#: that two pages of the store share is not found, so one does not do.
+_LOOKED_UP, _EACH, _LENGTH = 16, 2, 64
+#: Shorter texts may stand anywhere.
+_SHORTEST = 12
+_TEXTS = ("verbatim", "gist", "tags", "file_path", "pin_reason", "decay_reason")
+
+
+@dataclass
+class HotErasure:
+    """What became of some memories in the hot store.
+
+    Attributes:
+        rows: how many rows went, by table.
+        held: ids of memories that the store's own rules (a trigger, a foreign key) don't let go.
+        reasons: what stays in the store's files, and why.
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    held: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, table: str, rows: int) -> None:
+        """Count rows of a table."""
+        self.rows[table] = self.rows.get(table, 0) + rows
+
+
+class HotEraser:
+    """Erases memories, whatever their status.
+
+    Args:
+        store: the hot store.
+        con: a writing connection to it.
+        purger: deletes rows by that connection.
+    """
+
+    def __init__(self, store: HotStore, con: sqlite3.Connection, purger: Purger) -> None:
+        self._store = store
+        self._con = con
+        self._purger = purger
+
+    @contextlib.contextmanager
+    def _overwriting(self) -> Iterator[None]:
+        """Within: what is deleted is overwritten with zeros."""
+        (before,) = self._con.execute("PRAGMA secure_delete").fetchone()
+        self._con.execute("PRAGMA secure_delete = ON").fetchone()
+        try:
+            yield
+        finally:
+            self._con.execute(f"PRAGMA secure_delete = {before}").fetchone()
+
+    def texts(self, memories: Collection[Born]) -> Iterator[list[str]]:
+        """The texts of those of some memories that are in the store."""
+        schema = self._store.schema(self._con)
+        names = [column.name for column in schema.columns if column.field in _TEXTS]
+        sql = f"SELECT {', '.join(map(quote_identifier, names))} FROM memories WHERE id = ?"
+        with tolerant_text(self._con):
+            for id_ in self._present(memories):
+                row = self._con.execute(sql, (id_,)).fetchone()
+                texts = [*row]
+                for child in schema.child_tables:
+                    names = ("", *(column.name for column in child.columns))
+                    rows = self._con.execute(child.select, (json_ids([id_]),)).fetchall()
+                    texts += [
+                        value for found in rows for name, value in zip(names, found, strict=True) if name in _TEXTS
+                    ]
+                yield [text for text in texts if isinstance(text, str)]
+
+    def erase(self, memories: Collection[Born]) -> HotErasure:
+        """Delete memories with all that belongs to them, in short transactions."""
+        with self._overwriting():
+            return self._erase(memories)
+
+    def _erase(self, memories: Collection[Born]) -> HotErasure:
+        done, schema = HotErasure(), self._store.schema(self._con)
+        for table in ("memories", *(child.table for child in schema.child_tables)):
+            done.rows[table] = 0
+        present = self._present(memories)
+        for first in range(0, len(present), _AT_ONCE):
+            portion = present[first : first + _AT_ONCE]
+            if not self._delete(portion, memories, schema, done):
+                done.held += [id_ for id_ in portion if not self._delete([id_], memories, schema, done)]
+        self._blank_receipts(memories, done)
+        if schema.unreadable_vectors:
+            ids = json_ids(id_ for id_, _ in memories)
+            sql = "SELECT count(*) FROM vec_memories_rowids WHERE rowid IN (SELECT value FROM json_each(?))"
+            if (left := self._con.execute(sql, (ids,)).fetchone()[0]) > 0:
+                done.reasons.append(f"{left} of their vectors: the store {schema.unreadable_vectors}")
+        return done
+
+    def _present(self, memories: Collection[Born]) -> list[int]:
+        """The ids of those memories that are in the store; not of others that were given their ids."""
+        with tolerant_text(self._con):
+            rows = self._con.execute(
+                "SELECT id, CAST(created_at AS TEXT) FROM memories WHERE id IN (SELECT value FROM json_each(?))",
+                (json_ids(id_ for id_, _ in memories),),
+            ).fetchall()
+        return [id_ for id_, born in rows if (id_, born) in memories]
+
+    def _delete(self, ids: Sequence[int], memories: Collection[Born], schema: StoreSchema, done: HotErasure) -> bool:
+        counts: dict[str, int] = {}
+        with WriteTransaction(self._con) as transaction:
+            # The lock is held from here: nobody gives an id to another memory.
+            ids = sorted(set(ids).intersection(self._present(memories)))
+            for child in schema.child_tables:
+                counts[child.table] = len(self._con.execute(child.select, (json_ids(ids),)).fetchall())
+            try:
+                deleted = self._purger.delete(ids)
+            except sqlite3.IntegrityError:
+                deleted = False
+            if not deleted:
+                transaction.undo()
+        time.sleep(transaction.seconds)
+        if deleted:
+            done.add("memories", len(ids))
+            for table, count in counts.items():
+                done.add(table, count)
+        return deleted
+
+    def _blank_receipts(self, memories: Collection[Born], done: HotErasure) -> None:
+        """Empty the payloads of the events that made the memories; with its receipt, no event is taken twice."""
+        columns = {name for (name,) in self._con.execute("SELECT name FROM pragma_table_info('event_receipts')")}
+        if not {"memory_id", "payload_json"} <= columns:
+            return
+        with WriteTransaction(self._con):
+            # An id that another memory has by now is that one's.
+            changed = self._con.execute(
+                "UPDATE event_receipts SET payload_json = '{}' WHERE payload_json <> '{}' "
+                "AND memory_id IN (SELECT value FROM json_each(?)) AND memory_id NOT IN (SELECT id FROM memories)",
+                (json_ids(id_ for id_, _ in memories),),
+            )
+        done.add("event_receipts", changed.rowcount)
+
+    def clean(self, log_limit: int, done: HotErasure) -> None:
+        """Merge the search index, and cut the log off."""
+        with self._overwriting():
+            merged = not self._store.schema(self._con).search_index or merge_search_index(self._con, log_limit)
+        if not merged:
+            done.reasons.append("its search index: merging it takes longer; erase again")
+        if not checkpoint(self._con, self._store.busy_timeout):
+            done.reasons.append("its log: another program reads the store; end what it does, and erase again")
+
+    def rewrite(self) -> str | None:
+        """Write the store's file anew, without what is deleted; gives the reason if it can't be done."""
+        used = self._store.size(self._con).used_bytes
+        if lack := lacks_room(self._store, used):
+            return f"the store must be vacuumed: {lack}"
+        try:
+            self._con.execute("VACUUM")
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            return "the store must be vacuumed, and another program uses it: stop Vidurai, and erase again"
+        if not checkpoint(self._con, self._store.busy_timeout):
+            return "another program reads the store: end what it does, and erase again"
+        return None
+
+    def pieces(self, texts: Sequence[str]) -> list[str]:
+        """A few pieces of a memory's texts that other memories are not likely to have; it must be erased by now."""
+        words = [
+            (word, text)
+            for text in texts
+            if len(text) >= _SHORTEST
+            for word in _WORD.findall(text)
+            if len(word) <= _LENGTH
+        ]
+        longest = sorted(dict(words).items(), key=lambda found: -len(found[0]))[:_LOOKED_UP]
+        rarest = sorted((self._frequency(word), -len(word), word, text) for word, text in longest)[:_EACH]
+        return [_piece(text, word, alone=frequency == 0) for frequency, _, word, text in rarest]
+
+    def _frequency(self, word: str) -> int:
+        """How many memories have a word, by the search index; 0 without one."""
+        if not self._store.schema(self._con).search_index:
+            return 0
+        self._con.execute(
+            "CREATE VIRTUAL TABLE IF NOT EXISTS temp.search_words USING fts5vocab('main', 'memories_fts', 'row')"
+        )
+        found = self._con.execute("SELECT doc FROM temp.search_words WHERE term = ?", (word.lower(),)).fetchone()
+        return found[0] if found else 0
+
+    def tables_with(self, text: str) -> list[str]:
+        """The tables of Vidurai's that have a text in a row; those of memories alone, if they have it."""
+        columns: dict[str, list[str]] = {}
+        for table, column in self._con.execute(
+            "SELECT t.name, c.name FROM sqlite_master AS t, pragma_table_xinfo(t.name) AS c WHERE t.type = 'table' "
+            "AND t.sql NOT LIKE 'CREATE VIRTUAL%' AND t.name NOT GLOB '*_fts_*' ORDER BY t.name <> 'memories', 1"
+        ):
+            columns.setdefault(table, []).append(quote_identifier(column))
+        owned = {"memories", *(child.table for child in self._store.schema(self._con).child_tables)}
+        found = []
+        for table, names in columns.items():
+            anywhere = " OR ".join(f"instr(CAST({name} AS TEXT), ?1)" for name in names)
+            sql = f"SELECT 1 FROM {quote_identifier(table)} WHERE {anywhere} LIMIT 1"
+            if self._con.execute(sql, (text,)).fetchone():
+                if table in owned:
+                    return ["memories"]
+                found.append(table)
+        return found
+
+
+def _piece(text: str, word: str, *, alone: bool) -> str:
+    """A piece of a text around a word; the word itself, if no other memory has it and it is of an unusual kind."""
+    if alone and (len(word) >= 16 or (len(word) >= 10 and not word.isalpha())):
+        return word
+    length = _LENGTH // 2 if alone else _LENGTH
+    first = max(0, text.index(word) + len(word) // 2 - length // 2)
+    return text[first : first + length]

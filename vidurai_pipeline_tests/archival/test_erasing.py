@@ -1,0 +1,303 @@
+"""Erased memories are gone from every file, do not come back, and nothing else changes."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from vidurai_pipeline import DreamCycle, MemoryArchiver, MemoryEraser, MemoryRestorer
+from vidurai_pipeline.archival.erasing import EraseReport
+from vidurai_pipeline.cold.tombstones import Tombstones
+from vidurai_pipeline.errors import ConfigError, QueryError
+from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.stores import Store, archived, change, changing, flush, insert
+from vidurai_pipeline_tests.support.tiers import cold_rows, hot_rows
+
+DRIVER = "vidurai_pipeline_tests.archival.erasing_driver"
+CANARY = "zyxocanary"
+
+
+def erase(db: Path, *ids: int, where: str | None = None, match: str | None = None) -> EraseReport:
+    return MemoryEraser(db, db.parent / "archive").erase(ids, where, match)
+
+
+def left_in_files(folder: Path, text: str) -> list[str]:
+    """The files below a folder that hold a text; Parquet files are decoded too."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.endswith("-shm"):
+            content = path.read_bytes()
+            if ".parquet" in path.name and content[:4] == b"PAR1":
+                content += repr(pq.read_table(path).to_pylist()).encode()
+            if text.encode() in content:
+                found.append(str(path.relative_to(folder)))
+    return found
+
+
+def canary(db: Path, **columns: object) -> int:
+    """Store a memory with a word of its own in each of its texts, its gists and the search index."""
+    id_ = insert(db, verbatim=f"first {CANARY}verbatim words", gist=f"{CANARY}gist", tags=f'["{CANARY}tag"]', **columns)
+    with changing(db) as con:
+        con.execute("INSERT INTO audience_gists (memory_id, audience, gist) VALUES (?, 'x', ?)", (id_, f"{CANARY}aud"))
+        con.execute(
+            "INSERT INTO memories_fts (rowid, memory_id, gist, verbatim, tags) "
+            "SELECT id, id, gist, verbatim, tags FROM memories WHERE id = ?",
+            (id_,),
+        )
+    return id_
+
+
+@pytest.fixture
+def db(sample_store: Store) -> Path:
+    return sample_store("guardian")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("status", ["ACTIVE", "ARCHIVED", "PENDING_DECAY", "cold"])
+def test_nothing_of_a_memory_is_left_in_any_file(db: Path, status: str) -> None:
+    id_ = canary(db, status=status.replace("cold", "ARCHIVED"), expires_at="2099-01-01")
+    if status == "cold":
+        flush(db)
+    hot, cold = hot_rows(db), cold_rows(db.parent / "archive")
+    report = erase(db, id_)
+    assert report.success, report.places
+    assert report.erased == 1
+    assert report.proved > 0
+    assert left_in_files(db.parent, CANARY) == []
+    hot.pop(id_, None)
+    assert hot_rows(db) == hot
+    assert cold_rows(db.parent / "archive") == [row for row in cold if dict(row)["id"] != id_]
+
+
+def test_words_of_a_memory_that_was_purged_long_ago_leave_the_search_index(db: Path) -> None:
+    id_ = canary(db)
+    flush(db)
+    assert left_in_files(db.parent, CANARY)
+    assert erase(db, id_, *(canary(db, status="ACTIVE") for _ in range(3))).success
+    assert left_in_files(db.parent, CANARY) == []
+
+
+def test_every_version_goes(db: Path) -> None:
+    id_ = canary(db)
+    flush(db)
+    MemoryRestorer(db, db.parent / "archive").restore([id_])
+    (db.parent / "archive/.restored.json").unlink()
+    old = [row for row in cold_rows(db.parent / "archive") if dict(row)["id"] == id_]
+    assert old == []
+    change(db, ("UPDATE memories SET status = 'ARCHIVED', gist = ? WHERE id = ?", (f"{CANARY}new", id_)))
+    with sqlite3.connect(db) as con:
+        row = con.execute("SELECT * FROM memories WHERE id = ?", (id_,)).fetchone()
+    con.close()
+    flush(db)
+    change(
+        db,
+        (f"INSERT INTO memories VALUES ({', '.join('?' * len(row))})", row),
+        ("UPDATE memories SET gist = ? WHERE id = ?", (f"{CANARY}newest", id_)),
+    )
+    flush(db)
+    assert erase(db, id_).success
+    assert left_in_files(db.parent, CANARY) == []
+
+
+def test_a_receipt_stays_without_its_payload(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    id_ = canary(db)
+    receipt = "INSERT INTO event_receipts (receipt_id, event_type, payload_hash, payload_json, status, memory_id, "
+    change(db, (f"{receipt}received_at) VALUES ('r', 'x', 'h', ?, 'processed', ?, 1)", (f'"{CANARY}"', id_)))
+    report = erase(db, id_)
+    assert report.success, report.places
+    with sqlite3.connect(db) as con:
+        found = con.execute("SELECT payload_json, memory_id FROM event_receipts WHERE receipt_id = 'r'").fetchall()
+    con.close()
+    assert found == [("{}", id_)]
+    assert left_in_files(db.parent, CANARY) == []
+
+
+def test_text_in_free_pages_is_overwritten(db: Path) -> None:
+    id_ = canary(db, status="ACTIVE", file_path=f"{CANARY} {'x' * 9_000}")
+    with changing(db) as con:
+        con.execute("PRAGMA secure_delete = OFF").fetchone()
+        con.execute("CREATE TABLE other (text)")
+        text = f"first {CANARY}verbatim words"
+        con.executemany("INSERT INTO other VALUES (?)", [(text + "y" * 300,)] * 20_000)
+        con.commit()
+        con.execute("DROP TABLE other")
+    assert left_in_files(db.parent, "yyyyyyyy")
+    report = erase(db, id_)
+    assert report.success, report.places
+    assert {place.place: place.how for place in report.places}["hot store: free pages and log"] == "written anew"
+    assert left_in_files(db.parent, CANARY) == []
+
+
+def test_text_in_files_and_tables_of_others_is_named_and_left(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDURAI_HOME", str(db.parent))
+    id_ = canary(db, status="ACTIVE")
+    change(db, "CREATE TABLE capsules (content)", ("INSERT INTO capsules VALUES (?)", (f"a {CANARY}verbatim b",)))
+    (db.parent / "daemon.log").write_text(f"stored: {CANARY}verbatim")
+    report = erase(db, id_)
+    left = {place.place: place.how for place in report.places if place.left}
+    assert set(left) == {"hot store: capsules", "other files"}
+    assert str(db.parent / "daemon.log") in left["other files"]
+    assert not report.success
+    assert CANARY not in json.dumps(report.to_dict())
+
+
+def test_text_that_other_memories_have_too_counts_for_nothing(db: Path) -> None:
+    one, other = canary(db, status="ACTIVE"), canary(db, status="ACTIVE")
+    report = erase(db, one)
+    assert report.success, report.places
+    assert other in hot_rows(db)
+
+
+def test_mirrors_damaged_files_and_half_written_ones(home: Path, mirror_folder: Path) -> None:
+    db, archive = home / "vidurai.db", home / "archive"
+    id_ = canary(db)
+    flush(db)
+    (path,) = [p for p in archive.rglob("*.parquet") if id_ in pq.read_table(p, columns=["id"])["id"].to_pylist()]
+    rows = pq.read_table(path).num_rows
+    shutil.copy(path, f"{path}.damaged")
+    shutil.copy(path, path.with_name(f".{path.name}.0123abcd.part"))
+    (archive.parent / ".archive.0123abcd.next" / "year=2026").mkdir(parents=True)
+    report = erase(db, id_)
+    assert report.success, report.places
+    assert left_in_files(home, CANARY) == left_in_files(mirror_folder, CANARY) == []
+    assert pq.read_table(f"{path}.damaged").num_rows == rows - 1
+    Path(f"{path}.damaged").write_bytes(b"no Parquet")
+    report = erase(db, id_)
+    assert [place.place for place in report.places if place.left] == ["files kept aside"]
+
+
+@pytest.mark.parametrize("status", ["ACTIVE", "ARCHIVED"])
+def test_a_restored_backup_brings_nothing_back(db: Path, status: str) -> None:
+    id_ = canary(db, status=status)
+    shutil.copy(db, db.with_suffix(".backup"))
+    erase(db, id_)
+    hot = hot_rows(db)
+    shutil.move(db.with_suffix(".backup"), db)
+    report = MemoryArchiver(db, db.parent / "archive").flush()
+    assert report.tombstoned == 1
+    assert "1 memory had been erased, came back and were purged again" in report.notes
+    assert id_ not in hot_rows(db)
+    assert {**hot_rows(db), **{dict(row)["id"]: row for row in cold_rows(db.parent / "archive")}}.keys() == hot.keys()
+
+
+def test_another_memory_with_the_id_of_an_erased_one_is_left_alone(db: Path) -> None:
+    id_ = canary(db, status="ACTIVE", created_at="2026-01-01T00:00:00")
+    erase(db, id_)
+    insert(db, id=id_, status="ACTIVE", created_at="2026-02-02T00:00:00")
+    flush(db)
+    assert id_ in hot_rows(db)
+
+
+def test_tombstones_and_the_record_hold_no_text(db: Path) -> None:
+    id_ = canary(db, outcome=1)
+    flush(db)
+    eraser = MemoryEraser(db, db.parent / "archive")
+    eraser.erase(match=f"{CANARY}verbatim")
+    table = Tombstones(db.parent / "archive").of([id_])
+    (record,) = table.to_pylist()
+    assert (record["reason"], record["experience"]) == ("erased", None)
+    (entry,) = eraser.history()
+    assert (entry.memories, entry.chosen, entry.left) == (1, "words", 0)
+    assert left_in_files(db.parent, CANARY) == []
+
+
+def test_the_q_table_forgets(home: Path) -> None:
+    db, archive = home / "vidurai.db", home / "archive"
+    id_ = canary(db, outcome=1, salience="CRITICAL")
+    flush(db)
+    DreamCycle().dream()
+    report = erase(db, id_)
+    assert {place.place: place.how for place in report.places}["Q-table"] == "learned anew without them"
+    forgetful = (home / "q_table.json").read_bytes()
+    (home / "q_table.json").unlink()
+    DreamCycle(archive).dream(rebuild=True)
+    assert json.loads(forgetful)["q_table"] == json.loads((home / "q_table.json").read_bytes())["q_table"]
+
+
+@pytest.mark.parametrize(
+    "words", ["o'canary", '"quoted" words', "'; DROP TABLE memories; --", "Кана́рейка", "金糸雀", "100%_done"]
+)
+def test_words_of_any_kind(db: Path, words: str) -> None:
+    id_ = insert(db, verbatim=f"begin {words} end", status="ACTIVE")
+    hot = hot_rows(db)
+    report = erase(db, match=words)
+    assert (report.erased, report.success) == (1, True), report.places
+    del hot[id_]
+    assert hot_rows(db) == hot
+
+
+def test_what_cannot_be_chosen(db: Path) -> None:
+    assert [refusal.id for refusal in erase(db, 987_654_321).refused] == [987_654_321]
+    with pytest.raises(ConfigError, match="name memories"):
+        erase(db)
+    for where in ("1) --", "nothing > 1", "id = (SELECT count(*) FROM read_text('/etc/passwd'))"):
+        with pytest.raises(QueryError):
+            erase(db, where=where)
+    id_ = canary(db, created_at="2026-01-01T00:00:00")
+    flush(db)
+    insert(db, id=id_, created_at="2026-02-02T00:00:00", status="ACTIVE")
+    (refusal,) = erase(db, id_).refused
+    assert "several memories had this id" in refusal.reason
+    assert erase(db, where=f"id = {id_} AND created_at LIKE '2026-01%'").success
+    assert id_ in hot_rows(db)
+
+
+def test_a_memory_that_the_store_keeps_is_reported(db: Path) -> None:
+    id_ = canary(db, status="ACTIVE")
+    change(db, "CREATE TABLE notes (memory_id INTEGER REFERENCES memories (id))")
+    change(db, ("INSERT INTO notes VALUES (?)", (id_,)))
+    report = erase(db, id_)
+    assert next(place.place for place in report.places if place.left) == "hot store: memories"
+    assert id_ in hot_rows(db)
+
+
+@pytest.mark.slow
+def test_killed_before_changes(sample_store: Store, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", DRIVER, str(sample_store("schema_v7")), str(tmp_path), "5", "45"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["failures"] == [], done.stderr[-10_000:]
+    assert report["deaths"] >= 2
+
+
+def test_the_command(home: Path) -> None:
+    db = home / "vidurai.db"
+    id_ = canary(db)
+    flush(db)
+    dry = loads(cli("erase", "--match", f"{CANARY}gist", "--dry-run", "--format", "json"))
+    assert (dry["erased"], dry["dry_run"]) == (1, True)
+    assert archived(db, id_)
+    unasked = cli("erase", "--id", str(id_))
+    assert (unasked.returncode, unasked.stdout) == (2, "")
+    assert cli("erase", "--yes").returncode == 2
+    done = loads(cli("erase", "--id", str(id_), "--yes", "--format", "json"))
+    assert done["erased"] == 1
+    assert all(place.keys() == {"place", "found", "left", "how"} for place in done["places"])
+    (entry,) = loads(cli("erase", "--history", "--format", "json"))
+    assert entry.keys() == {"at", "memories", "chosen", "left"}
+    failed = cli("erase", "--id", "987654321", "--yes")
+    assert failed.returncode == 1
+    assert "refused: memory 987654321" in failed.stderr
+
+
+def test_the_job(settings: object, instance: object, home: Path) -> None:
+    from vidurai_pipeline.definitions import build_definitions  # noqa: PLC0415
+    from vidurai_pipeline.settings import load_settings  # noqa: PLC0415
+
+    id_ = canary(home / "vidurai.db", status="ACTIVE")
+    job = build_definitions(load_settings()).resolve_job_def("erase")
+    for dry_run in (True, False):
+        config = {"ops": {"erase_memories": {"config": {"ids": [id_], "dry_run": dry_run}}}}
+        assert job.execute_in_process(run_config=config, instance=instance).success  # pyright: ignore[reportArgumentType]
+        assert (id_ in hot_rows(home / "vidurai.db")) is dry_run
