@@ -15,7 +15,7 @@ endif
 # More for pytest: make test PYTEST_ARGS="-k query -x"
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub clean
+.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub bench-search clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -63,6 +63,9 @@ bench-dream: $(VENV)/installed $(REFERENCE)/installed  ## compare the learning w
 
 bench-compaction: $(VENV)/installed  ## measure what compaction costs and saves
 	$(BIN)/python -m benchmarks.compaction
+
+bench-search: $(VENV)/installed  ## what a search finds by the index and without it, and how fast
+	$(BIN)/python -m benchmarks.search
 
 bench-scrub: $(VENV)/installed  ## compare the proof of archived files with SHA-256 alone
 	$(BIN)/python -m benchmarks.scrub
