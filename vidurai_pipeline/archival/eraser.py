@@ -1,10 +1,11 @@
 """Erase memories from everywhere: which ones, by id, by a condition or by words."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.analytics.search import READABLE_TAGS
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.erasing import EraseReport, Erasing, finish_erasures
 from vidurai_pipeline.archival.report import Progress
@@ -12,10 +13,11 @@ from vidurai_pipeline.archival.restoring import Refusal, finish_restorations
 from vidurai_pipeline.cold.erasures import Erasure
 from vidurai_pipeline.cold.generation import require_exchange
 from vidurai_pipeline.cold.intents import Intent
-from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.errors import ConfigError, QueryError
 from vidurai_pipeline.settings import Settings, load_settings
 
-_MOST = 2**31 - 1
+# All words, as they stand: a search by the index would give memories of nearly the same words too.
+_HAS_WORD = f"contains(lower(concat_ws(chr(10), verbatim, gist, tags, {READABLE_TAGS}, file_path)), lower(?))"
 _Memory = tuple[int, str | None]
 
 
@@ -111,8 +113,9 @@ class MemoryEraser:
                 # On lines of its own: a comment at its end hides nothing of ours.
                 chosen |= set(_born(analyst, f"(\n{where}\n)"))
             if match is not None:
-                found = analyst.search_archive(match, _MOST, tier="all")
-                chosen |= {(row["id"], row["created_at"]) for row in found}
+                if not (words := match.split()):
+                    raise QueryError("there is no word to find")
+                chosen |= set(_born(analyst, " AND ".join([_HAS_WORD] * len(words)), words))
         # Of those that are gone, something may have been left.
         gone = sorted(set(ids) - {id_ for id_, _ in listed})
         listed |= {(row["id"], row["created_at"]) for row in archive.tombstones.of(gone).to_pylist()}
@@ -128,6 +131,6 @@ class MemoryEraser:
         return sorted(chosen, key=lambda one: (one[0], one[1] or ""))
 
 
-def _born(analyst: RepoAnalyst, condition: str) -> Iterator[_Memory]:
-    _, rows = analyst.query_rows(f"SELECT id, created_at FROM memories WHERE {condition}")
+def _born(analyst: RepoAnalyst, condition: str, parameters: Sequence[str] = ()) -> Iterator[_Memory]:
+    _, rows = analyst.query_rows(f"SELECT id, created_at FROM memories WHERE {condition}", parameters or None)
     return ((id_, born) for id_, born in rows)

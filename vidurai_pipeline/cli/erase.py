@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--id", "ids", type=int, multiple=True, metavar="ID", help="A memory to erase. May be repeated.")
 @click.option("--where", metavar="SQL", help="Erase the memories that meet this condition over `memories`.")
-@click.option("--match", metavar="WORDS", help="Erase the memories in which all these words occur, as `search` does.")
+@click.option("--match", metavar="WORDS", help="Erase the memories in which all these words occur, as they stand.")
 @click.option("--dry-run", is_flag=True, help="Count what would be erased, and change nothing.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--history", is_flag=True, help="List earlier erasures: when, how many memories, how they were chosen.")

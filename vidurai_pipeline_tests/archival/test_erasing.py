@@ -232,6 +232,17 @@ def test_words_of_any_kind(db: Path, words: str) -> None:
     assert hot_rows(db) == hot
 
 
+def test_words_that_are_nearly_the_same_are_not_meant(home: Path) -> None:
+    db = home / "vidurai.db"
+    ids = [insert(db, verbatim=f"the {word} of the release") for word in ("zyxocanary", "zyxocanarys", "zyxocanera")]
+    flush(db)
+    cli("index")
+    hot, cold = hot_rows(db), cold_rows(home / "archive")
+    assert erase(db, match="release ZYXOCANARYS").erased == 1
+    assert hot_rows(db) == hot
+    assert cold_rows(home / "archive") == [row for row in cold if dict(row)["id"] != ids[1]]
+
+
 def test_what_cannot_be_chosen(db: Path) -> None:
     assert [refusal.id for refusal in erase(db, 987_654_321).refused] == [987_654_321]
     with pytest.raises(ConfigError, match="name memories"):
