@@ -111,6 +111,40 @@ def test_every_section_is_tested() -> None:
         assert f'"{section}"' in source or "```sh" not in text, section
 
 
+def test_bring_memories_back(machine: Machine) -> None:
+    archive_half(machine)
+    con = sqlite3.connect(machine.db)
+    hot = con.execute("SELECT count(*) FROM memories").fetchone()[0]
+    told = machine.follow("Bring memories back", 0)
+    (now,) = con.execute("SELECT count(*) FROM memories").fetchone()
+    con.close()
+    assert f"restored: {now - hot}" in told
+    archived = len(cold_rows(machine.archive))
+    machine.db.rename(machine.home / "lost.db")
+    machine.follow("Bring memories back", 1)
+    assert len(hot_rows(machine.home / "rescued.db")) == archived == len(cold_rows(machine.archive))
+
+
+def test_erase_memories_for_good(machine: Machine) -> None:
+    with closing(sqlite3.connect(machine.db)) as con, con:
+        con.execute("UPDATE memories SET verbatim = 'the password is hunter2' WHERE id = 3")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", SECTIONS["Erase memories for good"], re.MULTILINE | re.DOTALL)
+    look, erase = block.splitlines()
+    assert "memories: 1\n" in machine.sh(look).stdout
+    assert machine.sh(erase).returncode == 2  # nobody can be asked
+    assert 3 in hot_rows(machine.db)
+    done = machine.sh(erase.replace("#", "--yes #"))
+    assert done.returncode == 0, done.stderr
+    assert 3 not in hot_rows(machine.db)
+
+
+def test_a_past_month_is_compacted_after_all(machine: Machine) -> None:
+    archive_half(machine)
+    before = cold_rows(machine.archive)
+    machine.follow("A past month can't be compacted")
+    assert cold_rows(machine.archive) == before
+
+
 def test_a_killed_run(machine: Machine) -> None:
     environment = {**machine.environment}
     for seconds in (2.0, 3.0, 4.0):

@@ -197,9 +197,12 @@ class WordIndex:
             writer.add(lag.lacking)
         with self.errors():
             held = self.held()
-        for other in self.folder.iterdir():
-            if other != self._path:
-                shutil.rmtree(other, ignore_errors=True)
+        with archive_errors(self.folder):
+            for other in self.folder.iterdir():
+                if other != self._path:
+                    shutil.rmtree(other, ignore_errors=True)
+            for path in self._path.iterdir():  # the folder is private; a copy of it, as in a backup, must be as well
+                path.chmod(0o600)
         seconds = time.monotonic() - began
         return IndexReport(
             sum(held.values()), len(held), len(lag.lacking), len(lag.gone), self.bytes(), round(seconds, 3)
@@ -295,11 +298,15 @@ def _key(file: ArchiveFile, manifests: Manifests) -> str:
 
 
 def update_quietly(archive: Archive, progress: Progress | None = None) -> str | None:
-    """Bring the index in line after a run; returns why it could not be done, which is no failure of the run."""
-    if archive.keys.path is not None:
+    """Bring the index in line after a run; returns why it could not be done, which is no failure of the run.
+
+    It is made by the nightly job, or by ``vidurai-pipeline index``: a first flush need not wait for it.
+    """
+    index = WordIndex(archive.root)
+    if archive.keys.path is not None or not index.exists():
         return None
     try:
-        WordIndex(archive.root).update(archive, progress=progress)
+        index.update(archive, progress=progress)
     except ArchiveError as error:
         return f"the search index was not updated: {error}"
     return None

@@ -21,9 +21,9 @@ def salvage(file: Path, to: Path | None, form: str) -> None:
 
     For example: vidurai-pipeline salvage archive/year=2026/month=11/memories_20261120_020001.parquet
     """
-    from vidurai_pipeline.care.salvage import salvage as save
     from vidurai_pipeline.cold.keys import key_of
     from vidurai_pipeline.cold.mirror import open_archive
+    from vidurai_pipeline.cold.salvage import salvage as save
 
     report = save(open_archive(load_settings()), file.absolute(), to and to.absolute())
     if form == "json":

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -309,17 +310,21 @@ def test_a_memory_in_both_tiers_is_given_once(both: RepoAnalyst) -> None:
 
 
 def test_a_flush_keeps_the_index(home: Path) -> None:
+    for command in ("flush", "index"):
+        assert cli(command).returncode == 0
+    change(home / "vidurai.db", "UPDATE memories SET status = 'ARCHIVED' WHERE id IN (SELECT max(id) FROM memories)")
     assert cli("flush").returncode == 0
-    assert search_index(Archive(home / "archive")).detail.startswith("1,148 memories")
+    assert search_index(Archive(home / "archive")).detail.startswith("1,149 memories")
     done = cli("search", "how", "did", "pytest", "fial", "--mode", "words", "--limit", "3")
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert cli("index", "--rebuild", "--format", "json").returncode == 0
 
 
 def test_a_flush_succeeds_where_the_index_cant_be_written(home: Path) -> None:
-    (home / "archive").mkdir()
-    (home / "archive" / ".index").write_text("in the way")
-    done = cli("flush")
+    for command in ("flush", "index"):
+        assert cli(command).returncode == 0
+    with mock.patch.object(WordIndex, "update", side_effect=SearchIndexError("the disk is full")):
+        done = cli("flush")
     assert done.returncode == 0
     assert "the search index was not updated" in done.stderr + done.stdout
 
