@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.care.secrets import find_secrets
 from vidurai_pipeline.cold.archive import Archive, PublishedFile
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
@@ -191,6 +192,30 @@ def mirrored(archive: Archive) -> Finding | None:
     if mirror.root.stat().st_dev == archive.root.stat().st_dev:
         return Finding("mirror", "warning", f"{mirror.root} is on the archive's own disk: both would be lost with it")
     return Finding("mirror", "ok", f"{mirror.root} holds {plural(files, 'file')}, as the archive does")
+
+
+def no_credentials(archive: Archive, seconds: float) -> Finding:
+    """Whether archived memories look as if they held credentials; each file is looked at once.
+
+    Args:
+        archive: the archive.
+        seconds: begin no further file after this time; the next check goes on.
+    """
+    try:
+        report = find_secrets(archive, seconds=seconds)
+    except PipelineError as error:
+        return Finding("credentials", "warning", f"could not be looked for: {error}")
+    left = f"; {plural(report.left, 'file')} not looked at yet" if report.left else ""
+    if not report.suspects:
+        return Finding("credentials", "ok", f"none seen in {plural(report.files, 'file')}{left}")
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.kinds.items())
+    files = some_of(sorted({suspect.file for suspect in report.suspects}))
+    return Finding(
+        "credentials",
+        "warning",
+        f"{plural(len(report.suspects), 'archived memory')} may hold some ({kinds}) in {files}: "
+        f"`vidurai-pipeline secrets` lists them, `vidurai-pipeline erase --id` erases them{left}",
+    )
 
 
 def search_index(archive: Archive) -> Finding:

@@ -237,6 +237,9 @@ class Settings(BaseSettings):
         "event_type:chat=26w`. `vidurai-pipeline expire` removes those that are older. If several rules fit a memory, "
         "the longest counts. By default everything is kept",
     )
+    secrets_check: bool = Field(
+        default=True, description="Whether the health check looks for credentials in newly archived memories"
+    )
     restore_grace_days: float = Field(
         default=30.0,
         ge=0,

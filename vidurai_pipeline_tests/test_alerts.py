@@ -396,7 +396,7 @@ def test_addresses_as_apprise_takes_them(monkeypatch: pytest.MonkeyPatch, given:
 )
 def test_an_address_that_is_none_is_refused_without_being_quoted(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("VIDURAI_ALERT_URLS", given)
-    with pytest.raises(ConfigError, match=r"VIDURAI_ALERT_URLS: .* is not an address") as caught:
+    with pytest.raises(ConfigError, match=r"VIDURAI_ALERT_URLS.* is not an address") as caught:
         build_definitions(load_settings())
     assert "hush-hush" not in str(caught.value)
 

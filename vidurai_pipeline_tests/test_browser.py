@@ -126,7 +126,7 @@ def test_a_stranger_materializes_all_and_sees_the_green_check(page: Page, tmp_pa
         assert con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone() == (0,)
 
     page.browser.set_window_size(2600, 1100)  # in a narrower one the nodes show their names only
-    page.open("/asset-groups")
+    page.open("/locations/vidurai_pipeline/asset-groups/memory_lifecycle/lineage")
     page.see("Passed")
     page.shoot("4-lineage-after")
     page.browser.set_window_size(1600, 2600)

@@ -186,6 +186,7 @@ def test_a_wrong_query_is_the_users_fault(home: Path, sql: str) -> None:
 @pytest.mark.fast
 def test_search(home: Path) -> None:
     cli("flush")
+    cli("index")
     asked = cli("search", "pytest", "passed", "--limit", "3", "--format", "json")
     assert asked.returncode == 0
     assert asked.stderr == "note: there are more matches than the 3 shown; --limit shows more\n"

@@ -25,6 +25,7 @@ COMMANDS = (
     ("erase", "--where", "true", "--yes"),
     ("restore", "--where", "true", "--yes"),
     ("scrub", "--all"),
+    ("secrets",),
     ("scrub", "--forget"),
     ("salvage", __file__),
     ("compact",),

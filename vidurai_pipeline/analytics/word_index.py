@@ -27,7 +27,7 @@ from vidurai_pipeline.analytics.question import COLUMNS, document_sql, make_inde
 from vidurai_pipeline.analytics.views import SALIENCE_SCORE
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, make_folder
-from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, quote_literal
+from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, quote_literal, require_archive
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import ArchiveError, SearchIndexError
 
@@ -177,6 +177,7 @@ class WordIndex:
             ArchiveError: a file can't be read, or the index can't be written; searches work without it.
         """
         began = time.monotonic()
+        require_archive(self.root)
         files = list_settled(self.root)
         if not files and not self.exists():
             return IndexReport(0, 0, 0, 0, 0, 0.0)

@@ -12,6 +12,7 @@ from vidurai_pipeline.analytics.search import Search
 from vidurai_pipeline.analytics.word_index import WordIndex, documents
 from vidurai_pipeline.cold.listing import ArchiveFile, quote_literal
 from vidurai_pipeline.errors import SearchIndexError, SearchIndexWarning, plural
+from vidurai_pipeline.hot.rows import light_array
 from vidurai_pipeline.hot.view import HotSnapshot
 
 #: Where filters decide after the hot store was searched, so many of its memories are looked at.
@@ -129,15 +130,9 @@ class WordSearch:
 
     def _rank(self, rows: list[Row]) -> list[Row]:
         """The best of some memories, by an index of these alone."""
-        table = pa.table(
-            {
-                "id": pa.array(range(len(rows)), pa.int64()),
-                "gist": pa.array([row["gist"] for row in rows], pa.string()),
-                "verbatim": pa.array([row["content"] for row in rows], pa.string()),
-                "file_path": pa.array([row["file_path"] for row in rows], pa.string()),
-                "tags": pa.array([row["tags"] for row in rows], pa.string()),
-            }
-        )
+        texts = {"gist": "gist", "verbatim": "content", "file_path": "file_path", "tags": "tags"}
+        columns = {name: light_array([row[key] for row in rows], pa.string()) for name, key in texts.items()}
+        table = pa.table({"id": light_array(range(len(rows)), pa.int64()), **columns})
         index = make_index()
         writer = index.writer(_HEAP_BYTES, 1)
         for document in documents(self._connection, table):

@@ -18,6 +18,7 @@ from vidurai_pipeline.health import (
     dates_plausible,
     disk_room,
     mirrored,
+    no_credentials,
     no_duplicates,
     odd_memories,
     one_tier,
@@ -33,6 +34,9 @@ from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
 from vidurai_pipeline.settings import Settings, unknown_variables
 
+# A person waits.
+_SECONDS_FOR_CREDENTIALS = 5.0
+
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything; one check's failure does not keep the others from running."""
@@ -47,6 +51,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _leftovers(store, archive)
     yield one_tier(store, archive)
     yield no_duplicates(archive)
+    if settings.secrets_check:
+        yield no_credentials(archive, _SECONDS_FOR_CREDENTIALS)
     yield dates_plausible(archive)
     yield _q_table(settings.q_table_path)
     yield disk_room(store, archive)

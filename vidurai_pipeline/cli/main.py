@@ -21,6 +21,7 @@ from vidurai_pipeline.cli.limits import bound_memory, lower_priority
 from vidurai_pipeline.cli.mcp import mcp
 from vidurai_pipeline.cli.restore import restore
 from vidurai_pipeline.cli.salvage import salvage
+from vidurai_pipeline.cli.secrets import secrets
 from vidurai_pipeline.errors import (
     MORE_MEMORY,
     ArchiveWarning,
@@ -538,6 +539,7 @@ main.add_command(index)
 main.add_command(mcp)
 main.add_command(restore)
 main.add_command(salvage)
+main.add_command(secrets)
 main.add_command(new_key)
 main.add_command(rekey)
 

@@ -163,13 +163,19 @@ class Archive:
         for file in files:
             self.keys.get(self.root / file.relative)
 
+    def _holds_encrypted_files(self) -> bool:
+        try:
+            return any(file.key for file in list_files(self.root))
+        except ArchiveError:  # what can't be listed must not keep new memories from the archive
+            return False
+
     def new_path(self, moment: datetime) -> Path:
         """A name for a new file, by the moment of archival, that no file has yet.
 
         Raises:
             ConfigError: there is no key, although the archive is encrypted.
         """
-        if self.keys.path is None and any(file.key for file in list_files(self.root)):
+        if self.keys.path is None and self._holds_encrypted_files():
             raise ConfigError(
                 f"{self.root} holds encrypted files, but {SETTING} is not set: new files would be plain",
                 "set it to the archive's key file",

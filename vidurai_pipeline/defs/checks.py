@@ -15,6 +15,7 @@ from vidurai_pipeline.defs.runs import stuck_runs
 from vidurai_pipeline.defs.search import index_agrees_with_archive
 
 _RUNS_LOOKED_AT = 3
+_SECONDS_FOR_CREDENTIALS = 60.0
 
 
 @dg.asset_check(asset=parquet_archive, blocking=True, pool=POOL)
@@ -103,11 +104,24 @@ def no_run_is_stuck(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResu
     return _result(stuck_runs(context.instance, time.time()))
 
 
+@dg.asset_check(asset=parquet_archive, additional_deps=[purged_rows])
+def no_credentials_are_archived(tiers: dg.ResourceParam[Tiers]) -> dg.AssetCheckResult:
+    """Looks in new archive files for what looks like passwords, keys and tokens, and counts it by kind.
+
+    No text is shown. `vidurai-pipeline secrets` lists the memories, and `vidurai-pipeline erase --id` erases one for
+    good. `VIDURAI_SECRETS_CHECK=false` turns this check off.
+    """
+    if not tiers.settings.secrets_check:
+        return dg.AssetCheckResult(passed=True, description="turned off by VIDURAI_SECRETS_CHECK")
+    return _result(health.no_credentials(tiers.cold, _SECONDS_FOR_CREDENTIALS))
+
+
 HEALTH_CHECKS = [
     hot_store_is_sound,
     backlog_shrinks,
     archive_is_readable,
     no_version_twice,
+    no_credentials_are_archived,
     disk_has_room,
     memories_are_in_one_tier,
     no_run_is_stuck,

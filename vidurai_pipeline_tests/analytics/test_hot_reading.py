@@ -164,10 +164,10 @@ def test_both_tiers_find_the_same_in_the_same_texts(tmp_path: Path, word: str):
     [("test", {}), ("fix error", {"salience": ["HIGH", "LOW"]}), ("py", {"outcome": 1}), ("e", {"project": "2"})],
 )
 def test_a_search_of_both_tiers_gives_the_best_of_both(both: RepoAnalyst, words: str, filters: dict[str, Any]):
-    best = both.search_archive(words, 30, tier="all", **filters)
-    assert best == both.search_archive(words, 10_000, tier="all", **filters)[:30]
+    best = both.search_archive(words, 30, tier="all", mode="exact", **filters)
+    assert best == both.search_archive(words, 10_000, tier="all", mode="exact", **filters)[:30]
     tiers: list[Tier] = ["hot", "cold"]
-    found = [row for tier in tiers for row in both.search_archive(words, 10_000, tier=tier, **filters)]
+    found = [row for tier in tiers for row in both.search_archive(words, 10_000, tier=tier, mode="exact", **filters)]
     ranks = [(row["score"], row["created_at"], row["id"]) for row in found]
     assert [(row["score"], row["created_at"], row["id"]) for row in best] == sorted(ranks, reverse=True)[:30]
 

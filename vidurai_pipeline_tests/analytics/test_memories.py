@@ -376,6 +376,6 @@ def test_search_in_all_tiers_needs_no_hot_store(tmp_path: Path):
     analyst = RepoAnalyst(tmp_path / "archive")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert [row["tier"] for row in analyst.search_archive("memory", tier="all")] == ["cold"]
+        assert [row["tier"] for row in analyst.search_archive("memory", tier="all", mode="exact")] == ["cold"]
     with pytest.warns(HotStoreWarning):
         assert analyst.search_archive("memory", tier="hot") == []

@@ -146,7 +146,7 @@ def test_the_services_run_the_job_and_keep_its_history_in_postgresql(
             cursor.execute("SELECT run_id FROM runs WHERE status = 'SUCCESS'")
             assert {row[0] for row in cursor.fetchall()} == {run.run_id for run in runs}
             cursor.execute("SELECT asset_key FROM asset_keys WHERE last_materialization IS NOT NULL")
-            assert len(cursor.fetchall()) == 4
+            assert len(cursor.fetchall()) == 5
             assert not list(home.rglob("*.db"))
 
             assert prune_runs(instance, datetime.now(tz=UTC) + timedelta(days=1)) == 1
