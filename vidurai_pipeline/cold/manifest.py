@@ -318,7 +318,10 @@ class Manifests:
 
     def _announce(self, folder: str) -> None:
         """Note in the archive's own manifest that a folder has one, and in the month before, should that one go too."""
-        known = self.folders(list_files(self.root))
+        try:
+            known = self.folders(list_files(self.root))
+        except ArchiveError:  # what can't be listed must not keep new memories from the archive
+            known = self.folders(())
         have = [one for one in known if one not in ("", folder) and (self.root / one / NAME).exists()]
         named = set[str]().union(*(self.of(one).folders for one in ("", *have)))
         for place in ["", *have[-1:]]:
