@@ -95,10 +95,11 @@ def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:
             restorer = Restorer(run.con, run.store.schema(run.con), RestoreOptions(**intent.options))
             stored = insert(archive, files_of, intent.memories, restorer=restorer, report=report, progress=run.progress)
         run.sync_store()
-        # From here on a memory that is gone from the hot store was deleted there: its copies may not bring it back.
+        # From here on nothing is inserted again: what is gone from the hot store was deleted there, or archived anew.
         intent = replace(intent, memories=tuple(row for row in intent.memories if row[0] in stored), removing=True)
         archive.intents.write(intent)
-    born = {row[:2] for row in intent.memories}
+    # The run that goes on may come late. A memory that has left the hot store since may be in the archive alone.
+    born = run.still_hot({row[:2] for row in intent.memories})
     folders: dict[str, list[ArchiveFile]] = defaultdict(list)
     for file in files_of:
         if any(

@@ -287,6 +287,28 @@ def test_doctor_names_an_unfinished_restoration(home: Path, monkeypatch: pytest.
     assert id_ not in cold_ids(db)
 
 
+def test_a_copy_that_was_archived_anew_outlives_an_unfinished_restoration(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive can't be rewritten for so long that the memory is archived again meanwhile."""
+    monkeypatch.setenv("VIDURAI_RESTORE_GRACE_DAYS", "0")
+    id_ = cold_ids(db)[0]
+
+    def full(*_: object, **__: object) -> None:
+        raise ArchiveError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vidurai_pipeline.archival.restoring.rewrite_folder", full)
+        with pytest.raises(ArchiveError):
+            restore(db, id_)
+        change(db, f"UPDATE memories SET status = 'ARCHIVED', gist = 'newer' WHERE id = {id_}")
+        assert flush(db) == 1
+    flush(db)
+    assert id_ not in hot_rows(db)
+    assert "newer" in [dict(row)["gist"] for row in cold_rows(db.parent / "archive") if dict(row)["id"] == id_]
+    assert not list((db.parent / "archive/.intents").iterdir())
+
+
 def test_the_command(home: Path) -> None:
     flush(home / "vidurai.db")
     ids = cold_ids(home / "vidurai.db")
