@@ -268,15 +268,15 @@ def test_restoring_must_be_allowed_and_is_by_id(archived: Path) -> None:
 
 def test_an_excluded_project_is_nowhere(home: Path) -> None:
     archive = home / "archive"
-    known = {"project_id": 1, "project_path": "/work/open"}
-    secret = {"project_id": 77, "project_name": "secret", "project_path": "/work/secret"}
+    known = {"project_id": 1, "project_path": "/code/open"}
+    secret = {"project_id": 77, "project_name": "secret", "project_path": "/code/secret"}
     files = [
         memory(10**6, verbatim="xyzzy open", project_name="open", **known),
         memory(10**6 + 1, verbatim="xyzzy", **secret),
     ]
     schema = pa.Table.from_pylist(files).schema
     write_file(archive, files, schema=schema)
-    change(home / "vidurai.db", "INSERT INTO projects (id, name, path) VALUES (77, 'secret', '/work/secret')")
+    change(home / "vidurai.db", "INSERT INTO projects (id, name, path) VALUES (77, 'secret', '/code/secret')")
     hidden = insert(home / "vidurai.db", project_id=77, verbatim="xyzzy", status="ACTIVE")
 
     async def script(assistant: Assistant) -> None:

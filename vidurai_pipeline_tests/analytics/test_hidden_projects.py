@@ -14,8 +14,8 @@ from vidurai_pipeline_tests.support.archives import BASE, memory, write_file
 from vidurai_pipeline_tests.support.stores import SCHEMA, change, small_store
 
 SECRET = "xyzzy"
-NAMED = {"project_id": 2, "project_name": "Sécret", "project_path": "/work/secret"}
-OPEN = {"project_id": 1, "project_name": "open", "project_path": "/work/open"}
+NAMED = {"project_id": 2, "project_name": "Sécret", "project_path": "/code/secret"}
+OPEN = {"project_id": 1, "project_name": "open", "project_path": "/code/open"}
 HIDDEN, SHOWN = {2, 4, 6, 8}, {1, 3, 5, 7}
 
 
@@ -46,12 +46,12 @@ def archive(tmp_path: Path) -> Path:
     change(
         db,
         "CREATE TABLE projects (id INTEGER PRIMARY KEY, name TEXT, path TEXT)",
-        "INSERT INTO projects VALUES (1, 'open', '/work/open'), (2, 'Sécret', '/work/secret')",
+        "INSERT INTO projects VALUES (1, 'open', '/code/open'), (2, 'Sécret', '/code/secret')",
     )
     return folder
 
 
-@pytest.fixture(params=["Sécret", "SE\u0301CRET", "/work/secret/", "2"], ids=ascii)
+@pytest.fixture(params=["Sécret", "SE\u0301CRET", "/code/secret/", "2"], ids=ascii)
 def analyst(request: pytest.FixtureRequest, archive: Path) -> RepoAnalyst:
     return RepoAnalyst(archive, exclude_projects=[request.param])
 
