@@ -120,7 +120,6 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files if path.is_file()}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only mirror_folder can mount a small file system")
 @pytest.mark.parametrize("size", ["4k", "64k", "180k"])
 def test_a_full_mirror(home: Path, mirror_folder: Path, size: str) -> None:
     before = hot_rows(home / "vidurai.db")
