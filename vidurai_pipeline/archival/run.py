@@ -8,7 +8,7 @@ import contextlib
 import os
 import sqlite3
 import uuid
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -493,14 +493,14 @@ class Run:
         """What marks and intents know the hot store by."""
         return store_identity(self.store.path, self.archive.root)
 
-    def still_hot(self, memories: Set[tuple[int, str | None]]) -> set[tuple[int, str | None]]:
+    def still_hot(self, memories: Collection[tuple[int, str | None]]) -> set[tuple[int, str | None]]:
         """Those of some memories, given by their ids and ``created_at``, that the hot store has now."""
         with self.store.errors(), tolerant_text(self.con):
             rows = self.con.execute(
                 "SELECT id, created_at FROM memories WHERE id IN (SELECT value FROM json_each(?))",
                 (json_ids(id_ for id_, _ in memories),),
             ).fetchall()
-        return memories & set(rows)
+        return set(rows).intersection(memories)
 
     def reactivate(self, ids: Sequence[int]) -> None:
         """Let memories that wait for archival be active again."""
