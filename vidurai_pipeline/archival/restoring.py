@@ -161,7 +161,14 @@ def insert(
                 # A quick look first: most batches hold none of them.
                 if not wanted or not pc.call_function("any", [_is_in(batch.column("id"), ids)]).as_py():
                     continue
-                done = restorer.restore(batch.filter(_take(batch, wanted)))
+                taken = batch.filter(_take(batch, wanted))
+                # A restored copy of an old file brings back what expired or was erased; the next flush would purge it.
+                removed = archive.tombstones.stand_for(taken)
+                gone = taken.filter(removed).column("id").to_pylist()
+                report.refused += [
+                    Refusal(id_, "it expired or was erased, and came back with a backup") for id_ in gone
+                ]
+                done = restorer.restore(taken.filter(pc.call_function("invert", [removed])))
                 stored.update(done.ids)
                 report.restored += len(done.ids)
                 report.refused += [Refusal(id_, reason) for id_, reason in sorted(done.refused.items())]

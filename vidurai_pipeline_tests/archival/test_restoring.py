@@ -309,6 +309,23 @@ def test_a_copy_that_was_archived_anew_outlives_an_unfinished_restoration(
     assert not list((db.parent / "archive/.intents").iterdir())
 
 
+def test_what_was_removed_for_good_is_not_restored_from_a_backup(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, archive = home / "vidurai.db", home / "archive"
+    change(db, "UPDATE memories SET created_at = '2020-01-01 00:00:00' WHERE salience = 'NOISE'")
+    flush(db)
+    noise = [dict(row)["id"] for row in cold_rows(archive) if dict(row)["salience"] == "NOISE"]
+    (file,) = list_files(archive)
+    kept = (archive / file.relative).read_bytes()
+    monkeypatch.setenv("VIDURAI_RETENTION", "NOISE=52w")
+    assert cli("expire").returncode == 0
+    (archive / file.relative).write_bytes(kept)
+    report = restore(db, *noise)
+    assert (report.restored, sorted(refusal.id for refusal in report.refused)) == (0, sorted(noise))
+    assert not hot_rows(db).keys() & set(noise)
+
+
 def test_the_command(home: Path) -> None:
     flush(home / "vidurai.db")
     ids = cold_ids(home / "vidurai.db")
