@@ -15,13 +15,13 @@ from unittest import mock
 import dagster as dg
 import pytest
 
+from vidurai_pipeline.care.health import archive_proved
 from vidurai_pipeline.cli import run
 from vidurai_pipeline.cli.doctor import examine
 from vidurai_pipeline.cli.run import dagster_home, read_history
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.definitions import build_definitions
-from vidurai_pipeline.health import archive_proved
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import flip, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli

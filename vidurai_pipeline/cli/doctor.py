@@ -6,12 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.files import require_usable
-from vidurai_pipeline.cold.mirror import open_archive
-from vidurai_pipeline.cold.pending import store_identity
-from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural, some_of
-from vidurai_pipeline.health import (
+from vidurai_pipeline.care.health import (
     Finding,
     archive_proved,
     archive_readable,
@@ -28,6 +23,11 @@ from vidurai_pipeline.health import (
     store_integrity,
     store_room,
 )
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.cold.mirror import open_archive
+from vidurai_pipeline.cold.pending import store_identity
+from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural, some_of
 from vidurai_pipeline.hot.backlog import read_backlog
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.rl.policy import QLearningPolicy

@@ -30,7 +30,7 @@ def mcp(allow_restore: bool, timeout: float) -> None:
     if find_spec("mcp") is None:
         raise ConfigError("the package `mcp` is not installed", "pip install 'vidurai-pipeline[mcp]'")
     settings = load_settings()
-    from vidurai_pipeline.mcp_server import serve  # noqa: PLC0415  (slow to import)
+    from vidurai_pipeline.cli.mcp_server import serve  # noqa: PLC0415  (slow to import)
 
     bound_memory(memory_bytes(settings.memory_limit), settings.threads)
     serve(settings, timeout=timeout, allow_restore=allow_restore)

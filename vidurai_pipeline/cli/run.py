@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from sqlalchemy.exc import DatabaseError, OperationalError
 from yaml import YAMLError
 
+from vidurai_pipeline.care.health import Finding, other_store
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs import metadata
@@ -29,7 +30,6 @@ from vidurai_pipeline.defs.alerts import undelivered
 from vidurai_pipeline.defs.resources import BUSY_RETRIES_TAG
 from vidurai_pipeline.defs.runs import stuck_runs
 from vidurai_pipeline.errors import ConfigError
-from vidurai_pipeline.health import Finding, other_store
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import DAGSTERS_OWN, Settings
 

@@ -14,9 +14,10 @@ import dagster as dg
 from dagster_duckdb import DuckDBResource
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.care.health import archive_readable
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.resources import Dreams, Tiers, readable_failures
-from vidurai_pipeline.health import archive_readable, plural
+from vidurai_pipeline.errors import plural
 from vidurai_pipeline.hot.salvage import Rejected
 from vidurai_pipeline.rl.evaluation import Verdict
 from vidurai_pipeline.rl.summary import PolicySummary

@@ -6,8 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from vidurai_pipeline import health
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.care import health
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import POOL, archived_rows, parquet_archive, purged_rows
 from vidurai_pipeline.defs.resources import Tiers, readable_failures

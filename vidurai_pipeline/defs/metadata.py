@@ -17,10 +17,10 @@ import dagster as dg
 from vidurai_pipeline.analytics.word_index import IndexReport
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
 from vidurai_pipeline.care.compaction import CompactionReport
+from vidurai_pipeline.care.health import ArchiveSize
 from vidurai_pipeline.care.retention import ExpiryReport
 from vidurai_pipeline.care.scrub import ScrubReport
 from vidurai_pipeline.cold.archive import PublishedFile
-from vidurai_pipeline.health import ArchiveSize
 from vidurai_pipeline.hot.backlog import Backlog
 from vidurai_pipeline.hot.schema import MEANINGS, Column
 from vidurai_pipeline.hot.store import StoreSize

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from vidurai_pipeline.defs.runs import FINISHED
-from vidurai_pipeline.health import plural
+from vidurai_pipeline.errors import plural
 
 
 class PruneConfig(dg.Config):

@@ -4,10 +4,10 @@ import time
 
 import dagster as dg
 
+from vidurai_pipeline.care.health import Finding
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.errors import PipelineError
-from vidurai_pipeline.health import Finding, plural
+from vidurai_pipeline.errors import PipelineError, plural
 from vidurai_pipeline.settings import Settings
 
 #: The job, and the one that Dagster makes for "Materialize all".

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from vidurai_pipeline import health
 from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.care import health
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import GROUP, OWNERS, POOL, purged_rows
 from vidurai_pipeline.defs.resources import Tiers

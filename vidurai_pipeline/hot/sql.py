@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Self
 
+#: A connection to the store, for annotations in packages that open none themselves.
+Connection = sqlite3.Connection
+
 # What a row, or the store's own rules for it, can cause.
 _ROW_CODES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
 

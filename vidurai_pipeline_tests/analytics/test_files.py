@@ -12,9 +12,9 @@ import pytest
 
 from vidurai_pipeline.analytics import engine
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.care.health import archive_readable
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import ArchiveError
-from vidurai_pipeline.health import archive_readable
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline_tests.support.archives import BASE, OWN, memory, write_file
 

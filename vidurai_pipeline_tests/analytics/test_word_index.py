@@ -15,10 +15,10 @@ from vidurai_pipeline.analytics.search import Mode, Tier
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.care.compaction import compact
+from vidurai_pipeline.care.health import search_index
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.errors import QueryError, SearchIndexError, SearchIndexWarning
-from vidurai_pipeline.health import search_index
 from vidurai_pipeline_tests.support.archives import BASE, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.stores import change

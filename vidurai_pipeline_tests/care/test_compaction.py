@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.care.compaction import CompactionReport, compact
+from vidurai_pipeline.care.health import ArchiveSize, archive_readable
 from vidurai_pipeline.care.scrub import scrub
 from vidurai_pipeline.cold import generation, listing
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.errors import ArchiveError, ConfigError
-from vidurai_pipeline.health import ArchiveSize, archive_readable
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline_tests.support.archives import BASE, experience, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli, loads

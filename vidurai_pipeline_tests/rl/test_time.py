@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vidurai_pipeline.care.health import dates_plausible
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.health import dates_plausible
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Visits
 from vidurai_pipeline.rl.dataset import Experiences
 from vidurai_pipeline.rl.dreamer import DreamCycle

@@ -3,7 +3,6 @@
 ``doctor`` makes all of them at once, Dagster's checks each alone. None holds a lock or changes anything.
 """
 
-import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from vidurai_pipeline.hot.inspection import (
     reclaimable_bytes,
 )
 from vidurai_pipeline.hot.rows import read_archived
-from vidurai_pipeline.hot.sql import json_ids, snapshot
+from vidurai_pipeline.hot.sql import Connection, json_ids, snapshot
 from vidurai_pipeline.hot.store import HotStore
 
 #: What is left free on a disk beside what the next run needs.
@@ -278,7 +277,7 @@ def one_tier(store: HotStore, archive: Archive) -> Finding:
             for path in files:
                 if path not in marked:
                     both += _shared(con, archive, path, hot)
-    except (PipelineError, sqlite3.Error, *_UNREADABLE):
+    except (PipelineError, *_UNREADABLE):
         return Finding(
             "one tier", "warning", "could not be checked: a store or file can't be read, which the other checks name"
         )
@@ -294,7 +293,7 @@ def one_tier(store: HotStore, archive: Archive) -> Finding:
     return Finding("one tier", "ok", "no memory is in both tiers")
 
 
-def _shared(con: sqlite3.Connection, archive: Archive, path: Path, hot: pa.Array) -> list[int]:
+def _shared(con: Connection, archive: Archive, path: Path, hot: pa.Array) -> list[int]:
     try:
         ids = pa.chunked_array([batch.column("id") for batch in archive.read_back(path, ["id"])], pa.int64())
     except FileNotFoundError:
@@ -434,7 +433,7 @@ def other_store(store: HotStore) -> Finding | None:
     return Finding("two stores", "ok", f"{chosen} is used: it was written to later than {other}, which is left alone")
 
 
-def store_room(store: HotStore, con: sqlite3.Connection, log_limit: int) -> list[Finding]:
+def store_room(store: HotStore, con: Connection, log_limit: int) -> list[Finding]:
     """How much space the store would give back, and whether a program that reads makes its log grow.
 
     Args:
@@ -456,7 +455,7 @@ def store_room(store: HotStore, con: sqlite3.Connection, log_limit: int) -> list
     return findings
 
 
-def odd_memories(store: HotStore, con: sqlite3.Connection, archive: Archive) -> list[Finding]:
+def odd_memories(store: HotStore, con: Connection, archive: Archive) -> list[Finding]:
     """Memories that should not have been archived, and rows whose memory is nowhere."""
     findings = []
     if protected := archived_but_protected(store, con):
@@ -487,7 +486,7 @@ def _archived(archive: Archive, ids: Sequence[int]) -> set[int]:
     return {row["id"] for row in rows}
 
 
-def rejected_memories(store: HotStore, con: sqlite3.Connection) -> Finding:
+def rejected_memories(store: HotStore, con: Connection) -> Finding:
     """Whether memories that wait can be archived at all."""
     schema = store.schema(con)
     with store.errors(), snapshot(con):

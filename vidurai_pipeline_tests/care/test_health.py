@@ -12,8 +12,8 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from vidurai_pipeline import health
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.care import health
 from vidurai_pipeline.care.scrub import scrub
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.definitions import build_definitions
@@ -23,7 +23,7 @@ from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support import dagster_runs
 from vidurai_pipeline_tests.support.archives import memory, write_file
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 Usage = namedtuple("Usage", "total used free")
 
 
