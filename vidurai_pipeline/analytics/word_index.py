@@ -29,7 +29,7 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, make_folder
 from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, quote_literal, require_archive
 from vidurai_pipeline.cold.manifest import Manifests
-from vidurai_pipeline.errors import ArchiveError, SearchIndexError
+from vidurai_pipeline.errors import SearchIndexError
 
 #: Changed with whatever changes what a document is made of; an index of another format is made anew.
 FORMAT = 1
@@ -137,14 +137,19 @@ class WordIndex:
             # With a query, documents that were deleted and are not cleaned up yet don't count.
             return dict(self.index.searcher().terms_with_prefix("file", "", Query.all_query()))
 
-    def lag(self, files: Iterable[ArchiveFile], manifests: Manifests) -> Lag:
+    def lag(self, files: Iterable[ArchiveFile], manifests: Manifests, held: dict[str, int] | None = None) -> Lag:
         """How it differs from the files of a listing.
+
+        Args:
+            files: the listing.
+            manifests: those of the archive.
+            held: what :meth:`held` gave, and what changed since then; default what it holds now.
 
         Raises:
             SearchIndexError: it can't be read.
             ArchiveError: a manifest can't be read.
         """
-        held = self.held()
+        held = self.held() if held is None else held
         wanted = {_key(file, manifests): file for file in files}
         lacking = []
         for key, file in wanted.items():
@@ -164,13 +169,21 @@ class WordIndex:
         with archive_errors(self.folder), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.folder)
 
-    def update(self, archive: Archive, *, rebuild: bool = False, progress: Progress | None = None) -> IndexReport:
+    def update(
+        self,
+        archive: Archive,
+        *,
+        rebuild: bool = False,
+        progress: Progress | None = None,
+        more: Callable[[], bool] = lambda: False,
+    ) -> IndexReport:
         """Bring it in line with the archive. Nothing is locked: searches go on, and so do runs.
 
         Args:
             archive: the archive, whose folder is this one's.
             rebuild: make it from nothing.
             progress: told how far the work is.
+            more: asked after each look at the archive whether it should look again.
 
         Raises:
             SearchIndexError: another process updates it, or the archive is encrypted.
@@ -192,10 +205,16 @@ class WordIndex:
         make_folder(self._path)
         with self.errors(), _Writer(self._path, archive, progress) as writer:
             self._open = writer.index
-            lag = self.lag(files, archive.manifests)
-            for key in lag.gone:
-                writer.remove(key)
-            writer.add(lag.lacking)
+            held = self.held()
+            while True:
+                lag = self.lag(files, archive.manifests, held)
+                for key in lag.gone:
+                    writer.remove(key)
+                    del held[key]
+                held |= writer.add(lag.lacking)
+                if not more():
+                    break
+                files = list_settled(self.root)
         with self.errors():
             held = self.held()
         with archive_errors(self.folder):
@@ -205,9 +224,7 @@ class WordIndex:
             for path in self._path.iterdir():  # the folder is private; a copy of it, as in a backup, must be as well
                 path.chmod(0o600)
         seconds = time.monotonic() - began
-        return IndexReport(
-            sum(held.values()), len(held), len(lag.lacking), len(lag.gone), self.bytes(), round(seconds, 3)
-        )
+        return IndexReport(sum(held.values()), len(held), writer.added, writer.removed, self.bytes(), round(seconds, 3))
 
     def _sound(self) -> bool:
         """Whether it is worth an update: it is there, can be read, and is not for the most part what was deleted."""
@@ -227,8 +244,8 @@ class _Writer:
         self.index = make_index(str(path))
         self._archive = archive
         self._progress: Progress = progress or (lambda *_: None)
-        self._written = 0
-        self._changed = False
+        self._written = self._total = self._since_commit = 0
+        self.added = self.removed = 0
 
     def __enter__(self) -> "_Writer":
         self._stack = contextlib.ExitStack()
@@ -243,7 +260,7 @@ class _Writer:
         with self._stack:
             if kind is not None:
                 self._writer.rollback()
-            elif self._changed:
+            elif self.added or self.removed:
                 self._writer.commit()
             self._writer.wait_merging_threads()
             self.index.reload()
@@ -251,31 +268,34 @@ class _Writer:
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
         scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-index-")))
-        connection = self._stack.enter_context(contextlib.closing(connect(_MEMORY_LIMIT, None, scratch)))
+        connection = self._stack.enter_context(contextlib.closing(connect(_MEMORY_LIMIT, 1, scratch)))
         connection.execute(f"CREATE MACRO salience_score{SALIENCE_SCORE}")
         return connection
 
     def remove(self, key: str) -> None:
         """Delete the documents of a file."""
         self._writer.delete_documents_by_term("file", key)
-        self._changed = True
+        self.removed += 1
 
-    def add(self, files: list[ArchiveFile]) -> None:
-        """Read files of the archive."""
+    def add(self, files: list[ArchiveFile]) -> dict[str, int]:
+        """Read files of the archive; returns how many memories of each were added, by the file's key."""
         entries = [self._archive.manifests.entry(file.relative) for file in files]
-        total = sum(entry.rows for entry in entries if entry is not None)
-        since_commit = 0
+        self._total += sum(entry.rows for entry in entries if entry is not None)
+        rows: dict[str, int] = {}
         for file in files:
             table = self._archive.columns(file, COLUMNS)
-            self._changed = True
-            for document in documents(self._connection, table, _key(file, self._archive.manifests)):
+            key = _key(file, self._archive.manifests)
+            self.added += 1
+            for document in documents(self._connection, table, key):
                 self._writer.add_json(document)
+            rows[key] = table.num_rows
             self._written += table.num_rows
-            since_commit += table.num_rows
-            self._progress("indexing", self._written, max(total, self._written))
-            if since_commit >= _COMMIT_EVERY:
+            self._progress("indexing", self._written, max(self._total, self._written))
+            self._since_commit += table.num_rows
+            if self._since_commit >= _COMMIT_EVERY:
                 self._writer.commit()
-                since_commit = 0
+                self._since_commit = 0
+        return rows
 
 
 def documents(connection: duckdb.DuckDBPyConnection, table: Any, file: str = "") -> Iterator[str]:
@@ -296,18 +316,3 @@ def _key(file: ArchiveFile, manifests: Manifests) -> str:
     if entry is not None and entry.same_file(file):
         return f"{file.relative} {entry.sha256}"
     return f"{file.relative} {file.size} {file.modified}"
-
-
-def update_quietly(archive: Archive, progress: Progress | None = None) -> str | None:
-    """Bring the index in line after a run; returns why it could not be done, which is no failure of the run.
-
-    It is made by the nightly job, or by ``vidurai-pipeline index``: a first flush need not wait for it.
-    """
-    index = WordIndex(archive.root)
-    if archive.keys.path is not None or not index.exists():
-        return None
-    try:
-        index.update(archive, progress=progress)
-    except ArchiveError as error:
-        return f"the search index was not updated: {error}"
-    return None

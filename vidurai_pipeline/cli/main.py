@@ -220,13 +220,13 @@ def flush(dry_run: bool, form: str) -> None:
 
     For example: vidurai-pipeline flush --dry-run
     """
-    from vidurai_pipeline.analytics.word_index import update_quietly
+    from vidurai_pipeline.analytics.index_process import FlushIndexing
     from vidurai_pipeline.archival.archiver import MemoryArchiver
 
-    with output.ProgressLine() as progress:
-        archiver = MemoryArchiver(progress=progress)
-        result = archiver.flush(dry_run=dry_run)
-        if not dry_run and (note := update_quietly(archiver.archive, progress)):
+    settings = load_settings()
+    with output.ProgressLine() as progress, FlushIndexing(settings, progress) as indexing:
+        result = MemoryArchiver(settings=settings, progress=indexing.progress).flush(dry_run=dry_run)
+        if not dry_run and (note := indexing.finish()):
             result.notes.append(note)
     _end_with(int(bool(result.problems)))
     report = result.to_dict()

@@ -1,16 +1,18 @@
 """The search index: what it finds and in which order, and that it follows every change of the archive."""
 
+import contextlib
 import os
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
+import psutil
 import pyarrow as pa
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.analytics.index_process import FlushIndexing
 from vidurai_pipeline.analytics.search import Mode, Tier
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.archival.archiver import MemoryArchiver
@@ -19,6 +21,7 @@ from vidurai_pipeline.care.health import search_index
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.errors import QueryError, SearchIndexError, SearchIndexWarning
+from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.archives import BASE, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.stores import change
@@ -309,9 +312,15 @@ def test_a_memory_in_both_tiers_is_given_once(both: RepoAnalyst) -> None:
 # The command line
 
 
-def test_a_flush_keeps_the_index(home: Path) -> None:
-    for command in ("flush", "index"):
-        assert cli(command).returncode == 0
+@pytest.fixture(params=[1, 10**9], ids=["beside the flush", "after it"])
+def indexing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a flush updates the index."""
+    monkeypatch.setattr(FlushIndexing, "rows_worth_a_process", request.param)
+
+
+def test_a_flush_keeps_the_index(home: Path, indexing: None) -> None:
+    assert cli("flush").returncode == 0
+    assert search_index(Archive(home / "archive")).detail.startswith("1,148 memories")
     change(home / "vidurai.db", "UPDATE memories SET status = 'ARCHIVED' WHERE id IN (SELECT max(id) FROM memories)")
     assert cli("flush").returncode == 0
     assert search_index(Archive(home / "archive")).detail.startswith("1,149 memories")
@@ -320,13 +329,25 @@ def test_a_flush_keeps_the_index(home: Path) -> None:
     assert cli("index", "--rebuild", "--format", "json").returncode == 0
 
 
-def test_a_flush_succeeds_where_the_index_cant_be_written(home: Path) -> None:
-    for command in ("flush", "index"):
-        assert cli(command).returncode == 0
-    with mock.patch.object(WordIndex, "update", side_effect=SearchIndexError("the disk is full")):
-        done = cli("flush")
+def test_a_flush_succeeds_where_the_index_cant_be_written(home: Path, indexing: None) -> None:
+    (home / "archive").mkdir()
+    (home / "archive" / ".index").write_text("in the way")
+    done = cli("flush")
     assert done.returncode == 0
     assert "the search index was not updated" in done.stderr + done.stdout
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_a_flush_that_fails_ends_what_updates_the_index(home: Path) -> None:
+    before = children()
+    with contextlib.suppress(KeyboardInterrupt), FlushIndexing(load_settings(), lambda *_: None) as indexing:
+        indexing.progress("archiving", 0, 10**9)
+        assert len(children() - before) == 1
+        raise KeyboardInterrupt
+    assert children() == before
 
 
 def test_a_search_without_an_index_says_so_once(home: Path) -> None:
