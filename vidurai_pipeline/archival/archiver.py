@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from vidurai_pipeline.archival.erasing import finish_erasures
 from vidurai_pipeline.archival.report import (
     ArchivedCount,
     FlushReport,
@@ -27,6 +28,7 @@ from vidurai_pipeline.archival.report import (
     Verification,
     no_progress,
 )
+from vidurai_pipeline.archival.restoring import finish_restorations
 from vidurai_pipeline.archival.returned import read_tombstoned
 from vidurai_pipeline.archival.run import Run, left_alone
 from vidurai_pipeline.cold.mirror import open_archive
@@ -144,7 +146,8 @@ class MemoryArchiver:
             if self._run is not None:
                 yield self._run
                 return
-            with contextlib.closing(Run(self.store, self.archive, self.settings, self._progress)) as run:
+            run = Run(self.store, self.archive, self.settings, self._progress, resume=_resume)
+            with contextlib.closing(run):
                 self._run = run
                 try:
                     yield run
@@ -200,6 +203,10 @@ class MemoryArchiver:
     def get_archive_stats(self) -> dict[str, Any]:
         """Counts and sizes of the archive's files; see :meth:`Archive.stats`."""
         return self.archive.stats()
+
+
+def _resume(run: Run) -> list[str]:
+    return finish_restorations(run) + finish_erasures(run)
 
 
 if __name__ == "__main__":

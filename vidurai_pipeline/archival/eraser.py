@@ -1,15 +1,15 @@
 """Erase memories from everywhere: which ones, by id, by a condition or by words."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.search import READABLE_TAGS
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.erasing import EraseReport, Erasing, finish_erasures
+from vidurai_pipeline.archival.erasing import EraseReport, Erasing
 from vidurai_pipeline.archival.report import Progress
-from vidurai_pipeline.archival.restoring import Refusal, finish_restorations
+from vidurai_pipeline.archival.restoring import Refusal
 from vidurai_pipeline.cold.erasures import Erasure
 from vidurai_pipeline.cold.generation import require_exchange
 from vidurai_pipeline.cold.intents import Intent
@@ -32,6 +32,7 @@ class MemoryEraser:
         settings: default what the environment says.
         progress: told how far the work is.
         archiver: used instead of the first two, as within a run of its own.
+        forget: makes the Q-table learn anew, as :meth:`DreamCycle.forget` does; by default the next dream does it.
 
     Example:
         >>> report = MemoryEraser().erase(match="hunter2")  # doctest: +SKIP
@@ -46,7 +47,9 @@ class MemoryEraser:
         settings: Settings | None = None,
         progress: Progress | None = None,
         archiver: MemoryArchiver | None = None,
+        forget: Callable[[], tuple[bool, str]] | None = None,
     ) -> None:
+        self._forget = forget
         self.settings = settings or load_settings()
         self._archiver = archiver or MemoryArchiver(db_path, archive_base, settings=self.settings, progress=progress)
 
@@ -81,8 +84,7 @@ class MemoryEraser:
             return report
         with self._archiver.run("erase") as run:
             run.recover()
-            finish_restorations(run)
-            finish_erasures(run)
+            run.resume()
             if chosen := self._choose(ids, where, match, report):
                 require_exchange(run.archive.root)
                 options = {"chosen": ", ".join(name for name, used in given.items() if used), "taught": False}
@@ -92,6 +94,7 @@ class MemoryEraser:
                 run.archive.intents.write(intent)
                 erasing.carry_out()
                 erasing.prove(texts)
+                self._unlearn(report, taught=bool(options["taught"]))
         return report
 
     def history(self) -> list[Erasure]:
@@ -101,6 +104,13 @@ class MemoryEraser:
             ArchiveError: their record can't be read.
         """
         return self._archiver.archive.erasures.all()
+
+    def _unlearn(self, report: EraseReport, *, taught: bool) -> None:
+        learned, reason, how = taught and self.settings.q_table_path.exists(), "", "the next dream learns it anew"
+        if learned and self._forget:
+            learned, reason = self._forget()
+            how = "learned anew without them"
+        report.add("Q-table", int(learned), int(bool(reason)), reason, how)
 
     def _choose(self, ids: Collection[int], where: str | None, match: str | None, report: EraseReport) -> list[_Memory]:
         archive = self._archiver.archive

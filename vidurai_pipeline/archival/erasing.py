@@ -26,11 +26,8 @@ from vidurai_pipeline.cold.intents import Intent
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
 from vidurai_pipeline.cold.residue import find_residue
 from vidurai_pipeline.cold.rewriting import rewrite_folder
-from vidurai_pipeline.errors import ArchiveError, QTableError
+from vidurai_pipeline.errors import ArchiveError, plural
 from vidurai_pipeline.hot.erasing import HotEraser
-from vidurai_pipeline.rl.checkpoint import read_checkpoint
-from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline.rl.q_table_file import TableFile
 
 if TYPE_CHECKING:
     from vidurai_pipeline.archival.run import Run
@@ -90,18 +87,18 @@ class EraseReport:
         return asdict(self)
 
 
-def finish_erasures(run: "Run") -> list[EraseReport]:
-    """Finish the erasures that a run before this one began.
+def finish_erasures(run: "Run") -> list[str]:
+    """Finish the erasures that a run before this one began; says what was done.
 
     Raises:
         HotStoreError, ArchiveError: one could not be finished; the next run tries again.
     """
-    reports = []
+    notes = []
     for intent in run.archive.intents.all():
         if intent.kind == "erase" and intent.concerns(run.identity):
-            reports.append(EraseReport())
-            Erasing(run, intent, reports[-1]).carry_out()
-    return reports
+            Erasing(run, intent, EraseReport()).carry_out()
+            notes.append(f"finished an erasure that was cut short: {plural(len(intent.memories), 'memory')}")
+    return notes
 
 
 class Erasing:
@@ -149,11 +146,11 @@ class Erasing:
         indexed = words.folder.exists()
         words.discard()
         self._report.add("search index of the archive", int(indexed), how="deleted; the next flush makes it anew")
-        self._forget_learned()
         left = sum(place.left > 0 for place in self._report.places)
         chosen = str(self._intent.options["chosen"])
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._archive.erasures.add(Erasure(now, len(self._born), chosen, left, self._intent.key))
+        taught = bool(self._intent.options["taught"])
+        self._archive.erasures.add(Erasure(now, len(self._born), chosen, left, self._intent.key, taught))
         if finished:
             self._archive.intents.remove(self._intent)
 
@@ -239,26 +236,6 @@ class Erasing:
                 unreadable.append(path)
         reason = f"can't be read, so whether they hold any is unknown; delete them: {', '.join(map(str, unreadable))}"
         self._report.add("files kept aside", gone + len(unreadable), len(unreadable), reason)
-
-    def _forget_learned(self) -> None:
-        settings, report = self._run.settings, self._report
-        file = TableFile(settings.q_table_path)
-        if not (self._intent.options["taught"] and file.path.exists()):
-            report.add("Q-table", 0)
-            return
-        try:
-            checkpoint = read_checkpoint(file.read())
-            if checkpoint is None or not checkpoint.archive_only:
-                advice = "`vidurai-pipeline dream --rebuild` makes it anew from the archive alone"
-                report.add("Q-table", 1, 1, f"it has learned from another program too (numbers, no text): {advice}")
-                return
-            dream = DreamCycle(self._archive.root, file.path, settings=settings).dream(rebuild=True)
-        except QTableError as error:
-            report.add("Q-table", 1, 1, str(error))
-            return
-        if dream.error is None and not dream.rebuilt:
-            dream.error = "nothing is left to learn: delete it"
-        report.add("Q-table", 1, int(dream.error is not None), dream.error or "", how="learned anew without them")
 
     # The proof
 

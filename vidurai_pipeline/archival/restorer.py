@@ -14,7 +14,6 @@ from vidurai_pipeline.archival.restoring import (
     Refusal,
     RestoreReport,
     bring_back,
-    finish_restorations,
     holders,
     insert,
 )
@@ -88,7 +87,7 @@ class MemoryRestorer:
             return report
         with self._archiver.run("restore") as run:
             run.recover()
-            finish_restorations(run)
+            run.resume()
             chosen, waiting = self._choose(ids, where, report)
             until = datetime.now(UTC) + timedelta(days=self.settings.restore_grace_days)
             if chosen or waiting:

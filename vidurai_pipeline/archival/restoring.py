@@ -19,6 +19,7 @@ from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.intents import Identity, Intent
 from vidurai_pipeline.cold.listing import ArchiveFile, list_settled
 from vidurai_pipeline.cold.rewriting import rewrite_folder
+from vidurai_pipeline.errors import plural
 from vidurai_pipeline.hot.restoring import RestoreOptions, Restorer
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ class RestoreReport:
         return report
 
 
-def finish_restorations(run: "Run") -> list[int]:
-    """Finish the restorations that a run before this one began; returns how many memories each was about.
+def finish_restorations(run: "Run") -> list[str]:
+    """Finish the restorations that a run before this one began; says what was done.
 
     Raises:
         HotStoreError, ArchiveError: one could not be finished; the next run tries again.
@@ -77,7 +78,7 @@ def finish_restorations(run: "Run") -> list[int]:
     found = [one for one in run.archive.intents.all() if one.kind == "restore" and one.concerns(run.identity)]
     for intent in found:
         bring_back(run, intent, RestoreReport())
-    return [len(intent.memories) for intent in found]
+    return [f"finished a restoration that was cut short: {plural(len(one.memories), 'memory')}" for one in found]
 
 
 def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sqlite3
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,9 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vidurai_pipeline.archival.erasing import finish_erasures
 from vidurai_pipeline.archival.report import Progress, PublishReport, PurgeReport, Verification
-from vidurai_pipeline.archival.restoring import finish_restorations
 from vidurai_pipeline.archival.returned import read_tombstoned
 from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
 from vidurai_pipeline.archival.staging_process import Staging
@@ -54,6 +52,7 @@ class Run:
         archive: the archive, whose lock must be held.
         settings: how to archive.
         progress: told how far the work is.
+        resume: finishes the restorations and erasures that a run before this one began, and says what it did.
     """
 
     #: Of so many memories or more, a second process stages the next file; it takes half a second to start.
@@ -67,11 +66,19 @@ class Run:
     #: log is done with: while it reads, the log can't begin anew.
     log_share = 0.5
 
-    def __init__(self, store: HotStore, archive: Archive, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self,
+        store: HotStore,
+        archive: Archive,
+        settings: Settings,
+        progress: Progress,
+        resume: Callable[["Run"], list[str]],
+    ) -> None:
         self.store = store
         self.archive = archive
         self.settings = settings
         self.progress = progress
+        self._resume = resume
         #: Files found equal to the hot store, and the connection's data version when their comparison began.
         self._verified: dict[Path, int] = {}
         #: How many memories there are to purge, for the progress.
@@ -146,10 +153,7 @@ class Run:
         schema = self.store.schema(self.con)
         recovered = self.recover()
         try:
-            for memories in finish_restorations(self):
-                recovered.notes.append(f"finished a restoration that was cut short: {plural(memories, 'memory')}")
-            for done in finish_erasures(self):
-                recovered.notes.append(f"an erasure was finished that had been cut short: {done.erased:,} memories")
+            recovered.notes += self.resume()
         except ArchiveError as error:  # which must not keep new memories from the archive
             recovered.problems.append(f"a restoration or an erasure could not be finished: {error}")
         self._left_alone = left_alone(self.store, self.archive)
@@ -387,6 +391,14 @@ class Run:
             else:
                 self._purge_file(mark, contents, result)
         return result
+
+    def resume(self) -> list[str]:
+        """Finish the restorations and erasures that a run before this one began; says what was done.
+
+        Raises:
+            HotStoreError, ArchiveError: one could not be finished; the next run tries again.
+        """
+        return self._resume(self)
 
     def _purge_archived_before(self, result: PurgeReport) -> None:
         """Purge memories whose equal copy has long been in the archive, as after the store's restore from a backup.

@@ -152,7 +152,6 @@ def _unfinished(archive: Archive) -> Iterator[Finding]:
 def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
     try:
         marks = archive.pending.all()
-        intents = archive.intents.all()
     except PipelineError as error:
         yield Finding("interrupted runs", "failed", str(error))
         return
@@ -169,13 +168,6 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
         )
     else:
         yield Finding("interrupted runs", "ok", "none")
-    if intents:
-        begun = [f"{intent.kind} of {plural(len(intent.memories), 'memory')}" for intent in intents]
-        yield Finding(
-            "unfinished restorations and erasures",
-            "warning",
-            f"{some_of(begun)}: run the job again; it finishes them, or says what keeps it from that",
-        )
     if strangers:
         stores = some_of(sorted({mark.store[0] for mark in strangers}))
         yield Finding(

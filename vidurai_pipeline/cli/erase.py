@@ -42,9 +42,10 @@ def erase(
       vidurai-pipeline erase --id 1234 --yes
     """  # noqa: D301  (click's mark for lines that stay as they are)
     from vidurai_pipeline.archival.eraser import MemoryEraser
+    from vidurai_pipeline.rl.dreamer import DreamCycle
 
     with output.ProgressLine() as progress:
-        eraser = MemoryEraser(progress=progress)
+        eraser = MemoryEraser(progress=progress, forget=DreamCycle().forget)
         if history:
             rows = [(one.at, one.memories, one.chosen, one.left) for one in eraser.history()]
             output.print_rows(["at", "memories", "chosen", "left"], rows, form)

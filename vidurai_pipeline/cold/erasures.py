@@ -18,6 +18,7 @@ class Erasure:
         chosen: how they were chosen: ``ids``, ``condition``, ``words``, or several of them.
         left: in how many places something was left.
         key: of its intent; a finished erasure is recorded once.
+        taught: whether the Q-table may have learned from them.
     """
 
     at: str
@@ -25,6 +26,7 @@ class Erasure:
     chosen: str
     left: int
     key: str
+    taught: bool = False
 
 
 class Erasures:
@@ -52,6 +54,14 @@ class Erasures:
             raise
         except (ValueError, TypeError):
             raise ArchiveError(f"{self._path} can't be read: it is no record of erasures", "move it away") from None
+
+    def taught(self) -> int:
+        """How many erasures there were of memories that the Q-table may have learned from.
+
+        Raises:
+            ArchiveError: the record can't be read.
+        """
+        return sum(entry.taught for entry in self.all())
 
     def add(self, erasure: Erasure) -> None:
         """Record an erasure, or record it anew.

@@ -9,6 +9,7 @@ from vidurai_pipeline.defs.assets import POOL
 from vidurai_pipeline.defs.metadata import bullets
 from vidurai_pipeline.defs.resources import readable_failures
 from vidurai_pipeline.errors import NAMED, plural
+from vidurai_pipeline.rl.dreamer import DreamCycle
 
 
 class EraseConfig(dg.Config):
@@ -28,7 +29,9 @@ def erase_memories(
 ) -> None:
     """Erase memories from Vidurai's store, the archive and its mirror, then search the files for their text."""
     with readable_failures():
-        eraser = MemoryEraser(settings=archiver.settings, archiver=archiver)
+        eraser = MemoryEraser(
+            settings=archiver.settings, archiver=archiver, forget=DreamCycle(settings=archiver.settings).forget
+        )
         report = eraser.erase(config.ids, config.where, dry_run=config.dry_run)
     done = "would be erased" if config.dry_run else "erased"
     context.log.info(f"{plural(report.erased, 'memory')} {done}, {len(report.refused):,} refused")

@@ -80,6 +80,7 @@ class Checkpoint:
         visits: how many archived experiences stand behind each value, by state and action.
         curve: the learning curve since the table was begun.
         ahead: what was learned that is dated in the future; None for nothing.
+        erasures: erasures of the archive that the table knows nothing of any more.
     """
 
     # What the note must look like to be one: no key that is not known, and no text where a number is due.
@@ -96,12 +97,16 @@ class Checkpoint:
     visits: Visits = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
     ahead: Ahead | None = None
+    erasures: NonNegativeInt = 0
 
     def stored_with(self, contents: TableContents) -> TableContents:
         """The contents of a file that holds a table and this note on it."""
         note = _NOTE.dump_python(replace(self, table_digest=contents.digest()), by_alias=True, mode="json")
+        # Earlier versions don't know these.
         if self.ahead is None:
-            del note["ahead"]  # earlier versions don't know it
+            del note["ahead"]
+        if not self.erasures:
+            del note["erasures"]
         return replace(contents, note={"format": FORMAT, **note})
 
     @staticmethod

@@ -17,6 +17,8 @@ What a dream promises, in detail in docs/learning.md:
   during a dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
 - **Damage.** A Q-table that can't be read is moved aside and the dream fails, so that an older one can be restored. If
   none is, the next dream learns the whole archive. A file that is not known to be a Q-table is left as it is.
+- **Erasure.** If memories were erased from which the table had learned, it is learned again without them, from an
+  empty table. A table that other programs taught too stays, and the report says so.
 - **A gate.** A table that is not well-formed, or predicts held-out experiences worse than the one in use, stays a
   candidate beside it, and the dream fails. ``--rebuild`` skips the comparison.
 - **Determinism.** The same table and archive give the same file, byte for byte. If there is nothing new, the table is
@@ -33,13 +35,14 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
+from vidurai_pipeline.cold.erasures import Erasures
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError, refuse_to_run
-from vidurai_pipeline.rl.checkpoint import Checkpoint, Order
+from vidurai_pipeline.rl.checkpoint import Checkpoint, Order, read_checkpoint
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableChangedError, TableFile
 from vidurai_pipeline.rl.report import DreamReport
-from vidurai_pipeline.rl.training_run import TrainingRun
+from vidurai_pipeline.rl.training_run import TAUGHT_BY_OTHERS, TrainingRun
 from vidurai_pipeline.settings import Hyperparameters, RewardProfile, Settings, load_settings
 
 logger = logging.getLogger(__name__)
@@ -135,6 +138,29 @@ class DreamCycle:
         report.completed_at = datetime.now().isoformat()
         return report
 
+    def forget(self) -> tuple[bool, str]:
+        """Learn anew without memories that were erased, as the next dream would.
+
+        Returns:
+            Whether the table had learned from any; and if it still has, why, and what to do.
+        """
+        settings = self.settings or load_settings()
+        file = TableFile(self.q_table_path or settings.q_table_path)
+        try:
+            erasures = Erasures(self.archive_base or settings.archive_path).taught()
+            live = file.read()
+            if live is None or not erasures:
+                return False, ""
+            checkpoint = _exact_checkpoint(live)
+            if checkpoint is None:
+                return True, f"it may have learned from them {TAUGHT_BY_OTHERS}"
+            if checkpoint.erasures >= erasures:
+                return False, ""
+            dream = self.dream()
+        except PipelineError as error:
+            return True, str(error)
+        return True, dream.error or ("" if dream.rebuilt else "nothing is left to learn: delete it")
+
     def _dream(self, report: DreamReport, rebuild: bool, order: Order) -> None:
         if order not in ("chronological", "newest-first"):
             raise ConfigError("the order of learning is chronological or newest-first")
@@ -148,8 +174,10 @@ class DreamCycle:
         file = TableFile(self.q_table_path or settings.q_table_path)
         # The table first: a damaged one should be known before minutes go into the archive.
         live = _read_table(file, report, rebuild)
+        archive = self.archive_base or settings.archive_path
+        erasures, exact = Erasures(archive).taught(), _exact_checkpoint(live)
         with Experiences.open(
-            self.archive_base or settings.archive_path,
+            archive,
             self.connection,
             memory_limit=settings.memory_limit,
             threads=settings.threads,
@@ -160,10 +188,11 @@ class DreamCycle:
                 file,
                 experiences,
                 hyperparameters,
-                rebuild=rebuild,
+                rebuild=rebuild or (exact is not None and exact.erasures < erasures),
                 order=order,
                 limit=self.max_episodes,
                 now=Watermark.behind(self.clock()),
+                erasures=erasures,
             )
             for _ in range(_ATTEMPTS):
                 try:
@@ -172,6 +201,14 @@ class DreamCycle:
                 except TableChangedError:
                     live = _read_table(file, report, rebuild)
         raise QTableError(f"{file.path} changes too often: another program keeps writing it", "dream again later")
+
+
+def _exact_checkpoint(live: StoredTable | None) -> Checkpoint | None:
+    """How far a table has come that is what the archive alone gives; None for any other."""
+    checkpoint = read_checkpoint(live)
+    if live is None or checkpoint is None or checkpoint.table_digest != live.contents.digest():
+        return None
+    return checkpoint if checkpoint.archive_only else None
 
 
 def _read_table(file: TableFile, report: DreamReport, rebuild: bool) -> StoredTable | None:

@@ -33,6 +33,12 @@ _NOTICES = {
     "({replaced} of its own took the place of ours)",
 }
 
+#: Why a table does not forget by itself.
+TAUGHT_BY_OTHERS = (
+    "and from another program (numbers, no text): `vidurai-pipeline dream --rebuild` learns the archive alone, without "
+    "them"
+)
+
 
 class _Segment(NamedTuple):
     """Experiences from one place up to another; ``again`` if they were learned, but what came before them was not."""
@@ -68,6 +74,7 @@ class TrainingRun:
         limit: learn no more than this many experiences.
         now: the place behind all that was archived up to the dream; what is dated later is learned last, and noted
             apart (see ``checkpoint.Ahead``).
+        erasures: how often memories that had taught something were erased from the archive.
     """
 
     file: TableFile
@@ -77,6 +84,7 @@ class TrainingRun:
     order: Order
     limit: int | None
     now: Watermark
+    erasures: int = 0
 
     def run(self, live: StoredTable | None, report: DreamReport) -> None:
         """Learn on top of a table as it was read, and replace it if the gate lets the new one through.
@@ -147,6 +155,8 @@ class TrainingRun:
         if (checkpoint := baseline.checkpoint) is not None:
             _require_alike(checkpoint.hyperparameters, self.hyperparameters)
             plan = self._go_on(baseline, checkpoint)
+            if checkpoint.erasures < self.erasures:
+                plan.notices.append(f"the table has learned from memories that were erased since, {TAUGHT_BY_OTHERS}")
             if plan.late and self._is_exact(checkpoint):
                 # Episodes stay: they say how mature the policy is, and that is not undone.
                 return _Plan(
@@ -227,6 +237,7 @@ class TrainingRun:
             order=self.order,
             archive_only=plan.baseline.daemon is None,
             hyperparameters=self.hyperparameters,
+            erasures=self.erasures,
         )
         newest_first = self.order == "newest-first"
         ahead = None

@@ -207,17 +207,41 @@ def test_tombstones_and_the_record_hold_no_text(db: Path) -> None:
     assert left_in_files(db.parent, CANARY) == []
 
 
-def test_the_q_table_forgets(home: Path) -> None:
+@pytest.mark.parametrize("command", [True, False])
+def test_the_q_table_forgets(home: Path, command: bool) -> None:
     db, archive = home / "vidurai.db", home / "archive"
     id_ = canary(db, outcome=1, salience="CRITICAL")
     flush(db)
     DreamCycle().dream()
-    report = erase(db, id_)
-    assert {place.place: place.how for place in report.places}["Q-table"] == "learned anew without them"
+    if command:
+        places = loads(cli("erase", "--id", str(id_), "--yes", "--format", "json"))["places"]
+        assert {place["place"]: place["how"] for place in places}["Q-table"] == "learned anew without them"
+    else:
+        report = erase(db, id_)
+        assert {place.place: place.how for place in report.places}["Q-table"] == "the next dream learns it anew"
+        assert DreamCycle().dream().rebuilt
+    assert not DreamCycle().dream().rebuilt
     forgetful = (home / "q_table.json").read_bytes()
     (home / "q_table.json").unlink()
     DreamCycle(archive).dream(rebuild=True)
     assert json.loads(forgetful)["q_table"] == json.loads((home / "q_table.json").read_bytes())["q_table"]
+
+
+def test_a_q_table_that_another_program_taught_too_is_left_and_said_so(home: Path) -> None:
+    db, table = home / "vidurai.db", home / "q_table.json"
+    id_ = canary(db, outcome=1, salience="CRITICAL")
+    flush(db)
+    DreamCycle().dream()
+    contents = json.loads(table.read_bytes())
+    contents["q_table"]["9|9|9|9|9|9"] = {"do_nothing": 0.5}
+    table.write_text(json.dumps(contents))
+    done = cli("erase", "--id", str(id_), "--yes", "--format", "json")
+    assert done.returncode == 1
+    (left,) = [place for place in json.loads(done.stdout)["places"] if place["left"]]
+    assert left["place"] == "Q-table"
+    assert "dream --rebuild" in left["how"]
+    assert "erased since" in (DreamCycle().dream().notice or "")
+    assert json.loads(table.read_bytes())["q_table"] == contents["q_table"]
 
 
 @pytest.mark.parametrize(
