@@ -111,6 +111,7 @@ class ArchiveDatabase:
         self._filter = DamageFilter(self.manifests) if skip_damaged else None
         self.columns: Sequence[str] = ()
         self._encrypted: dict[str, Dataset] = {}
+        self._types: dict[str, str] | None = None
         self._lock = threading.RLock()
         self._scratch: Path | None = None
         self._remove_scratch = lambda: None
@@ -195,11 +196,16 @@ class ArchiveDatabase:
                 is then at least in the archive.
             hot: the snapshot of the hot store.
         """
-        connection.register(_INCOMING, pa.Table.from_batches([], hot.schema))
-        tiers = BothTiers(_described(connection, "history"), _described(connection, _INCOMING), hot.projects())
+        tiers = self._tiers(connection, hot)
         connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(_INCOMING, duplicates=False)}")
         connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW projects AS {PROJECTS}")
         return tiers
+
+    def _tiers(self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> BothTiers:
+        if self._types is None:  # with thousands of files, it takes its time
+            self._types = _described(connection, "history")
+        connection.register(_INCOMING, pa.Table.from_batches([], hot.schema))
+        return BothTiers(self._types, _described(connection, _INCOMING), hot.projects())
 
     def columns_needed(self, connection: duckdb.DuckDBPyConnection, statement: str, parameters: object) -> set[str]:
         """Which of the hot store's columns a statement needs, as far as DuckDB's plan tells.
@@ -279,16 +285,22 @@ class ArchiveDatabase:
         rows = hot.memories([row["id"] for row in best], search.columns_given)
         return search.best(row for table in _gathered(rows) for row in found(table, FOUND, search.sql))
 
-    def hot_memories(self, hot: HotSnapshot, search: Search, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Give memories of the hot store as a search gives them, as far as its filters let them pass."""
+    def hot_reader(self, hot: HotSnapshot, search: Search) -> Callable[[Sequence[int]], list[dict[str, Any]]]:
+        """Make a function that gives hot memories by their ids, as far as a search's filters let them pass."""
         found = self._hot_rows(hot)
-        tables = _gathered(hot.memories(ids, search.columns_given))
-        return [row for table in tables for row in found(table, FOUND, lambda source, _: search.sql_of(source, ids))]
+
+        def read(ids: Sequence[int]) -> list[dict[str, Any]]:
+            tables = _gathered(hot.memories(ids, search.columns_given))
+            return [
+                row for table in tables for row in found(table, FOUND, lambda source, _: search.sql_of(source, ids))
+            ]
+
+        return read
 
     def _hot_rows(self, hot: HotSnapshot) -> Callable[..., list[dict[str, Any]]]:
         """Make a function that asks a query, as a search makes it of a source and columns, about hot memories."""
         connection = self.cursor()
-        tiers = self.outline_memories(connection, hot)
+        tiers = self._tiers(connection, hot)
 
         def found(table: pa.Table, columns: Sequence[str], make_sql: MakeSql) -> list[dict[str, Any]]:
             connection.register(_INCOMING, table)
@@ -357,7 +369,7 @@ class ArchiveDatabase:
         self.footers.known = known | self.footers.known
         columns = self.footers.merged(connection, listing)
         views = Views(listing, columns, self._register_encrypted(connection, listing), self._hidden)
-        self.columns = views.columns
+        self.columns, self._types = views.columns, None
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
         fill_in = [f"CREATE OR REPLACE {kind} MACRO {macro}" for macro in views.file_macros(first_only=False)]

@@ -146,7 +146,7 @@ class Question:
 
     Args:
         words: the question. What stands between quotation marks is a phrase.
-        fold: does for a text what :func:`folded` does.
+        fold: does for texts what :func:`folded` does.
 
     Attributes:
         terms: what is to be found; nothing, where no letter or digit was asked for.
@@ -155,13 +155,13 @@ class Question:
         QueryError: there is no word, or there are too many.
     """
 
-    def __init__(self, words: str, fold: Callable[[str], str]) -> None:
+    def __init__(self, words: str, fold: Callable[[Sequence[str]], list[str]]) -> None:
         split_words(words)
         analyzer = _analyzer()
+        parts = [(text, bool(part[1])) for part in _PART.finditer(words) if (text := part[1] or part[2])]
         found = [
-            Term(text, tuple(analyzer.analyze(fold(text))), quoted=bool(part[1]))
-            for part in _PART.finditer(words)
-            if (text := part[1] or part[2])
+            Term(text, tuple(analyzer.analyze(plain)), quoted)
+            for (text, quoted), plain in zip(parts, fold([text for text, _ in parts]), strict=True)
         ]
         found = list(dict.fromkeys(term for term in found if term.words))
         telling = [term for term in found if term.quoted or not _SMALL_WORDS.issuperset(term.words)]

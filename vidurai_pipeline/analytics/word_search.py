@@ -1,7 +1,8 @@
 """A search by words over both tiers, as one ranking."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +16,6 @@ from vidurai_pipeline.errors import SearchIndexError, SearchIndexWarning, plural
 from vidurai_pipeline.hot.rows import light_array
 from vidurai_pipeline.hot.view import HotSnapshot
 
-#: Where filters decide after the hot store was searched, so many of its memories are looked at.
-_HOT_FILTERED = 20_000
 _HEAP_BYTES = 15_000_000
 Row = dict[str, Any]
 
@@ -50,8 +49,9 @@ class WordSearch:
         if not self.question.terms:
             raise SearchIndexError("the question has no letters or digits", "search for it with `--mode exact`")
 
-    def _fold(self, text: str) -> str:
-        return str(self._connection.execute(f"SELECT {folded('$1::VARCHAR')}", [text]).fetchall()[0][0])
+    def _fold(self, texts: Sequence[str]) -> list[str]:
+        sql = f"SELECT {folded('text')} FROM (SELECT unnest($1::VARCHAR[]) AS text)"
+        return [text for (text,) in self._connection.execute(sql, [texts]).fetchall()]
 
     def ranked(self, hot: HotSnapshot | None, *, cold: bool) -> list[Row]:
         """The memories that answer best, in order.
@@ -113,20 +113,31 @@ class WordSearch:
         """Add the hot store's memories; one that is in both tiers for the moment counts as hot."""
         copies = hot.created(row["id"] for row in cold if row["id"] is not None).to_pylist()
         both = {(copy["id"], copy["created_at"]) for copy in copies}
-        most = (
-            _HOT_FILTERED
-            if any(value is not None for value in vars(self._search.filters).values())
-            else self._search.limit
-        )
         terms = [(term.asked, term.words) for term in self.question.terms]
-        ids = None if any(term.unspaced for term in self.question.terms) else hot.with_words(terms, most)
-        if ids is None:
+        unspaced = any(term.unspaced for term in self.question.terms)
+        ways = None if unspaced else hot.with_words(terms, self._search.limit)
+        if ways is None:
             rows = self._database.search_hot(hot, self._search)
         else:
-            rows = self._database.hot_memories(hot, self._search, sorted({*ids, *(id_ for id_, _ in both)}))
+            rows = self._first_hot(hot, [*ways, [id_ for id_, _ in both]])
         return [row for row in cold if (row["id"], row["created_at"]) not in both] + [
             row | {"tier": "hot"} for row in rows
         ]
+
+    def _first_hot(self, hot: HotSnapshot, ways: Iterable[Iterable[int]]) -> list[Row]:
+        """The first hot memories of each way to find some that the filters let pass, as many of each as are wanted."""
+        read = self._database.hot_reader(hot, self._search)
+        rows: list[Row] = []
+        seen: set[int] = set()
+        for way in ways:
+            ids, wanted, portion = iter(way), self._search.limit, self._search.limit
+            while wanted > 0 and (part := list(islice(ids, portion))):
+                found = read([id_ for id_ in dict.fromkeys(part) if id_ not in seen])
+                seen.update(part)
+                rows += found
+                wanted -= len(found)
+                portion *= 4
+        return rows
 
     def _rank(self, rows: list[Row]) -> list[Row]:
         """The best of some memories, by an index of these alone."""

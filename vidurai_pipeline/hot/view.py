@@ -241,8 +241,8 @@ class HotSnapshot:
             shown_as["verbatim"] = _words_in(columns["verbatim"], [word for word, *_ in words])
         yield from self._batches(names, " AND ".join(conditions), patterns, shown_as)
 
-    def with_words(self, terms: Sequence[tuple[str, Sequence[str]]], most: int) -> list[int] | None:
-        """The ids of the memories that answer best; see :func:`ids_with_words`."""
+    def with_words(self, terms: Sequence[tuple[str, Sequence[str]]], most: int) -> list[Iterable[int]] | None:
+        """The ids of the memories that may answer; see :func:`ids_with_words`."""
         return [] if self.missing else ids_with_words(self._con, terms, most)
 
     def filtered(self, names: Collection[str], rows: RowFilter) -> Iterator[pa.RecordBatch]:
