@@ -13,6 +13,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 from weakref import WeakSet
@@ -178,8 +179,8 @@ class RepoAnalyst:
 
     @property
     def has_index(self) -> bool:
-        """Whether the archive has a search index."""
-        return self._words.exists()
+        """Whether the archive has a search index, whole or not."""
+        return self._words.folder.exists()
 
     @property
     def left_out(self) -> list[Flaw]:
@@ -349,7 +350,7 @@ class RepoAnalyst:
 
         Warns:
             HotStoreWarning: as for :meth:`query_archive`; in ``all`` tiers, a store that does not exist is no news.
-            SearchIndexWarning: the index is missing, damaged or behind, and the archive was read instead.
+            SearchIndexWarning: the index is damaged or behind, and files were read instead.
         """
         for name, value, known in (("tier", tier, get_args(Tier)), ("mode", mode, get_args(Mode))):
             if value not in known:
@@ -358,6 +359,8 @@ class RepoAnalyst:
             project = project.strip().rstrip("/") or "/"
         ids = self._hot.project_ids(project) if isinstance(project, str) else []
         begin, end = read_moment("since", since), read_moment("until", until, end=True)
+        if begin is not None and end is not None and begin >= end:
+            raise QueryError(f"nothing is since {since} and until {until}", "since must be the earlier time")
         filters = SearchFilters(project, begin, end, salience, outcome)
         search = Search(words, limit, filters, ids)
         if tier == "all" and not self._hot.exists():
@@ -367,6 +370,23 @@ class RepoAnalyst:
             rows, marks = self._search(search, tier, mode)
         found = [{"snippet": snippet(readable_texts(row), marks), **row} for row in rows]
         return [{name: row[name] for name in result_columns(tier)} for row in found]
+
+    def unknown_project(self, project: int | str) -> str | None:
+        """Say that no memory is of a project, and which names are like its name; None if there is such a project.
+
+        Args:
+            project: its id, name or path, as for :meth:`search_archive`.
+        """
+        rows = self.query_archive("SELECT DISTINCT project_id, project_name, project_path FROM memories")
+        known = {str(value).rstrip("/"): None for row in rows for value in row.values() if value is not None}
+        wanted = str(project).strip().rstrip("/").lower()
+        names = {name.lower(): name for name in known}
+        if wanted in names:
+            return None
+        paths = {name.rpartition("/")[2].lower(): name for name in known if "/" in name}
+        similar = [(paths | names)[name] for name in get_close_matches(wanted, [*names, *paths])]
+        advice = f"; did you mean {', '.join(dict.fromkeys(similar))}?" if similar else ""
+        return f"there is no memory of a project {project!r}{advice}"
 
     def _search(self, search: Search, tier: Tier, mode: Mode) -> tuple[list[dict[str, Any]], str]:
         """What a search finds, and the words to mark in it."""
@@ -379,8 +399,8 @@ class RepoAnalyst:
             except SearchIndexError as error:
                 if mode == "words":
                     raise
-                if not self.is_empty():
-                    warnings.warn(f"the archive was read without a search index: {error}", SearchIndexWarning, 3)
+                if self.has_index:
+                    warnings.warn(f"the archive was read without its search index: {error}", SearchIndexWarning, 3)
         rows = self._search_view("history", search, tier="cold") if tier == "cold" else self._search_both(search, tier)
         return rows, search.words
 

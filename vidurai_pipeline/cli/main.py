@@ -456,9 +456,14 @@ def search(
                 names = [name for name in shown if name in names]
             output.print_rows(names, ([row[name] for name in names] for row in found), form)
         else:
-            click.echo("no memory matches", err=True)
+            project = filters["project"]
+            click.echo((project and analyst.unknown_project(project)) or "no memory matches", err=True)
             if filters["mode"] != "exact" and analyst.has_index:
                 click.echo("note: `--mode exact` also finds what stands within longer words", err=True)
+        if filters["mode"] == "auto" and not (
+            analyst.has_index or analyst.is_empty() or load_settings().archive_key_file
+        ):
+            click.echo("note: there is no search index: `vidurai-pipeline index` makes one", err=True)
         if more:
             click.echo(f"note: there are more matches than the {limit:,} shown; --limit shows more", err=True)
 

@@ -95,7 +95,9 @@ class History:
     def search_history(
         self,
         *,
-        question: Annotated[str, Field(description="Words to find, such as `login timeout`; not a whole sentence.")],
+        question: Annotated[
+            str, Field(description="What you want to know, or telling words, such as `login timeout`.")
+        ],
         project: Annotated[str | None, Field(description="Only this project: its name, path or id.")] = None,
         since: Annotated[str | None, Field(description=f"Only memories made at or after this time: {TIMES}.")] = None,
         until: Annotated[str | None, Field(description="Only memories made before this time.")] = None,
@@ -107,9 +109,10 @@ class History:
     ) -> Answer:
         """Find past memories by words. Use it first: before you debug an error, change an unknown file, or decide anew.
 
-        Words are looked for in a memory's text, gist, tags and file path, in any case. Two or three telling words work
-        best: an error's name, a function, a file. Of each hit you get the gist and a snippet with the words «marked»;
-        read_memory gives the whole text. The best hits come first, then the newest.
+        Words are looked for in a memory's text, gist, tags and file path, in any case and with typos. Those with all
+        words come first, then those with some. Telling words work best: an error's name, a function, a file. What
+        stands between quotation marks is found as a phrase. Of each hit you get the gist and a snippet with the words
+        «marked»; read_memory gives the whole text.
 
         Examples: question="ECONNREFUSED redis", since="30d"; question="auth.py refresh token", salience="HIGH".
         """
@@ -124,7 +127,8 @@ class History:
         elif len(found) > limit:
             answer["left_out"] = f"more than these {limit} match: raise limit, or add a word or a filter"
         if not found:
-            answer["hint"] = "no memory was found: try fewer or other words, or drop a filter"
+            unknown = project and self.analyst.unknown_project(project)
+            answer["hint"] = unknown or "no memory was found: try fewer or other words, or drop a filter"
             if self.analyst.is_empty():
                 answer["hint"] += f". Nothing has been archived yet in {self.analyst.archive_base}"
         return answer

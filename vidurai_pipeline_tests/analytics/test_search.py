@@ -14,7 +14,6 @@ from vidurai_pipeline.errors import QueryError
 from vidurai_pipeline_tests.support.archives import REFERENCE, memory, write_file
 
 # These are about searches that read every memory; most of them have no index to use.
-pytestmark = pytest.mark.filterwarnings("ignore::vidurai_pipeline.errors.SearchIndexWarning")
 
 
 def ids(analyst: RepoAnalyst, words: str, **filters) -> list[int]:

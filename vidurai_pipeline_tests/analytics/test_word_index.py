@@ -228,7 +228,7 @@ def test_a_broken_index_is_worked_around_and_mended(archive: Archive, harm: Call
     with RepoAnalyst(archive.root) as analyst:
         with pytest.raises(SearchIndexError):
             analyst.search_archive("pytest", mode="words")
-        with pytest.warns(SearchIndexWarning):
+        with pytest.warns(SearchIndexWarning) if words.folder.exists() else contextlib.nullcontext():
             found = ids(analyst, "pytest", mode="auto")
         assert found == ids(analyst, "pytest", mode="exact")
         words.update(archive)
@@ -353,10 +353,23 @@ def test_a_flush_that_fails_ends_what_updates_the_index(home: Path) -> None:
 def test_a_search_without_an_index_says_so_once(home: Path) -> None:
     MemoryArchiver(home / "vidurai.db", home / "archive").flush()
     done = cli("search", "pytest", "--limit", "9999")
-    assert done.stderr == (
-        "note: the archive was read without a search index: there is no search index: run `vidurai-pipeline index` to "
-        "make it\n"
-    )
+    assert done.stderr == "note: there is no search index: `vidurai-pipeline index` makes one\n"
     refused = cli("search", "pytest", "--mode", "words")
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: there is no search index")
+
+
+def test_an_unknown_project_is_named_with_those_of_similar_names(home: Path) -> None:
+    assert cli("flush").returncode == 0
+    change(home / "vidurai.db", "UPDATE projects SET name = 'harbor' WHERE id = 1")
+    assert cli("search", "zyzzyva", "--project", "harbor").stderr.startswith("no memory matches\n")
+    done = cli("search", "pytest", "--project", "habor")
+    assert done.returncode == 0
+    assert done.stderr.startswith("there is no memory of a project 'habor'; did you mean harbor?\n")
+    assert "did you mean" not in cli("search", "pytest", "--project", "nope").stderr
+
+
+def test_times_that_leave_no_time_are_refused(home: Path) -> None:
+    done = cli("search", "pytest", "--since", "2026-12", "--until", "2026-10")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: nothing is since 2026-12 and until 2026-10: since must be the earlier time\n"
