@@ -15,7 +15,7 @@ endif
 # More for pytest: make test PYTEST_ARGS="-k query -x"
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub bench-search clean
+.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub bench-search bench-fleet clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -69,6 +69,9 @@ bench-search: $(VENV)/installed  ## what a search finds by the index and without
 
 bench-scrub: $(VENV)/installed  ## compare the proof of archived files with SHA-256 alone
 	$(BIN)/python -m benchmarks.scrub
+
+bench-fleet: $(VENV)/installed  ## one Q-table from 100,000,000 experiences of 200 stores: some minutes, and 2 GB of disk
+	$(BIN)/python -m benchmarks.fleet
 
 clean:  ## remove the sample stores and the virtual environments
 	rm -rf sample another $(VENV) .venvs

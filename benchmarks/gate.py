@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vidurai_pipeline.rl.evaluation import HeldOut, QTable, compare
+from vidurai_pipeline.rl.evaluation import QTable, TransitionCount, compare
 from vidurai_pipeline.rl.inference import Transition
 from vidurai_pipeline.rl.states import Action
 
@@ -31,7 +31,7 @@ def refused(rng: np.random.Generator, states: int, before: int, night: int, kind
     held = rng.random(before + night) < 0.2
     old: dict[str, dict[Action, float]] = {}
     new: dict[str, dict[Action, float]] = {}
-    seen: list[HeldOut] = []
+    seen: list[TransitionCount] = []
     for one in range(states):
         here = state == one
         if (here & ~late).any():
@@ -41,11 +41,11 @@ def refused(rng: np.random.Generator, states: int, before: int, night: int, kind
         for outcome, reward in _REWARDS.items():
             count = int((here & held & (good == (outcome > 0))).sum())
             if count:
-                seen.append(HeldOut(Transition(str(one), Action.COMPRESS_NOW, outcome, "next"), reward, count))
+                seen.append(TransitionCount(Transition(str(one), Action.COMPRESS_NOW, outcome, "next"), reward, count))
     return _refuses(old, new, seen)
 
 
-def _refuses(old: QTable, new: QTable, seen: list[HeldOut]) -> bool:
+def _refuses(old: QTable, new: QTable, seen: list[TransitionCount]) -> bool:
     return bool(seen) and compare(old, new, seen, _ALPHA, _GAMMA).not_worse is False
 
 

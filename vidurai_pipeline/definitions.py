@@ -29,6 +29,7 @@ from vidurai_pipeline.defs.compaction import compact_archive, compacted_months
 from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.erase import erase_job
 from vidurai_pipeline.defs.expiry import expired_rows
+from vidurai_pipeline.defs.fleet import fleet_job, fleet_q_table
 from vidurai_pipeline.defs.resources import build_resources
 from vidurai_pipeline.defs.restore import restore_job
 from vidurai_pipeline.defs.run_retention import prune_history
@@ -66,9 +67,13 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
             ),
             vidurai_agent,
             *_linked_to_code(search_index, expired_rows, compact_archive, compacted_months),
+            *(_linked_to_code(fleet_q_table) if settings.fleet_q_table else ()),
         ],
         asset_checks=[archive_equals_hot_store, archive_is_proved, *HEALTH_CHECKS],
-        jobs=[maintenance, dream_job, care, health_job, prune_history, restore_job, erase_job],
+        jobs=[
+            *(maintenance, dream_job, care, health_job, prune_history, restore_job, erase_job),
+            *([fleet_job] if settings.fleet_q_table else []),
+        ],
         schedules=build_schedules(settings),
         sensors=[
             dream_after_failure,

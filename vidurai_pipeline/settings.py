@@ -201,6 +201,11 @@ class Settings(BaseSettings):
     q_table: UserPath | None = Field(
         default=None, description="The Q-table. By default `q_table.json` in Vidurai's folder"
     )
+    fleet_q_table: UserPath | None = Field(
+        default=None,
+        description="The Q-table that `vidurai-pipeline dream --fleet` makes from all stores of the archive. If it is "
+        "set, Dagster makes it every day too. By default `fleet_q_table.json` in Vidurai's folder",
+    )
     compression: Literal["snappy", "zstd"] = Field(default="snappy", description="How new Parquet files are compressed")
     rows_per_file: int = Field(
         default=50_000, gt=0, description="The most memories in one file. What waits beyond that goes into more files"
@@ -291,6 +296,10 @@ class Settings(BaseSettings):
     care_schedule: str = Field(
         default="0 3 * * *", description="When archived files are read again and cared for, as a cron line"
     )
+    fleet_schedule: str = Field(
+        default="0 5 * * *",
+        description="When the Q-table of all stores is made, as a cron line, if `VIDURAI_FLEET_Q_TABLE` is set",
+    )
     stale_hours: float = Field(
         default=52.0,
         ge=0.02,
@@ -343,6 +352,7 @@ class Settings(BaseSettings):
         places = {
             "VIDURAI_DB": self.db_path,
             "VIDURAI_Q_TABLE": self.q_table_path,
+            "VIDURAI_FLEET_Q_TABLE": self.fleet_q_table_path,
             "DAGSTER_HOME": self.dagster_home,
             "VIDURAI_ARCHIVE": self.archive_path,
         }
@@ -394,6 +404,11 @@ class Settings(BaseSettings):
     def q_table_path(self) -> Path:
         """The file of the Q-table."""
         return self.q_table or self.home / "q_table.json"
+
+    @property
+    def fleet_q_table_path(self) -> Path:
+        """The file of the Q-table of all stores."""
+        return self.fleet_q_table or self.home / "fleet_q_table.json"
 
     @property
     def dagster_home(self) -> Path:

@@ -32,7 +32,7 @@ from vidurai_pipeline.errors import (
     QueryTimeoutError,
     SearchIndexWarning,
 )
-from vidurai_pipeline.settings import Hyperparameters, load_settings, memory_bytes, unknown_variables
+from vidurai_pipeline.settings import Hyperparameters, Settings, load_settings, memory_bytes, unknown_variables
 
 if TYPE_CHECKING:
     from vidurai_pipeline.analytics.engine import RepoAnalyst
@@ -301,11 +301,13 @@ def scrub(everything: bool, repair: bool, forget: bool, form: str) -> None:
     show_default=True,
     help="The order of learning. newest-first needs --rebuild; it is how Vidurai's own dreamer learns.",
 )
+@click.option("--fleet", is_flag=True, help="Make one table from all stores of the archive, and judge it in each.")
 @output.format_option("table", "json")
-def dream(rebuild: bool, order: Any, form: str) -> None:
+def dream(rebuild: bool, order: Any, fleet: bool, form: str) -> None:
     """Learn from the archive what is worth keeping.
 
-    Trains the Q-table on the archived memories with an outcome that it has not learned yet.
+    Trains the Q-table on the archived memories with an outcome that it has not learned yet. With --fleet, the stores'
+    own tables stay as they are, and the common one is written to VIDURAI_FLEET_Q_TABLE.
 
     For example: vidurai-pipeline dream --rebuild
     """
@@ -316,6 +318,9 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
     if order == "newest-first" and not rebuild:
         raise ConfigError("--order newest-first can't add to a table learned in another order", "add --rebuild")
     settings = load_settings()
+    if fleet:
+        _dream_of_the_fleet(settings, form, alone=not rebuild and order == "chronological")
+        return
     empty = not list_settled(settings.archive_path)
     with Archive(settings.archive_path).lock("dream", settings.lock_timeout, make=False):
         report = DreamCycle(settings=settings).dream(rebuild=rebuild, order=order)
@@ -330,6 +335,22 @@ def dream(rebuild: bool, order: Any, form: str) -> None:
         click.echo(f"note: no archive in {settings.archive_path} yet: `vidurai-pipeline flush` makes it", err=True)
     if not report.success:
         _complain(str(report.error))
+
+
+def _dream_of_the_fleet(settings: Settings, form: str, *, alone: bool) -> None:
+    from vidurai_pipeline.cli.policy import print_fleet
+    from vidurai_pipeline.rl.fleet import learn_fleet
+
+    if not alone:
+        raise ConfigError("--fleet goes with neither --rebuild nor --order", "it always counts everything, in no order")
+    report = learn_fleet(settings)
+    _end_with(int(report.refused is not None))
+    if form == "json":
+        output.print_json(report.to_dict())
+    else:
+        print_fleet(report)
+    if report.refused:
+        _complain(f"{report.refused}; it is kept as {report.candidate}")
 
 
 @main.command()

@@ -9,7 +9,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vidurai_pipeline.cli import output
-from vidurai_pipeline.errors import ConfigError, plural
+from vidurai_pipeline.errors import ConfigError, plural, some_of
+from vidurai_pipeline.rl.fleet import FleetReport
 from vidurai_pipeline.rl.learning_curve import thin
 from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, PolicySummary, bucket_in_words, heat_map
@@ -127,6 +128,23 @@ def save_pictures(summary: PolicySummary, folder: Path) -> list[Path]:
         reason = f"{error.filename or folder}: {error.strerror}"
         raise ConfigError(f"--pictures: {reason}", "name a folder that you may write") from None
     return paths
+
+
+def print_fleet(report: FleetReport) -> None:
+    """Print what the fleet's table is like, and what it is worth to each store."""
+    facts = {
+        "counted": f"{plural(report.experiences, 'experience')} of {plural(len(report.stores), 'store')}",
+        "table": f"{report.table}: {plural(report.states, 'state')}, solved in {report.iterations} iterations",
+    }
+    if not report.experiences:
+        facts["table"] = "none: there is nothing to learn from yet"
+    output.print_facts("Fleet", facts)
+    rows = [(name, f"{one.experiences:,}", one.verdict.reason) for name, one in report.stores.items()]
+    output.print_rows(["store", "experiences", "the fleet's table, judged in this store"], rows, "table")
+    if report.worse:
+        sys.stderr.write(f"note: these stores should keep their own tables: {some_of(report.worse)}\n")
+    for name, reason in report.left_out.items():
+        sys.stderr.write(f"note: the store {name} was left out: {reason}\n")
 
 
 def print_dream(report: DreamReport, table: Path) -> None:

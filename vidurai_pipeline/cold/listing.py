@@ -25,6 +25,7 @@ REQUIRED = frozenset({"id", "verbatim", "created_at"})
 #: The columns that say of each row of encrypted files where it lies: its file's path as DuckDB sees it, and its month.
 FILE, YEAR, MONTH = "_file", "_year", "_month"
 _PARTITION = re.compile(r"year=\d{1,4}/month=\d{1,2}/[^/]+")
+_STORE = "store="
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -93,6 +94,21 @@ def list_settled(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
     marks = PendingMarks(base)
     # The files first: one that is purged in between has then been settled all the while.
     return tuple(file for file in list_files(base, folder) if not marks.path(file.name).exists())
+
+
+def store_roots(base: Path) -> dict[str, Path]:
+    """The archives of the stores that share a folder, by the stores' names, in their order.
+
+    Raises:
+        ArchiveError: the folder can't be read.
+    """
+    try:
+        names = sorted(path.name for path in base.iterdir() if path.name.startswith(_STORE) and path.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise ArchiveError(f"{base} can't be read: {error.strerror}") from None
+    return {name.removeprefix(_STORE): base / name for name in names}
 
 
 def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:

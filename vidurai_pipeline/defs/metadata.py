@@ -25,6 +25,7 @@ from vidurai_pipeline.hot.backlog import Backlog
 from vidurai_pipeline.hot.schema import MEANINGS, Column
 from vidurai_pipeline.hot.store import StoreSize
 from vidurai_pipeline.hot.upkeep import Upkeep
+from vidurai_pipeline.rl.fleet import FleetReport
 from vidurai_pipeline.rl.plots import draw_curve, draw_heat_map
 from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.summary import PolicySummary
@@ -339,6 +340,24 @@ def of_dream(report: DreamReport, policy: PolicySummary, seconds: float) -> dict
         ),
         HEAT_MAP: _picture("the best action's value by tokens and importance", draw_heat_map(policy)),
         LEARNING_CURVE: _picture("error and reward over the experiences learned", draw_curve(policy)),
+    }
+
+
+def of_fleet(report: FleetReport, seconds: float) -> dict[str, Any]:
+    """What ``fleet_q_table`` reports: what was counted, how it was solved, and the gate's verdict in each store."""
+    rows = [
+        {"store": name, "experiences": one.experiences, "not worse": one.verdict.not_worse, "why": one.verdict.reason}
+        for name, one in report.stores.items()
+    ]
+    return {
+        Q_TABLE: dg.MetadataValue.path(report.candidate or report.table),
+        EXPERIENCES_LEARNED: report.experiences,
+        **_speed(report.experiences, seconds),
+        STATES: report.states,
+        "iterations": report.iterations,
+        "residual (points)": report.residual,
+        "stores": _table(rows[:_SHOWN]),
+        "stores left out": bullets([f"{name}: {reason}" for name, reason in report.left_out.items()]),
     }
 
 

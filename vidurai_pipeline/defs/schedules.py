@@ -13,6 +13,7 @@ from tzlocal import get_localzone_name
 
 from vidurai_pipeline.defs.automation import health_job, maintenance
 from vidurai_pipeline.defs.care import care
+from vidurai_pipeline.defs.fleet import fleet_job
 from vidurai_pipeline.defs.run_retention import PruneConfig, prune, prune_history
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings
@@ -142,7 +143,9 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     zone = schedule_zone(settings)
     if zone.doubt:
         logger.warning(zone.doubt)
+    fleet = _schedule(settings, "daily_fleet", fleet_job.name, "fleet_schedule", "Makes the Q-table of all stores.")
     return [
+        *([fleet] if settings.fleet_q_table else []),
         _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the job maintenance."),
         _schedule(settings, "health_check", health_job.name, "health_schedule", "Checks all tiers."),
         _schedule(settings, "nightly_care", care.name, "care_schedule", "Runs the job `care`."),

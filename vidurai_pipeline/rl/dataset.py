@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
+from zoneinfo import ZoneInfo
 
 import duckdb
 import numpy as np
@@ -30,6 +31,7 @@ from pydantic import AfterValidator
 from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.rl.archive_query import TABLE, read_archive, unreadable
+from vidurai_pipeline.settings import Settings
 
 _BATCH_ROWS = 65_536
 
@@ -37,7 +39,7 @@ _BATCH_ROWS = 65_536
 HELD_OUT_SHARE = 0.2
 # Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4) of the id: it spreads consecutive ids evenly, and is
 # the same in every version of DuckDB, as its own hash need not be.
-_HELD_OUT = f"((id & 2147483647) * 2654435769) & 4294967295 < {int(HELD_OUT_SHARE * 2**32)}"
+HELD_OUT = f"((id & 2147483647) * 2654435769) & 4294967295 < {int(HELD_OUT_SHARE * 2**32)}"
 
 
 def _in_utc(archived_at: str) -> str:
@@ -182,11 +184,12 @@ class Experiences:
         ).fetchall()
         return Watermark(rows[0][0].isoformat(), rows[0][1]) if rows else None
 
-    def held_out(self) -> dict[int, int]:
-        """The codes of the experiences that tables are judged by, each with how many there are of it."""
+    def code_counts(self, *, held_out: bool = False) -> dict[int, int]:
+        """How many experiences there are of each code; of all, or of those that tables are judged by."""
+        chosen = f"AND {HELD_OUT}" if held_out else ""
         return dict(
             self._cursor.execute(
-                f"SELECT code, count(*) FROM {TABLE} WHERE reason IS NULL AND {_HELD_OUT} GROUP BY code ORDER BY code"
+                f"SELECT code, count(*) FROM {TABLE} WHERE reason IS NULL {chosen} GROUP BY code ORDER BY code"
             ).fetchall()
         )
 
@@ -211,7 +214,7 @@ class Experiences:
         # The code comes last in the order for copies of an id that a watermark can't tell apart: any order would
         # do, if only it is always the same.
         query = (
-            f"SELECT archived_at, id, code, {_HELD_OUT} AS held_out FROM {TABLE} WHERE {within}"
+            f"SELECT archived_at, id, code, {HELD_OUT} AS held_out FROM {TABLE} WHERE {within}"
             f" ORDER BY archived_at {direction}, id {direction}, code {direction}"
             + ("" if limit is None else f" LIMIT {limit:d}")
         )
@@ -219,6 +222,26 @@ class Experiences:
             if batch.num_rows:
                 held_out = batch["held_out"].to_numpy(zero_copy_only=False)
                 yield Batch(batch["code"].to_numpy(), held_out, batch["archived_at"], batch["id"])
+
+
+def open_experiences(
+    settings: Settings, archive_base: Path | None = None, connection: duckdb.DuckDBPyConnection | None = None
+) -> contextlib.AbstractContextManager[Experiences]:
+    """Read an archive as the settings have it; see ``Experiences.open``.
+
+    Args:
+        settings: limits, keys and time zone.
+        archive_base: the archive's folder; default the settings'.
+        connection: a DuckDB connection to work in; default a private one.
+    """
+    return Experiences.open(
+        archive_base or settings.archive_path,
+        connection,
+        memory_limit=settings.memory_limit,
+        threads=settings.threads,
+        zone=ZoneInfo(settings.timezone) if settings.timezone else None,
+        keys=KeyRing(settings.archive_key_file),
+    )
 
 
 def _within(start: Watermark | None, end: Watermark | None) -> tuple[str, list[str | int]]:

@@ -31,15 +31,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import duckdb
 
 from vidurai_pipeline.cold.erasures import Erasures
-from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError, refuse_to_run
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Order, read_checkpoint
-from vidurai_pipeline.rl.dataset import Experiences, Watermark
+from vidurai_pipeline.rl.dataset import Watermark, open_experiences
 from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableChangedError, TableFile
 from vidurai_pipeline.rl.report import DreamReport
 from vidurai_pipeline.rl.training_run import TAUGHT_BY_OTHERS, TrainingRun
@@ -176,14 +174,7 @@ class DreamCycle:
         live = _read_table(file, report, rebuild)
         archive = self.archive_base or settings.archive_path
         erasures, exact = Erasures(archive).taught(), _exact_checkpoint(live)
-        with Experiences.open(
-            archive,
-            self.connection,
-            memory_limit=settings.memory_limit,
-            threads=settings.threads,
-            zone=ZoneInfo(settings.timezone) if settings.timezone else None,
-            keys=KeyRing(settings.archive_key_file),
-        ) as experiences:
+        with open_experiences(settings, archive, self.connection) as experiences:
             training = TrainingRun(
                 file,
                 experiences,

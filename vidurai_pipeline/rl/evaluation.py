@@ -44,8 +44,8 @@ _RESAMPLES = 500
 _ROUNDING = 1e-6
 
 
-class HeldOut(NamedTuple):
-    """Held-out experiences: of each transition, its reward in points and how often it occurred."""
+class TransitionCount(NamedTuple):
+    """A transition, its reward in points, and how often it occurred."""
 
     transition: Transition
     reward: float
@@ -128,7 +128,7 @@ def find_faults(table: QTable, begun_with: QTable, bound: float) -> tuple[list[s
     return faults[:NAMED] + ([f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []), inherited
 
 
-def compare(old: QTable, new: QTable, held_out: list[HeldOut], alpha: float, gamma: float) -> Verdict:
+def compare(old: QTable, new: QTable, held_out: list[TransitionCount], alpha: float, gamma: float) -> Verdict:
     """Compare how well two tables foretell held-out experiences.
 
     Args:
@@ -170,7 +170,7 @@ def compare(old: QTable, new: QTable, held_out: list[HeldOut], alpha: float, gam
     )
 
 
-def _errors(table: QTable, held_out: list[HeldOut], gamma: float) -> Floats:
+def _errors(table: QTable, held_out: list[TransitionCount], gamma: float) -> Floats:
     """The temporal-difference error of each transition, in points."""
     errors = []
     for (state, action, _, next_state), reward, _ in held_out:

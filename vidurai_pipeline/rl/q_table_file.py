@@ -158,7 +158,9 @@ class TableFile:
     program's file stands in its place; then nothing is changed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str = "VIDURAI_Q_TABLE") -> None:
+        #: The setting that names it.
+        self.setting = setting
         # Where the name is a symbolic link (to a synchronised folder, say), the rename must replace its target.
         self.path = Path(os.path.realpath(path))
 
@@ -217,7 +219,7 @@ class TableFile:
         """
         new = StoredTable(contents, encode(contents))
         decode(new.raw)  # what can't be read back must not replace what can
-        with _write_errors(self.path):
+        with self._write_errors(self.path):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.require_ours()
             self._remove_stale()
@@ -252,7 +254,7 @@ class TableFile:
     def drop_candidate(self) -> None:
         """Remove the candidate, if there is one: the table in use has learned what it had, or its cause is gone."""
         self._require_ours(self.candidate_path)
-        with _write_errors(self.candidate_path):
+        with self._write_errors(self.candidate_path):
             self.candidate_path.unlink(missing_ok=True)
 
     def set_aside(self) -> Path:
@@ -261,7 +263,7 @@ class TableFile:
         name = f"{self.path.name}.damaged-{datetime.now():%Y%m%dT%H%M%S}"
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         target = next(path for path in map(self.path.with_name, names) if not path.exists())
-        with _write_errors(self.path):
+        with self._write_errors(self.path):
             self.path.rename(target)
             sync_folder(self.path.parent)
         return target
@@ -279,14 +281,14 @@ class TableFile:
     def _foreign(self, path: Path, reason: str) -> ForeignFileError:
         if path == self.path:
             return ForeignFileError(
-                f"VIDURAI_Q_TABLE: {path} is no Q-table ({reason}), so it is left as it is",
-                "set VIDURAI_Q_TABLE to another file, or move this one away if it is a Q-table that another program "
+                f"{self.setting}: {path} is no Q-table ({reason}), so it is left as it is",
+                f"set {self.setting} to another file, or move this one away if it is a Q-table that another program "
                 "left unfinished",
             )
         return ForeignFileError(
             f"{path} is in the way, because vidurai-pipeline uses this name beside {self.path.name}, but it is no "
             f"Q-table ({reason})",
-            "move it away, or set VIDURAI_Q_TABLE to another file",
+            f"move it away, or set {self.setting} to another file",
         )
 
     def _require_ours(self, path: Path) -> None:
@@ -327,7 +329,7 @@ class TableFile:
             return None
         except OSError as error:
             raise QTableError(
-                f"VIDURAI_Q_TABLE: {path} can't be read: {error.strerror}", "set it to a Q-table's file"
+                f"{self.setting}: {path} can't be read: {error.strerror}", "set it to a Q-table's file"
             ) from error
 
     def _stored(self, path: Path) -> StoredTable | None:
@@ -339,7 +341,7 @@ class TableFile:
 
     def _replace(self, path: Path, raw: bytes) -> None:
         self._require_ours(path)
-        with _write_errors(path):
+        with self._write_errors(path):
             durable_write(path, raw)
 
     def _keep_version(self, raw: bytes) -> None:
@@ -365,13 +367,12 @@ class TableFile:
                     if ours:
                         path.unlink()
 
-
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise QTableError(
-            f"{path} can't be written: {error.strerror}; it is unchanged",
-            "free some space, make it writable for this user, or set VIDURAI_Q_TABLE",
-        ) from error
+    @contextlib.contextmanager
+    def _write_errors(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise QTableError(
+                f"{path} can't be written: {error.strerror}; it is unchanged",
+                f"free some space, make it writable for this user, or set {self.setting}",
+            ) from error

@@ -11,6 +11,7 @@ stands for all codes that teach the same, a state-action id for all transitions 
 
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from vidurai_pipeline.rl.checkpoint import Visits
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
-from vidurai_pipeline.rl.evaluation import HeldOut
+from vidurai_pipeline.rl.evaluation import TransitionCount
 from vidurai_pipeline.rl.inference import (
     IMPORTANCES,
     MAX_TOKENS,
@@ -72,6 +73,16 @@ class TransitionIndex:
         self.state_action_ids = np.array(
             [state_actions.setdefault(one[:2], len(state_actions)) for one in ids], np.uint16
         )
+
+    def count(self, codes: Mapping[int, int]) -> list[TransitionCount]:
+        """The transitions that experiences teach, from how many there are of each code."""
+        totals: Counter[int] = Counter()
+        for code, count in codes.items():
+            totals[int(self.ids[code])] += count
+        return [
+            TransitionCount(self.transitions[one], float(self.rewards[one]), count)
+            for one, count in sorted(totals.items())
+        ]
 
 
 class BatchLearner:
@@ -177,15 +188,9 @@ class Trainer:
         self._policy = BatchLearner(policy, self._index)
         self._shadow = None if shadow is None else BatchLearner(shadow, self._index)
 
-    def held_out(self) -> list[HeldOut]:
+    def held_out(self) -> list[TransitionCount]:
         """The experiences that tables are judged by."""
-        totals: Counter[int] = Counter()
-        for code, count in self._experiences.held_out().items():
-            totals[int(self._index.ids[code])] += count
-        return [
-            HeldOut(self._index.transitions[one], float(self._index.rewards[one]), count)
-            for one, count in sorted(totals.items())
-        ]
+        return self._index.count(self._experiences.code_counts(held_out=True))
 
     def train(
         self,

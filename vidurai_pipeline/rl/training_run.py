@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vidurai_pipeline.errors import ConfigError, QTableError
 from vidurai_pipeline.rl.checkpoint import Ahead, Baseline, Checkpoint, Order, find_baseline, read_checkpoint
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
-from vidurai_pipeline.rl.evaluation import Verdict, compare, find_faults, value_bound
+from vidurai_pipeline.rl.evaluation import QTable, TransitionCount, Verdict, compare, find_faults, value_bound
 from vidurai_pipeline.rl.learning_curve import extend
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import StoredTable, TableContents, TableFile
@@ -117,9 +117,8 @@ class TrainingRun:
             judged = shadow if shadow is not None and result.episodes else policy
             bound = value_bound(self.hyperparameters.reward_profile, self.hyperparameters.gamma)
             faults, inherited = find_faults(policy.q_table, baseline.contents.q_table, bound)
-            report.gate = replace(
-                self._compare(rival, judged, trainer), faults=faults, inherited=inherited, enforced=not self.rebuild
-            )
+            verdict = judge(rival, judged.q_table, trainer.held_out(), self.hyperparameters)
+            report.gate = replace(verdict, faults=faults, inherited=inherited, enforced=not self.rebuild)
             contents = policy.contents() if checkpoint is None else checkpoint.stored_with(policy.contents())
             if not report.gate.passed:
                 report.error = self._refuse(contents, report.gate)
@@ -300,14 +299,6 @@ class TrainingRun:
             reached = trained.last  # the limit left out some before the future
         return Ahead(first, reached, checkpoint.settled - self.experiences.count(first, checkpoint.watermark.next))
 
-    def _compare(self, rival: StoredTable | None, new: QLearningPolicy, trainer: Trainer) -> Verdict:
-        if rival is None or not any(rival.contents.q_table.values()):
-            return Verdict(reason="not compared: it is the first table")
-        before, now = read_checkpoint(rival), self.hyperparameters
-        if rival.contents.note is not None and (before is None or not _alike(before.hyperparameters, now)):
-            return Verdict(reason="not compared: the table in use was trained with other parameters")
-        return compare(rival.contents.q_table, new.q_table, trainer.held_out(), now.alpha, now.gamma)
-
     def _refuse(self, contents: TableContents, verdict: Verdict) -> str:
         """Keep the new table beside the one in use, which stays as it is, and so does what it has learned."""
         why = f"not well-formed ({verdict.faults[0]})" if verdict.faults else f"worse ({verdict.reason})"
@@ -327,6 +318,28 @@ class TrainingRun:
             # The table is safe, and the next dream makes the copy again; only a daemon that writes before then
             # would be taken for one that nobody dreamt beside.
             logger.warning("%s", error)
+
+
+def judge(
+    rival: StoredTable | None, table: QTable, held_out: list[TransitionCount], hyperparameters: Hyperparameters
+) -> Verdict:
+    """Compare a new table with one in use, if they can be compared.
+
+    Args:
+        rival: the table in use; None if there is none.
+        table: the new one.
+        held_out: the experiences to judge by.
+        hyperparameters: what the new one was trained with.
+
+    Returns:
+        The verdict, without faults.
+    """
+    if rival is None or not any(rival.contents.q_table.values()):
+        return Verdict(reason="not compared: it is the first table")
+    before = read_checkpoint(rival)
+    if rival.contents.note is not None and (before is None or not _alike(before.hyperparameters, hyperparameters)):
+        return Verdict(reason="not compared: the table in use was trained with other parameters")
+    return compare(rival.contents.q_table, table, held_out, hyperparameters.alpha, hyperparameters.gamma)
 
 
 def _alike(was: Hyperparameters, now: Hyperparameters) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl.dataset import HELD_OUT_SHARE, Experiences
 from vidurai_pipeline.rl.dreamer import DreamCycle
-from vidurai_pipeline.rl.evaluation import MIN_HELD_OUT, HeldOut, compare, find_faults, value_bound
+from vidurai_pipeline.rl.evaluation import MIN_HELD_OUT, TransitionCount, compare, find_faults, value_bound
 from vidurai_pipeline.rl.inference import Transition
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
@@ -30,10 +30,10 @@ def night(first: int, last: int, good: float, seed: int = 0) -> Rows:
     return [experience(n, 1 if rng.random() < good else -1) for n in range(first, last)]
 
 
-def seen(good: int, bad: int, state: str = STATE) -> list[HeldOut]:
+def seen(good: int, bad: int, state: str = STATE) -> list[TransitionCount]:
     return [
-        HeldOut(Transition(state, NOW, 1, OTHER), 80.0, good),
-        HeldOut(Transition(state, NOW, -1, "2|1|0|5|4|2"), -35.0, bad),
+        TransitionCount(Transition(state, NOW, 1, OTHER), 80.0, good),
+        TransitionCount(Transition(state, NOW, -1, "2|1|0|5|4|2"), -35.0, bad),
     ]
 
 
@@ -143,7 +143,7 @@ def test_verdicts(old: float, new: float, good: int, bad: int, not_worse: bool |
 
 
 def test_states_that_nobody_saw_again_say_nothing() -> None:
-    single = [HeldOut(Transition(f"2|1|{n}|5|5|1", NOW, 1, OTHER), 80.0, 1) for n in range(20)]
+    single = [TransitionCount(Transition(f"2|1|{n}|5|5|1", NOW, 1, OTHER), 80.0, 1) for n in range(20)]
     verdict = compare({}, worth(1.0), single * 5, 0.1, 0.9)
     assert verdict.not_worse is not None
     verdict = compare({}, worth(1.0), single, 0.1, 0.9)
@@ -155,7 +155,7 @@ def test_states_that_nobody_saw_again_say_nothing() -> None:
 def test_the_held_out_share(archive: Path) -> None:
     write_file(archive, [experience(n) for n in range(5000)], "1.parquet")
     with Experiences.open(archive) as experiences:
-        [(code, count)] = experiences.held_out().items()
+        [(code, count)] = experiences.code_counts(held_out=True).items()
         batches = list(experiences.stream())
         held_out = [
             n for batch in batches for n, held in zip(batch.ids.to_pylist(), batch.held_out, strict=True) if held

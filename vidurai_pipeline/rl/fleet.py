@@ -1,0 +1,277 @@
+"""One policy for many stores, from counts alone.
+
+How often each transition (state, action, outcome, next state) occurred is all that a table of action values can learn
+from archives, and counts add up: those of a fleet are the sums of those of its stores, whoever counted them. The table
+is the solution of the process that the counts describe (certainty equivalence: Sutton & Barto, Reinforcement Learning,
+2nd ed., 2018, section 6.3, where TD learning over and over the same batch ends at the same values; value iteration:
+section 4.4):
+
+    P(s'|s,a) = n(s,a,s') / n(s,a)        r(s,a) = mean reward of the n(s,a) experiences
+    Q(s,a)  <-  r(s,a) + gamma * sum over s' of P(s'|s,a) * max over a' of Q(s',a')
+
+The maximum goes over the actions that were tried in s'. As for the learner of a single store, a state in which nothing
+was tried ends an episode: it is worth 0. A state and action that never occurred have no value and no entry.
+
+The gate judges the table in each store, by that store's held-out experiences, against the store's own table. If the
+fleet's is worse in most of the stores, it stays a candidate.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vidurai_pipeline.cold.listing import list_files, store_roots
+from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural
+from vidurai_pipeline.rl.dataset import open_experiences
+from vidurai_pipeline.rl.evaluation import QTable, TransitionCount, Verdict, compare, find_faults, value_bound
+from vidurai_pipeline.rl.policy import QLearningPolicy
+from vidurai_pipeline.rl.q_table_file import TableContents, TableFile
+from vidurai_pipeline.rl.states import Action
+from vidurai_pipeline.rl.trainer import TransitionIndex
+from vidurai_pipeline.rl.training_run import judge
+from vidurai_pipeline.settings import Hyperparameters, Settings
+
+#: By how many points a value may still change when the table counts as solved.
+TOLERANCE = 1e-9
+_MOST_ITERATIONS = 100_000
+
+
+class Solution(NamedTuple):
+    """What value iteration ended with.
+
+    Attributes:
+        q_table: the values, in points.
+        iterations: how many it took.
+        residual: the largest change of a value in the last one, in points.
+    """
+
+    q_table: dict[str, dict[Action, float]]
+    iterations: int
+    residual: float
+
+
+def solve(counts: Iterable[TransitionCount], gamma: float) -> Solution:
+    """The values of the process that counts describe, by value iteration.
+
+    Raises:
+        ConfigError: the values don't settle, because gamma is 1 or almost.
+    """
+    occurred = [one for one in counts if one.occurrences]
+    if not occurred:
+        return Solution({}, 0, 0.0)
+    pairs: dict[tuple[str, Action], int] = {}
+    of_pair = np.array([pairs.setdefault(one.transition[:2], len(pairs)) for one in occurred])
+    states: dict[str, int] = {}
+    state_of_pair = np.array([states.setdefault(state, len(states)) for state, _ in pairs])
+    # Behind the states in which something was tried stands one place for all others, worth 0.
+    next_state = np.array([states.get(one.transition.next_state, len(states)) for one in occurred])
+    occurrences = np.array([one.occurrences for one in occurred], np.float64)
+    share = occurrences / np.bincount(of_pair, occurrences)[of_pair]
+    reward = np.bincount(of_pair, share * [one.reward for one in occurred])
+    values = np.zeros(len(pairs))
+    for iterations in range(1, _MOST_ITERATIONS + 1):
+        best = np.full(len(states) + 1, -np.inf)
+        np.maximum.at(best, state_of_pair, values)
+        best[-1] = 0.0
+        improved = reward + gamma * np.bincount(of_pair, share * best[next_state])
+        residual, values = float(np.abs(improved - values).max()), improved
+        if residual < TOLERANCE:
+            q_table: dict[str, dict[Action, float]] = {}
+            for (state, action), value in zip(pairs, values.tolist(), strict=True):
+                q_table.setdefault(state, {})[action] = value
+            return Solution(q_table, iterations, residual)
+    raise ConfigError(f"the values of the fleet's Q-table don't settle with gamma {gamma}", "lower VIDURAI_GAMMA")
+
+
+class Store(NamedTuple):
+    """One store of the fleet.
+
+    Attributes:
+        name: as reports call it.
+        archive: the folder of its archive.
+        q_table: its own table; None if that is not on this machine.
+    """
+
+    name: str
+    archive: Path
+    q_table: Path | None
+
+
+class CodeCounts(NamedTuple):
+    """How many experiences of a store there are of each code (see ``archive_query``).
+
+    Attributes:
+        total: of all of them.
+        held_out: of those that tables are judged by.
+    """
+
+    total: Mapping[int, int]
+    held_out: Mapping[int, int]
+
+
+#: Counts the experiences of stores; what it can't read it leaves out, and says why, by the stores' names.
+CountStores = Callable[[Settings, Sequence[Store]], tuple[dict[str, CodeCounts], dict[str, str]]]
+
+
+def find_stores(settings: Settings) -> list[Store]:
+    """The stores whose memories lie in the archive."""
+    base = settings.archive_path
+    roots = store_roots(base)
+    if any(file.relative.startswith("year=") for file in list_files(base)):
+        roots = {"(no name)": base} | roots
+    return [
+        Store(name, root, settings.q_table_path if root == settings.archive_path else None)
+        for name, root in roots.items()
+    ]
+
+
+def count_with_duckdb(settings: Settings, stores: Sequence[Store]) -> tuple[dict[str, CodeCounts], dict[str, str]]:
+    """Count the experiences of one store after the other."""
+    counts, left_out = {}, {}
+    for store in stores:
+        try:
+            with open_experiences(settings, store.archive) as experiences:
+                counts[store.name] = CodeCounts(experiences.code_counts(), experiences.code_counts(held_out=True))
+        except ArchiveError as error:
+            left_out[store.name] = str(error)
+    return counts, left_out
+
+
+@dataclass(frozen=True, slots=True)
+class StoreVerdict:
+    """What the fleet's table is worth to one store.
+
+    Attributes:
+        experiences: how many it brought in.
+        own_table: the table that the fleet's was compared with; None for one that was solved from the store's archive
+            alone, because its own is not on this machine.
+        verdict: the gate's.
+    """
+
+    experiences: int
+    own_table: Path | None
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class FleetReport:
+    """What came of learning for the fleet.
+
+    Attributes:
+        table: where the table is, or would be.
+        engine: what counted.
+        experiences: of all stores.
+        states: states in which something was tried.
+        iterations: of value iteration.
+        residual: the largest change of a value in the last one, in points.
+        stores: what the table is worth to each store.
+        left_out: stores whose archives can't be read, each with the reason.
+        refused: why the table is kept as a candidate; None if it is in its place, or there is none.
+        candidate: where the refused one is.
+    """
+
+    table: Path
+    engine: str
+    experiences: int = 0
+    states: int = 0
+    iterations: int = 0
+    residual: float = 0.0
+    stores: dict[str, StoreVerdict] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    refused: str | None = None
+    candidate: Path | None = None
+
+    @property
+    def worse(self) -> list[str]:
+        """The stores that should keep their own tables."""
+        return [name for name, one in self.stores.items() if one.verdict.not_worse is False]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        stores = {
+            name: {
+                "experiences": one.experiences,
+                "own_table": None if one.own_table is None else str(one.own_table),
+                "verdict": one.verdict.to_dict(),
+            }
+            for name, one in self.stores.items()
+        }
+        paths = {
+            "table": str(self.table),
+            "candidate": None if self.candidate is None else str(self.candidate),
+        }
+        return {**asdict(self), **paths, "stores": stores, "worse": self.worse}
+
+
+def learn_fleet(settings: Settings) -> FleetReport:
+    """Make the fleet's table from all stores of the archive.
+
+    The same archives give the same file, byte for byte. Without any experience, the file is not touched.
+
+    Raises:
+        PipelineError: no archive can be read, or the table can't be written.
+    """
+    engine, count = "duckdb", count_with_duckdb
+    hyperparameters = Hyperparameters.of(settings)
+    file = TableFile(settings.fleet_q_table_path, "VIDURAI_FLEET_Q_TABLE")
+    file.require_ours()
+    report = FleetReport(file.path, engine)
+    stores = find_stores(settings)
+    counts, report.left_out = count(settings, stores)
+    if stores and not counts:
+        raise ArchiveError(f"no store's archive can be read, such as {next(iter(report.left_out.values()))}")
+    index = TransitionIndex(hyperparameters.reward_profile)
+    total: Counter[int] = Counter()
+    for one in counts.values():
+        total.update(one.total)
+    transitions = index.count(total)
+    report.experiences = total.total()
+    if not report.experiences:
+        return report
+    solution = solve(transitions, hyperparameters.gamma)
+    report.states, report.iterations, report.residual = len(solution.q_table), solution.iterations, solution.residual
+    for store in stores:
+        if store.name in counts:
+            report.stores[store.name] = _judge(store, counts[store.name], solution.q_table, index, hyperparameters)
+    bound = value_bound(hyperparameters.reward_profile, hyperparameters.gamma)
+    faults, _ = find_faults(solution.q_table, {}, bound)
+    report.refused = _refusal(faults, report)
+    policy = QLearningPolicy.of(hyperparameters)
+    policy.adopt(TableContents(solution.q_table, 1, float(sum(one.reward * one.occurrences for one in transitions))))
+    if report.refused:
+        file.write_candidate(policy.contents())
+        report.candidate = file.candidate_path
+    else:
+        file.write(policy.contents())
+        file.drop_candidate()
+    return report
+
+
+def _judge(
+    store: Store, counts: CodeCounts, table: QTable, index: TransitionIndex, hyperparameters: Hyperparameters
+) -> StoreVerdict:
+    experiences, held_out = sum(counts.total.values()), index.count(counts.held_out)
+    own = None
+    if store.q_table is not None:
+        try:
+            own = TableFile(store.q_table).read()
+        except PipelineError as error:
+            return StoreVerdict(experiences, store.q_table, Verdict(reason=f"not compared: {error}"))
+    if own is not None:
+        return StoreVerdict(experiences, store.q_table, judge(own, table, held_out, hyperparameters))
+    alone = solve(index.count(counts.total), hyperparameters.gamma).q_table
+    verdict = compare(alone, table, held_out, hyperparameters.alpha, hyperparameters.gamma)
+    return StoreVerdict(experiences, None, verdict)
+
+
+def _refusal(faults: list[str], report: FleetReport) -> str | None:
+    if faults:
+        return f"the fleet's table is not well-formed ({faults[0]})"
+    judged = sum(one.verdict.not_worse is not None for one in report.stores.values())
+    if len(report.worse) * 2 > judged:
+        return f"the fleet's table is worse than the own one in {len(report.worse)} of {plural(judged, 'store')}"
+    return None
