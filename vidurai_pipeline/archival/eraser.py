@@ -87,14 +87,12 @@ class MemoryEraser:
             run.resume()
             if chosen := self._choose(ids, where, match, report):
                 require_exchange(run.archive.root)
-                options = {"chosen": ", ".join(name for name, used in given.items() if used), "taught": False}
+                options = {"chosen": ", ".join(name for name, used in given.items() if used)}
                 intent = Intent("erase", tuple((*one, None) for one in chosen), run.identity, options=options)
                 erasing = Erasing(run, intent, report)
-                texts, options["taught"] = erasing.survey()
-                run.archive.intents.write(intent)
+                erasing.begin()
                 erasing.carry_out()
-                erasing.prove(texts)
-                self._unlearn(report, taught=bool(options["taught"]))
+                self._unlearn(report, taught=bool(intent.options["taught"]))
         return report
 
     def history(self) -> list[Erasure]:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from itertools import chain, islice, zip_longest
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,16 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.erasures import Erasure
 from vidurai_pipeline.cold.intents import Intent
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
-from vidurai_pipeline.cold.residue import find_residue
+from vidurai_pipeline.cold.residue import find_residue, fingerprints
 from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.errors import ArchiveError, plural
-from vidurai_pipeline.hot.erasing import HotEraser
+from vidurai_pipeline.hot.erasing import TEXTS, HotEraser
 
 if TYPE_CHECKING:
     from vidurai_pipeline.archival.run import Run
 
-_TEXTS = ("verbatim", "gist", "tags", "file_path", "pin_reason", "decay_reason")
-#: So many pieces of text are searched for.
-_PIECES = 12
+#: Of so many memories, pieces of text are searched for.
+_SEARCHED = 100
 _REWRITTEN_BYTES = 48 * 1024 * 1024
 
 
@@ -63,7 +62,9 @@ class EraseReport:
         erased: how many memories it was for.
         places: where they were looked for, and what became of them there.
         refused: memories that were not erased, and why.
-        proved: pieces of text that were searched for in all files at the end.
+        proved: pieces of text that were searched for in all files at the end, and that no other memory has.
+        searched: how many of the memories they are from.
+        longest_hold: the longest hold of the hot store's write lock, in seconds.
         dry_run: nothing was changed.
     """
 
@@ -71,6 +72,8 @@ class EraseReport:
     places: list[Place] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     proved: int = 0
+    searched: int = 0
+    longest_hold: float = 0.0
     dry_run: bool = False
 
     @property
@@ -84,7 +87,9 @@ class EraseReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types."""
-        return asdict(self)
+        report = asdict(self)
+        report["longest_lock_ms"] = round(report.pop("longest_hold") * 1000, 1)
+        return report
 
 
 def finish_erasures(run: "Run") -> list[str]:
@@ -96,8 +101,14 @@ def finish_erasures(run: "Run") -> list[str]:
     notes = []
     for intent in run.archive.intents.all():
         if intent.kind == "erase" and intent.concerns(run.identity):
-            Erasing(run, intent, EraseReport()).carry_out()
-            notes.append(f"finished an erasure that was cut short: {plural(len(intent.memories), 'memory')}")
+            report = EraseReport()
+            Erasing(run, intent, report).carry_out()
+            left = [f"{place.place}: {place.how}" for place in report.places if place.left]
+            notes.append(
+                f"finished an erasure that was cut short: {plural(len(intent.memories), 'memory')}, "
+                f"{plural(report.proved, 'piece')} of their text searched for, "
+                + (f"left: {'; '.join(left)}" if left else "nothing left")
+            )
     return notes
 
 
@@ -116,22 +127,36 @@ class Erasing:
         self._intent = intent
         self._born = {row[:2] for row in intent.memories}
         self._report = report
+        self._pieces: list[str] | None = None
         report.erased = len(self._born)
         with run.store.errors():
             self._hot = HotEraser(run.store, run.con, run.purger)
 
-    def survey(self) -> tuple[list[list[str]], bool]:
-        """Before anything is changed: the texts of the memories, and whether anything was learned from them."""
+    def begin(self) -> None:
+        """Before anything is changed: write the intent, with what the proof will need."""
+        born = sorted(self._born, key=repr)
+        sample = set(born[:: -(-len(born) // _SEARCHED)])
+        known = self._archive.tombstones.of([id_ for id_, _ in born]).to_pylist()
+        taught = {(row["id"], row["created_at"]) for row in known if row["experience"]}
         with self._run.store.errors():
-            texts = list(self._hot.texts(self._born))
-        known = self._archive.tombstones.of([id_ for id_, _ in self._born]).to_pylist()
-        taught = any(row["experience"] and (row["id"], row["created_at"]) in self._born for row in known)
-        for file in self._copies(self._archive):
-            table = self._archive.columns(file, ("id", "created_at", "outcome", *_TEXTS))
-            for row in table.filter(mask(table, self._born)).to_pylist():
-                texts.append([row[name] for name in _TEXTS if isinstance(row.get(name), str)])
-                taught = taught or row.get("outcome") not in (None, 0)
-        return texts, taught
+            found = list(self._hot.pieces(sample))
+        with self._analyst() as analyst:
+            some = "FROM history WHERE id IN (SELECT unnest(?))"
+            sql = f"SELECT id, created_at {some} AND outcome::VARCHAR <> '0'"
+            taught |= set(analyst.query_rows(sql, [[id_ for id_, _ in born]])[1])
+            for row in analyst.query_archive(f"SELECT * {some}", [[id_ for id_, _ in sample]]):
+                if (one := (row["id"], row["created_at"])) in sample:
+                    texts = [row[name] for name in TEXTS if isinstance(row.get(name), str)]
+                    with self._run.store.errors():
+                        found.append((one, self._hot.pieces_of(texts)))
+        self._pieces = sorted({piece for _, pieces in found for piece in pieces})
+        self._intent.options.update(
+            taught=bool(taught & self._born),
+            pieces=fingerprints(self._pieces),
+            count=len(self._pieces),
+            searched=len({one for one, pieces in found if pieces}),
+        )
+        self._archive.intents.write(self._intent)
 
     def carry_out(self) -> None:
         """Erase, or go on with it; what can't be finished now leaves the intent for the next run.
@@ -146,6 +171,7 @@ class Erasing:
         indexed = words.folder.exists()
         words.discard()
         self._report.add("search index of the archive", int(indexed), how="deleted; the next flush makes it anew")
+        self._prove()
         left = sum(place.left > 0 for place in self._report.places)
         chosen = str(self._intent.options["chosen"])
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -160,6 +186,7 @@ class Erasing:
             done = self._hot.erase(self._born)
             run.sync_store()
             self._hot.clean(run.settings.wal_limit, done)
+        self._report.longest_hold = max(self._report.longest_hold, done.longest_hold)
         held = len(done.held)
         for table, count in done.rows.items():
             left = held if table == "memories" else 0
@@ -169,7 +196,14 @@ class Erasing:
         for reason in done.reasons:
             self._report.add("hot store: what is deleted", 1, 1, reason)
 
-    def _copies(self, archive: Archive) -> Iterator[ArchiveFile]:
+    def _analyst(self) -> RepoAnalyst:
+        return RepoAnalyst(self._archive.root, hot_store=self._run.store.path)
+
+    @cached_property
+    def _copies(self) -> list[ArchiveFile]:
+        return list(self._copies_in(self._archive))
+
+    def _copies_in(self, archive: Archive) -> Iterator[ArchiveFile]:
         """The settled files of an archive that hold some of the memories."""
         for file in holders(archive, list_settled(archive.root), self._intent.memories):
             if self._count(archive, file):
@@ -185,7 +219,7 @@ class Erasing:
         """Erase the archived copies; returns whether all are gone."""
         archive, problems = self._archive, []
         folders: dict[str, list[ArchiveFile]] = defaultdict(list)
-        for file in self._copies(archive):
+        for file in self._copies:
             folders[file.relative.rpartition("/")[0]].append(file)
         gone = 0
         for folder, files in folders.items():
@@ -211,11 +245,11 @@ class Erasing:
         if (mirror := self._archive.mirror) is not None:
             try:
                 mirror.require()
-                holding = list(self._copies(mirror))
+                holding = list(self._copies_in(mirror))
                 found = sum(self._count(mirror, file) for file in holding)
                 for folder in {file.relative.rpartition("/")[0] for file in holding}:
                     self._archive.sync_mirror(folder)
-                for file in self._copies(mirror):
+                for file in self._copies_in(mirror):
                     problems.append(
                         f"{mirror.root / file.relative} is not in the archive: run `vidurai-pipeline scrub --repair`, "
                         "and erase again"
@@ -239,29 +273,19 @@ class Erasing:
 
     # The proof
 
-    def prove(self, texts: list[list[str]]) -> None:
-        """Search the files for pieces of the memories' texts.
-
-        Raises:
-            HotStoreError, ArchiveError: it could not be done.
-        """
-        run, report = self._run, self._report
-        with run.store.errors():
-            by_memory = [self._hot.pieces(one) for one in texts[:_PIECES]]
-        pieces = list(dict.fromkeys(islice((p for p in chain(*zip_longest(*by_memory)) if p), _PIECES)))
+    def _prove(self) -> None:
+        """Search the files for pieces of the memories' texts; after a crash, by what the intent has of them."""
+        run, report, options = self._run, self._report, self._intent.options
+        wanted = options.get("pieces", ()) if self._pieces is None else self._pieces
+        report.searched, pieces = options.get("searched", 0), options.get("count", 0)
         store = [Path(f"{run.store.path}{end}") for end in ("", "-wal", "-journal")]
         roots = [archive.root for archive in (self._archive, self._archive.mirror) if archive]
         places = [*store, *roots, run.settings.home, user_cache_path("vidurai-pipeline", appauthor=False)]
         # What these hold of any memory was read by its id.
         skip = [root / file.relative for root in roots for file in list_files(root)]
-        found = find_residue(pieces, places, skip)
-        tables: dict[str, list[str]] = {}
-        for piece in sorted(set().union(*found.values())):
-            with run.store.errors():
-                tables[piece] = self._hot.tables_with(piece)
-            if "memories" in tables[piece] or self._archived(piece):
-                del tables[piece]
-        report.proved = len(pieces) - len(set().union(*found.values()) - tables.keys())
+        found = find_residue(wanted, places, skip) if pieces else {}
+        tables = self._tables_with(set().union(*found.values()))
+        report.proved = pieces - len(set().union(*found.values()) - tables.keys())
         for table in sorted({table for names in tables.values() for table in names}):
             report.add(f"hot store: {table}", 1, 1, "a row of Vidurai's holds text of theirs; delete it there")
         deleted = {piece for piece, names in tables.items() if not names}
@@ -278,8 +302,17 @@ class Erasing:
         others = [path for path, pieces in found.items() if path not in store and pieces & tables.keys()]
         report.add("other files", len(others), len(others), f"delete them: {', '.join(map(str, sorted(others)))}")
 
-    def _archived(self, piece: str) -> bool:
-        with RepoAnalyst(self._archive.root, hot_store=self._run.store.path) as analyst:
-            texts = "concat_ws(chr(10), verbatim, gist, tags, file_path)"
-            sql = f"SELECT count(*) AS n FROM history WHERE contains({texts}, ?)"
-            return any(row["n"] for row in analyst.query_archive(sql, [piece]))
+    def _tables_with(self, pieces: set[str]) -> dict[str, list[str]]:
+        """The tables of Vidurai's that have some pieces of text, without the pieces that other memories have."""
+        with self._run.store.errors():
+            tables = {piece: self._hot.tables_with(piece) for piece in sorted(pieces)}
+        tables = {piece: names for piece, names in tables.items() if "memories" not in names}
+        if tables:
+            with self._analyst() as analyst:
+                sql = (
+                    "SELECT piece FROM (SELECT unnest(?) AS piece) WHERE EXISTS (SELECT 1 FROM history "
+                    "WHERE contains(concat_ws(chr(10), verbatim, gist, tags, file_path), piece))"
+                )
+                for (piece,) in analyst.query_rows(sql, [list(tables)])[1]:
+                    del tables[piece]
+        return tables

@@ -67,7 +67,9 @@ def _print(report: "EraseReport") -> None:
     facts: dict[str, object] = {"memories": report.erased, "refused": len(report.refused)}
     facts |= {place.place: f"{place.found:,}, {place.how}" if place.found else place.how for place in report.places}
     if not report.dry_run:
-        facts["searched for"] = f"{plural(report.proved, 'piece')} of their text"
+        facts["searched for"] = (
+            f"{plural(report.proved, 'piece')} of the text of {report.searched:,} of {plural(report.erased, 'memory')}"
+        )
         facts["backups and snapshots"] = "out of reach; delete these yourself"
     output.print_facts("Would be erased (dry run: nothing was changed)" if report.dry_run else "Erased", facts)
     for refusal in report.refused[:NAMED]:

@@ -1,26 +1,50 @@
-"""Search files for bytes that should be gone: what an erasure proves itself by.
+"""Search files for text that should be gone: what an erasure proves itself by.
 
 The search is made by another process. Closing the hot store's file in this one would drop SQLite's locks on it
 (https://sqlite.org/howtocorrupt.html, 2.2). The texts go to it through a pipe, never by its arguments.
+
+An erasure that died is proved by fingerprints, for its texts may be gone. A fingerprint is a rolling hash, by which
+each place of a file is looked at, and a keyed digest, which confirms what that finds.
 """
 
+import contextlib
+import hashlib
+import hmac
 import json
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from vidurai_pipeline.errors import ArchiveError
 
-_CHUNK = 32 * 1024 * 1024
+#: What stands for texts without holding any of them, as JSON's types.
+Fingerprints = Mapping[str, Any]
+
+_CHUNK = 4 * 1024 * 1024
+_COMPRESSED = {".bz2", ".gz", ".lz4", ".zst"}
+# Of each text, so many bytes have a fingerprint: the most that it has.
+_LENGTHS = (32, 16, 10)
+_WORD = 2**64
 
 
-def find_residue(texts: Sequence[str], places: Collection[Path], skip: Collection[Path] = ()) -> dict[Path, set[str]]:
-    """Search files.
+def find_residue(
+    texts: Sequence[str] | Fingerprints, places: Collection[Path], skip: Collection[Path] = ()
+) -> dict[Path, set[str]]:
+    """Search files, also within Parquet and compressed ones.
 
     Args:
-        texts: what to search for, as UTF-8, and as JSON has it.
+        texts: what to search for, as UTF-8, and as JSON has it; or fingerprints of it.
         places: files, and folders of which all files are searched; they need not be there.
         skip: files to leave out.
 
@@ -30,15 +54,96 @@ def find_residue(texts: Sequence[str], places: Collection[Path], skip: Collectio
     Raises:
         ArchiveError: the search failed.
     """
-    if not texts:
-        return {}
     request = {"texts": texts, "places": [str(place) for place in places], "skip": [str(path) for path in skip]}
     done = subprocess.run(  # noqa: S603  (this very Python)
         [sys.executable, "-m", __name__], input=json.dumps(request), capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ArchiveError("the search for what is left of erased memories failed", "erase them again")
+        why = done.stderr.strip().rpartition("\n")[2] or f"its process ended with {done.returncode}"
+        raise ArchiveError(f"the search for what is left of erased memories failed: {why}", "erase them again")
     return {Path(path): set(found) for path, found in json.loads(done.stdout)}
+
+
+def fingerprints(texts: Sequence[str]) -> Fingerprints:
+    """Fingerprints of texts of ten bytes or more."""
+    key, base = secrets.token_bytes(32), secrets.randbits(64) | 1
+    found = []
+    for form in _forms(texts):
+        start = form[: next(length for length in _LENGTHS if length <= len(form))]
+        rolling = sum(byte * pow(base, place, _WORD) for place, byte in enumerate(start)) % _WORD
+        found.append((len(start), rolling, _digest(start, key)))
+    return {"key": key.hex(), "base": base, "found": found}
+
+
+def _digest(data: bytes, key: bytes) -> str:
+    return hashlib.blake2b(data, key=key, digest_size=16).hexdigest()
+
+
+def _forms(texts: Sequence[str]) -> dict[bytes, str]:
+    """The bytes by which a file may hold each text."""
+    plain = {text.encode("utf-8", "surrogatepass"): text for text in texts}
+    return plain | {
+        json.dumps(text, ensure_ascii=some)[1:-1].encode("utf-8", "surrogatepass"): text
+        for text in texts
+        for some in (False, True)
+    }
+
+
+class _TextSearch:
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._forms = _forms(texts)
+        self.overlap = max(map(len, self._forms), default=1) - 1
+
+    def find(self, data: bytes, known: Collection[str]) -> set[str]:
+        found: set[str] = set()
+        ends = pa.array([0, len(data)], pa.int32()).buffers()[1]
+        value = pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(data)])
+        while forms := [form for form, text in self._forms.items() if text not in found and text not in known]:
+            # RE2 takes as long for a hundred texts as for one, which `bytes.find` does not, and lets other threads run.
+            pattern = "|".join("".join(f"\\x{byte:02x}" for byte in form) for form in forms)
+            match = pc.extract_regex(value, f"(?P<text>{pattern})")[0]  # pyright: ignore[reportAttributeAccessIssue]
+            if not match.is_valid:
+                break
+            found.add(self._forms[match["text"].as_py()])
+        return found
+
+
+class _FingerprintSearch:
+    def __init__(self, prints: Fingerprints) -> None:
+        self._key, self._base = bytes.fromhex(prints["key"]), prints["base"]
+        self._wanted = {length: [one for one in prints["found"] if one[0] == length] for length in _LENGTHS}
+        self.overlap = max(_LENGTHS) - 1
+
+    @cached_property
+    def _powers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the base and of its inverse, as far as a chunk needs them."""
+        both = (self._base, pow(self._base, -1, _WORD))
+        first, second = (np.full(_CHUNK + self.overlap, base, np.uint64) for base in both)
+        first[0] = second[0] = 1
+        return np.cumprod(first), np.cumprod(second)
+
+    def find(self, data: bytes, known: Collection[str]) -> set[str]:
+        parts = [data[first : first + _CHUNK + self.overlap] for first in range(0, len(data), _CHUNK)]
+        return set().union(*map(self._find, parts)).difference(known)
+
+    def _find(self, data: bytes) -> set[str]:
+        powers, inverse = (power[: len(data)] for power in self._powers)
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(np.frombuffer(data, np.uint8) * powers)])
+        found = set()
+        for length, wanted in self._wanted.items():
+            if not wanted or len(data) < length:
+                continue
+            rolling = (sums[length:] - sums[:-length]) * inverse[: len(data) - length + 1]
+            # Most places are ruled out by 16 bits.
+            few = np.zeros(2**16, np.bool_)
+            few[[one[1] >> 48 for one in wanted]] = True
+            places = np.flatnonzero(few[rolling >> np.uint64(48)])
+            places = places[np.isin(rolling[places], np.array([one[1] for one in wanted], np.uint64))]
+            for place in places.tolist():
+                text = data[place : place + length]
+                if any(hmac.compare_digest(_digest(text, self._key), one[2]) for one in wanted):
+                    found.add(text.decode("utf-8", "ignore"))
+        return found
 
 
 def _files(places: Collection[Path]) -> Iterator[Path]:
@@ -52,43 +157,61 @@ def _files(places: Collection[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _is_sqlite(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(16) == b"SQLite format 3\0" or path.name.endswith("-wal")
+def _contents(path: Path, overlap: int) -> Iterator[Callable[[], bytes]]:
+    """What a file holds, part by part: as it stands, and decoded."""
+    size = path.stat().st_size
+    for start in range(0, size, _CHUNK):
+        yield partial(_read, path, start, _CHUNK + overlap)
+    if path.suffix in _COMPRESSED:
+        yield partial(_decompress, path)
+    elif size and _read(path, 0, 4) == b"PAR1":
+        yield partial(_decode_parquet, path)
 
 
-def _search(path: Path, texts: Sequence[bytes]) -> set[bytes]:
-    found: set[bytes] = set()
-    overlap = max(map(len, texts)) - 1
-    tail = b""
+def _read(path: Path, start: int, size: int) -> bytes:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            data = tail + chunk
-            found |= {text for text in texts if text not in found and text in data}
-            tail = data[-overlap:] if overlap else b""
-    return found
+        file.seek(start)
+        return file.read(size)
+
+
+def _decompress(path: Path) -> bytes:
+    with contextlib.suppress(pa.ArrowException, OSError), pa.input_stream(str(path)) as stream:
+        return stream.read()
+    return b""
+
+
+def _decode_parquet(path: Path) -> bytes:
+    texts: list[bytes] = []
+    with contextlib.suppress(pa.ArrowException, OSError), path.open("rb") as file:
+        for column in pq.read_table(file).columns:
+            texts += [buffer.to_pybytes() for part in column.chunks for buffer in part.buffers() if buffer]
+    return b"\n".join(texts)
 
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    skip = set(request["skip"])
-    plain = {text.encode("utf-8", "surrogatepass"): text for text in request["texts"]}
-    quoted = {
-        json.dumps(text, ensure_ascii=some)[1:-1].encode(): text for text in plain.values() for some in (False, True)
-    }
-    answer = []
-    for path in _files([Path(place) for place in request["places"]]):
-        try:
-            if str(path) in skip:
-                continue
-            # SQLite keeps text as it is, and its files are the large ones.
-            forms = plain if _is_sqlite(path) else plain | quoted
-            if found := _search(path, list(forms)):
-                answer.append((str(path), sorted({forms[form] for form in found})))
-        except FileNotFoundError:  # it has gone meanwhile
-            continue
-    json.dump(answer, sys.stdout)
+    texts, skip = request["texts"], set(request["skip"])
+    search = _TextSearch(texts) if isinstance(texts, list) else _FingerprintSearch(texts)
+    found: dict[str, set[str]] = {}
+
+    def look(path: Path, read: Callable[[], bytes]) -> None:
+        known = found.setdefault(str(path), set())
+        with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+            known.update(search.find(read(), known))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = []
+        for path in _files([Path(place) for place in request["places"]]):
+            if str(path) not in skip:
+                with contextlib.suppress(FileNotFoundError):
+                    looks += [pool.submit(look, path, read) for read in _contents(path, search.overlap)]
+        for done in looks:
+            done.result()
+    json.dump([(path, sorted(texts)) for path, texts in found.items() if texts], sys.stdout)
 
 
 if __name__ == "__main__":
-    _main()
+    try:
+        _main()
+    except Exception as error:  # whose text may quote a memory
+        sys.exit(f"{type(error).__name__} {getattr(error, 'filename', None) or ''}")

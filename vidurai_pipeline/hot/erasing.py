@@ -9,14 +9,14 @@ import contextlib
 import re
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.hot.schema import StoreSchema
 from vidurai_pipeline.hot.sql import WriteTransaction, is_busy, json_ids, quote_identifier, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
-from vidurai_pipeline.hot.upkeep import checkpoint, lacks_room, merge_search_index
+from vidurai_pipeline.hot.upkeep import Upkeep, checkpoint, lacks_room, merge_search_index
 
 #: A memory: its id and its ``created_at``.
 Born = tuple[int, str | None]
@@ -25,10 +25,11 @@ _AT_ONCE = 64
 _WORD = re.compile(r"[^\W_]+")
 #: How many words of a memory are looked up to find the rarest, how many pieces are made, and how long they are. A piece
 #: that two pages of the store share is not found, so one does not do.
-_LOOKED_UP, _EACH, _LENGTH = 16, 2, 64
+_LOOKED_UP, _EACH, _LENGTH = 8, 2, 64
 #: Shorter texts may stand anywhere.
 _SHORTEST = 12
-_TEXTS = ("verbatim", "gist", "tags", "file_path", "pin_reason", "decay_reason")
+#: The columns of text that pieces are taken from.
+TEXTS = ("verbatim", "gist", "tags", "file_path", "pin_reason", "decay_reason")
 
 
 @dataclass
@@ -39,11 +40,13 @@ class HotErasure:
         rows: how many rows went, by table.
         held: ids of memories that the store's own rules (a trigger, a foreign key) don't let go.
         reasons: what stays in the store's files, and why.
+        longest_hold: the longest time that a transaction held the write lock, in seconds.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
     held: list[int] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    longest_hold: float = 0.0
 
     def add(self, table: str, rows: int) -> None:
         """Count rows of a table."""
@@ -74,22 +77,23 @@ class HotEraser:
         finally:
             self._con.execute(f"PRAGMA secure_delete = {before}").fetchone()
 
-    def texts(self, memories: Collection[Born]) -> Iterator[list[str]]:
-        """The texts of those of some memories that are in the store."""
+    def pieces(self, memories: Collection[Born]) -> Iterator[tuple[Born, list[str]]]:
+        """Those of some memories that are in the store, each with a few pieces of its text."""
         schema = self._store.schema(self._con)
-        names = [column.name for column in schema.columns if column.field in _TEXTS]
+        names = [column.name for column in schema.columns if column.field in TEXTS]
         sql = f"SELECT {', '.join(map(quote_identifier, names))} FROM memories WHERE id = ?"
         with tolerant_text(self._con):
-            for id_ in self._present(memories):
+            for id_, born in self._present(memories):
                 row = self._con.execute(sql, (id_,)).fetchone()
                 texts = [*row]
                 for child in schema.child_tables:
                     names = ("", *(column.name for column in child.columns))
                     rows = self._con.execute(child.select, (json_ids([id_]),)).fetchall()
                     texts += [
-                        value for found in rows for name, value in zip(names, found, strict=True) if name in _TEXTS
+                        value for found in rows for name, value in zip(names, found, strict=True) if name in TEXTS
                     ]
-                yield [text for text in texts if isinstance(text, str)]
+                texts = [text for text in texts if isinstance(text, str)]
+                yield (id_, born), self.pieces_of(texts, hot=True)
 
     def erase(self, memories: Collection[Born]) -> HotErasure:
         """Delete memories with all that belongs to them, in short transactions."""
@@ -100,7 +104,7 @@ class HotEraser:
         done, schema = HotErasure(), self._store.schema(self._con)
         for table in ("memories", *(child.table for child in schema.child_tables)):
             done.rows[table] = 0
-        present = self._present(memories)
+        present = [id_ for id_, _ in self._present(memories)]
         for first in range(0, len(present), _AT_ONCE):
             portion = present[first : first + _AT_ONCE]
             if not self._delete(portion, memories, schema, done):
@@ -113,20 +117,20 @@ class HotEraser:
                 done.reasons.append(f"{left} of their vectors: the store {schema.unreadable_vectors}")
         return done
 
-    def _present(self, memories: Collection[Born]) -> list[int]:
-        """The ids of those memories that are in the store; not of others that were given their ids."""
+    def _present(self, memories: Collection[Born]) -> list[Born]:
+        """Those memories that are in the store; not others that were given their ids."""
         with tolerant_text(self._con):
             rows = self._con.execute(
                 "SELECT id, CAST(created_at AS TEXT) FROM memories WHERE id IN (SELECT value FROM json_each(?))",
                 (json_ids(id_ for id_, _ in memories),),
             ).fetchall()
-        return [id_ for id_, born in rows if (id_, born) in memories]
+        return [row for row in rows if row in memories]
 
     def _delete(self, ids: Sequence[int], memories: Collection[Born], schema: StoreSchema, done: HotErasure) -> bool:
         counts: dict[str, int] = {}
         with WriteTransaction(self._con) as transaction:
             # The lock is held from here: nobody gives an id to another memory.
-            ids = sorted(set(ids).intersection(self._present(memories)))
+            ids = sorted(set(ids).intersection(id_ for id_, _ in self._present(memories)))
             for child in schema.child_tables:
                 counts[child.table] = len(self._con.execute(child.select, (json_ids(ids),)).fetchall())
             try:
@@ -135,6 +139,7 @@ class HotEraser:
                 deleted = False
             if not deleted:
                 transaction.undo()
+        done.longest_hold = max(done.longest_hold, transaction.seconds)
         time.sleep(transaction.seconds)
         if deleted:
             done.add("memories", len(ids))
@@ -159,7 +164,9 @@ class HotEraser:
     def clean(self, log_limit: int, done: HotErasure) -> None:
         """Merge the search index, and cut the log off."""
         with self._overwriting():
-            merged = not self._store.schema(self._con).search_index or merge_search_index(self._con, log_limit)
+            upkeep = Upkeep()
+            merged = not self._store.schema(self._con).search_index or merge_search_index(self._con, log_limit, upkeep)
+        done.longest_hold = max(done.longest_hold, upkeep.longest_hold)
         if not merged:
             done.reasons.append("its search index: merging it takes longer; erase again")
         if not checkpoint(self._con, self._store.busy_timeout):
@@ -180,8 +187,13 @@ class HotEraser:
             return "another program reads the store: end what it does, and erase again"
         return None
 
-    def pieces(self, texts: Sequence[str]) -> list[str]:
-        """A few pieces of a memory's texts that other memories are not likely to have; it must be erased by now."""
+    def pieces_of(self, texts: Sequence[str], *, hot: bool = False) -> list[str]:
+        """A few pieces of a memory's texts that other memories are not likely to have.
+
+        Args:
+            texts: of the memory.
+            hot: it is in the store.
+        """
         words = [
             (word, text)
             for text in texts
@@ -190,7 +202,7 @@ class HotEraser:
             if len(word) <= _LENGTH
         ]
         longest = sorted(dict(words).items(), key=lambda found: -len(found[0]))[:_LOOKED_UP]
-        rarest = sorted((self._frequency(word), -len(word), word, text) for word, text in longest)[:_EACH]
+        rarest = sorted((max(0, self._frequency(word) - hot), -len(word), word, text) for word, text in longest)[:_EACH]
         return [_piece(text, word, alone=frequency == 0) for frequency, _, word, text in rarest]
 
     def _frequency(self, word: str) -> int:
@@ -211,16 +223,22 @@ class HotEraser:
             "AND t.sql NOT LIKE 'CREATE VIRTUAL%' AND t.name NOT GLOB '*_fts_*' ORDER BY t.name <> 'memories', 1"
         ):
             columns.setdefault(table, []).append(quote_identifier(column))
+        texts = [column.name for column in self._store.schema(self._con).columns if column.field in TEXTS]
+        if self._holds("memories", map(quote_identifier, texts), text):  # which most often ends it
+            return ["memories"]
         owned = {"memories", *(child.table for child in self._store.schema(self._con).child_tables)}
         found = []
         for table, names in columns.items():
-            anywhere = " OR ".join(f"instr(CAST({name} AS TEXT), ?1)" for name in names)
-            sql = f"SELECT 1 FROM {quote_identifier(table)} WHERE {anywhere} LIMIT 1"
-            if self._con.execute(sql, (text,)).fetchone():
+            if self._holds(table, names, text):
                 if table in owned:
                     return ["memories"]
                 found.append(table)
         return found
+
+    def _holds(self, table: str, columns: Iterable[str], text: str) -> bool:
+        anywhere = " OR ".join(f"instr(CAST({name} AS TEXT), ?1)" for name in columns)
+        sql = f"SELECT 1 FROM {quote_identifier(table)} WHERE {anywhere} LIMIT 1"
+        return self._con.execute(sql, (text,)).fetchone() is not None
 
 
 def _piece(text: str, word: str, *, alone: bool) -> str:

@@ -34,6 +34,7 @@ _QUIET_SECONDS = 3.0
 _FIRST_PAGES = 16
 _MOST_PAGES = 256
 _STEPS_PER_CHECKPOINT = 16
+_CHECKPOINT_SECONDS = 0.05
 _INCREMENTAL = 2
 
 
@@ -154,11 +155,11 @@ def _merge_in_steps(con: sqlite3.Connection, done: Upkeep, log_limit: int, *, an
     return more
 
 
-def merge_search_index(con: sqlite3.Connection, log_limit: int) -> bool:
+def merge_search_index(con: sqlite3.Connection, log_limit: int, done: Upkeep) -> bool:
     """Merge the whole search index, which until then keeps the words of deleted rows; returns whether it is done."""
     until = time.monotonic() + ERASE_SECONDS
     anew = True
-    while _merge_in_steps(con, Upkeep(), log_limit, anew=anew, seconds=until - time.monotonic()):
+    while _merge_in_steps(con, done, log_limit, anew=anew, seconds=until - time.monotonic()):
         if time.monotonic() > until or not checkpoint(con, 1.0):
             return False
         anew = False
@@ -223,6 +224,13 @@ def checkpoint(con: sqlite3.Connection, seconds: float = 0.0) -> bool:
     Returns:
         whether it was cut off.
     """
-    con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    with busy_timeout(con, round(seconds * 1000)):
-        return not con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    until = time.monotonic() + seconds
+    while True:
+        con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        # While SQLite waits for a reader here, it holds the write lock; so it does not wait.
+        with busy_timeout(con, 0):
+            if not con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_CHECKPOINT_SECONDS)
