@@ -44,9 +44,8 @@ def test_killed_while_another_process_stages(sample_store: Callable[[str], Path]
     assert drive("points-apart", sample_store("schema_v7"), tmp_path, 2, 4) > 20
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random_times(sample_store: Callable[[str], Path], tmp_path: Path, seed: int) -> None:
-    assert drive("random", sample_store("schema_v7"), tmp_path, seed, 60) > 20
+def test_killed_at_random_times(sample_store: Callable[[str], Path], tmp_path: Path) -> None:
+    assert drive("random", sample_store("schema_v7"), tmp_path, 1, 80) > 30
 
 
 def test_killed_at_random_times_while_another_process_writes(
