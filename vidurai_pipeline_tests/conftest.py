@@ -33,6 +33,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("VIDURAI_HOME", str(home / ".vidurai"))
+    monkeypatch.setenv("VIDURAI_SECRETS_CHECK", "false")  # a second for each store; its own tests turn it on
 
 
 @pytest.fixture(scope="session")

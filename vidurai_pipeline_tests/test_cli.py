@@ -266,8 +266,17 @@ def test_a_port_that_is_taken_is_named_with_the_option(home: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])
-@pytest.mark.parametrize("command", [["flush"], ["flush", "--format", "json"], ["run"], ["stats"]])
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        (["flush"], [1]),
+        (["flush"], [2]),
+        (["flush"], [0, 1, 2]),
+        (["flush", "--format", "json"], [1]),
+        (["run"], [0, 1, 2]),
+        (["stats"], [1]),
+    ],
+)
 def test_standard_streams_may_be_closed(home: Path, closed: list[int], command: list[str]) -> None:
     before = hot_rows(home / "vidurai.db")
     redirections = " ".join(f"{number}>&-" for number in closed)
@@ -407,7 +416,11 @@ def test_the_next_step_that_demo_names_works_as_it_stands(tmp_path: Path, way: s
         return done.stdout
 
     _, _, following = sh(shlex.join([*words, "demo", "a folder", "--rows", "50"])).partition("next: ")
-    assert "Maintenance: done" in sh(following)
+    assert following.rstrip().endswith(" run")
+    if way == "as inside make":
+        assert "Maintenance: done" in sh(following)
+    else:  # the same program with a quicker command
+        assert f"path: {tmp_path}/a folder/vidurai.db" in sh(following.rstrip().removesuffix("run") + "stats")
 
 
 def test_demo_makes_a_store_and_never_overwrites_one(tmp_path: Path) -> None:

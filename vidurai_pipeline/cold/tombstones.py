@@ -98,7 +98,7 @@ class Tombstones:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.folder = root / FOLDER
-        self._read: tuple[tuple[ArchiveFile, ...], pa.Table] = ((), _LOOKUP.empty_table())
+        self._read: tuple[tuple[ArchiveFile, ...], pa.Table] = ((), pa.Table.from_batches([], _LOOKUP))
 
     def files(self) -> tuple[ArchiveFile, ...]:
         """The files that hold them.

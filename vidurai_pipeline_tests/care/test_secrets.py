@@ -62,6 +62,7 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_command_doctor_and_the_way_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDURAI_SECRETS_CHECK", "true")
     db, secret = home / "vidurai.db", SECRETS["AWS Access Key"]
     change(db, ("UPDATE memories SET verbatim = ?, status = 'ARCHIVED' WHERE id = 7", (f"the key is {secret}",)))
     flush(db)
@@ -72,7 +73,6 @@ def test_the_command_doctor_and_the_way_out(home: Path, monkeypatch: pytest.Monk
     assert secret not in table.stdout + table.stderr + doctor.stdout + doctor.stderr
     monkeypatch.setenv("VIDURAI_SECRETS_CHECK", "false")
     assert "credentials" not in cli("doctor").stdout
-    monkeypatch.delenv("VIDURAI_SECRETS_CHECK")
     assert cli("erase", "--id", "7", "--yes").returncode == 0
     assert json.loads(cli("secrets", "--format", "json").stdout)["memories"] == []
     assert "no archived memory looks" in cli("secrets").stdout
