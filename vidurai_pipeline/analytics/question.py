@@ -36,6 +36,8 @@ _FIRST_OF_THESE = 0x0E00
 _PART = re.compile(r'"([^"]*)"|(\S+)')
 # Long enough that what follows, or one letter more or less, still means the same.
 _PREFIX, _ONE_TYPO, _TWO_TYPOS = 3, 4, 8
+# What so many memories hold was meant as it was asked; what is like it takes long to look up, and adds nothing.
+_FREQUENT = 5_000
 _SMALL_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -179,7 +181,8 @@ class Question:
 
         All words as they were asked come first, then all words with other endings and with typos, then some words.
         """
-        searcher, matching = index.searcher(), _Matching(index.schema)
+        searcher = index.searcher()
+        matching = _Matching(index.schema, searcher)
         limit = min(limit, searcher.num_docs)  # tantivy makes room for as many as it is asked for
         exact = [matching.exactly(term) for term in self.terms]
         roughly = [matching.roughly(term) for term in self.terms]
@@ -206,8 +209,9 @@ class Question:
 class _Matching:
     """Makes the queries for one term."""
 
-    def __init__(self, schema: tantivy.Schema) -> None:
+    def __init__(self, schema: tantivy.Schema, searcher: tantivy.Searcher) -> None:
         self._schema = schema
+        self._searcher = searcher
 
     def exactly(self, term: Term) -> Query:
         """The term as it was asked, in any field; the best field counts most."""
@@ -234,8 +238,10 @@ class _Matching:
         return Query.disjunction_max_query(ways)
 
     def _nearly(self, word: str) -> list[Query]:
-        """Words that begin with a word, and such that differ from it by a letter or two."""
-        ways = []
+        """Words that begin with a word, and such that differ from it by a letter or two; none for a frequent word."""
+        ways: list[Query] = []
+        if any(self._searcher.doc_freq(field, word) >= _FREQUENT for field in WEIGHTS):
+            return ways
         if len(word) >= _PREFIX:
             ways.append(self._like(word, 0, 0.5, prefix=True))
         if len(word) >= _ONE_TYPO and not word.isdecimal():

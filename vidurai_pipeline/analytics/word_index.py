@@ -90,6 +90,7 @@ class WordIndex:
         self.folder = root / NAME
         self._path = self.folder / f"words-{FORMAT}"
         self._open: tantivy.Index | None = None
+        self._held: tuple[object, dict[str, int]] | None = None
 
     def exists(self) -> bool:
         """Whether there is an index of this format."""
@@ -134,8 +135,21 @@ class WordIndex:
             SearchIndexError: it can't be read.
         """
         with self.errors():
-            # With a query, documents that were deleted and are not cleaned up yet don't count.
-            return dict(self.index.searcher().terms_with_prefix("file", "", Query.all_query()))
+            version = self._version()
+            index = self.index
+            if self._held is None or self._held[0] != version:
+                # With a query, documents that were deleted and are not cleaned up yet don't count.
+                found = dict(index.searcher().terms_with_prefix("file", "", Query.all_query()))
+                self._held = (version, found)
+            return dict(self._held[1])
+
+    def _version(self) -> tuple[int, int] | None:
+        """What changes with each change of the index; None where there is none."""
+        try:
+            status = (self._path / "meta.json").stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def lag(self, files: Iterable[ArchiveFile], manifests: Manifests, held: dict[str, int] | None = None) -> Lag:
         """How it differs from the files of a listing.

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from vidurai_pipeline.errors import SearchIndexError, SearchIndexWarning, plural
 from vidurai_pipeline.hot.rows import light_array
 from vidurai_pipeline.hot.view import HotSnapshot
 
+#: So many more hot memories are ranked than are given.
+_RANKED = 20
 _HEAP_BYTES = 15_000_000
 Row = dict[str, Any]
 
@@ -63,11 +66,25 @@ class WordSearch:
         Raises:
             SearchIndexError: the index can't be used.
         """
-        found, ranked = self._cold() if cold else ([], True)
-        if hot is not None:
-            found = self._with_hot(found, hot)
-            ranked = False
+        with ThreadPoolExecutor(1) as pool:
+            ways = None if hot is None else pool.submit(self._ways, hot)
+            found, ranked = self._cold() if cold else ([], True)
+            if hot is not None and ways is not None:
+                found, ranked = self._with_hot(found, hot, ways.result()), False
         return found if ranked else self._rank(found)
+
+    @property
+    def _most(self) -> int:
+        """How many hot memories to read: they are not ranked yet."""
+        return self._search.limit and self._search.limit + _RANKED
+
+    def _ways(self, hot: HotSnapshot) -> list[Iterable[int]] | None:
+        """The ids of hot memories that may answer, by each way of looking; None if only reading them can tell."""
+        if any(term.unspaced for term in self.question.terms):
+            return None
+        terms = [(term.asked, term.words) for term in self.question.terms]
+        ways = hot.with_words(terms, self._search.limit)
+        return ways and [chain(list(islice(way, self._most)), way) for way in map(iter, ways)]
 
     def _cold(self) -> tuple[list[Row], bool]:
         """The archive's memories, and whether they are in order."""
@@ -109,13 +126,10 @@ class WordSearch:
         newer = {_identity(row): row for row in [*found, *known]}
         return [row | {"tier": "cold"} for row in newer.values()]
 
-    def _with_hot(self, cold: list[Row], hot: HotSnapshot) -> list[Row]:
+    def _with_hot(self, cold: list[Row], hot: HotSnapshot, ways: list[Iterable[int]] | None) -> list[Row]:
         """Add the hot store's memories; one that is in both tiers for the moment counts as hot."""
         copies = hot.created(row["id"] for row in cold if row["id"] is not None).to_pylist()
         both = {(copy["id"], copy["created_at"]) for copy in copies}
-        terms = [(term.asked, term.words) for term in self.question.terms]
-        unspaced = any(term.unspaced for term in self.question.terms)
-        ways = None if unspaced else hot.with_words(terms, self._search.limit)
         if ways is None:
             rows = self._database.search_hot(hot, self._search)
         else:
@@ -130,7 +144,8 @@ class WordSearch:
         rows: list[Row] = []
         seen: set[int] = set()
         for way in ways:
-            ids, wanted, portion = iter(way), self._search.limit, self._search.limit
+            ids, wanted = iter(way), self._most
+            portion = wanted
             while wanted > 0 and (part := list(islice(ids, portion))):
                 found = read([id_ for id_ in dict.fromkeys(part) if id_ not in seen])
                 seen.update(part)

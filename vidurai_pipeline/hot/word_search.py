@@ -3,19 +3,17 @@
 import heapq
 import itertools
 import json
+import math
 import sqlite3
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from vidurai_pipeline.hot.sql import json_ids
-
 _INDEX = "memories_fts"
-#: What a hit counts in each of the search index's columns.
-_WEIGHTS = {"gist": 4.0, "verbatim": 2.0, "tags": 1.0}
+_SEARCHED = ("gist", "verbatim", "tags")
 _NOT_INDEXED = 10_000
-#: Of more memories than these that have the words, the newest are ranked: to rank takes a microsecond for each.
-_RANKED = 5_000
-_AT_ONCE = 50
+_FREQUENT = 500
+_BY_PATH = 5_000
+#: Where there are more ways to leave words out, any of the words will do.
+_COMBINATIONS = 60
 #: A store of more different paths has them read in one go.
 _PATHS = 20_000
 #: A word of a question: as it was asked, and the words that it is made of.
@@ -42,13 +40,28 @@ def ids_with_words(con: sqlite3.Connection, terms: Sequence[Asked], most: int) -
     lacking = _not_indexed(con)
     if len(lacking) == _NOT_INDEXED:
         return None
-    each = [
-        " OR ".join(f"{_phrase(text)} *" for text in dict.fromkeys((asked, " ".join(words)))) for asked, words in terms
-    ]
-    joined = dict.fromkeys((" AND ".join(f"({one})" for one in each), " OR ".join(f"({one})" for one in each)))
-    most = min(max(most, _RANKED), sys.maxsize)
-    ranked = itertools.chain.from_iterable(_ranked(con, columns, one, most) for one in joined)
-    return [ranked, _by_path(con, terms, most), lacking]
+    each = [" OR ".join(_like(con, text) for text in dict.fromkeys((asked, " ".join(words)))) for asked, words in terms]
+    searched = " ".join(name for name in _SEARCHED if name in columns)
+    return [_with_most(con, searched, each), _by_path(con, terms, max(most, _BY_PATH)), lacking]
+
+
+def _with_most(con: sqlite3.Connection, searched: str, each: Sequence[str]) -> Iterator[int]:
+    """The memories with all words in the gist, those with all words, then those with fewer, down to half of them.
+
+    To rank many hits takes long, so the newest come first; the caller ranks those that it takes.
+    """
+    for size in range(len(each), math.ceil(len(each) / 2) - 1, -1):
+        few = math.comb(len(each), size) <= _COMBINATIONS
+        parts = itertools.combinations(each, size) if few else ([one] for one in each)
+        expression = " OR ".join(f"({' AND '.join(f'({one})' for one in part)})" for part in parts)
+        for fields in ("gist", searched) if size == len(each) else (searched,):
+            hits = con.execute(
+                f"SELECT memory_id FROM {_INDEX} WHERE {_INDEX} MATCH ? ORDER BY rowid DESC",
+                (f"{{{fields}}} : ({expression})",),
+            )
+            yield from (int(id_) for (id_,) in hits)
+        if not few:
+            break
 
 
 def _not_indexed(con: sqlite3.Connection) -> list[int]:
@@ -64,25 +77,6 @@ def _not_indexed(con: sqlite3.Connection) -> list[int]:
 def _extent(con: sqlite3.Connection, table: str) -> tuple[object, object]:
     # Two subqueries, each of which SQLite has a short way for.
     return con.execute(f"SELECT (SELECT count(*) FROM {table}), (SELECT max(id) FROM {table})").fetchone()
-
-
-def _ranked(con: sqlite3.Connection, columns: Sequence[str], expression: str, most: int) -> Iterator[int]:
-    """The memories that fit an expression of the search index, the best first."""
-    searched = " ".join(name for name in _WEIGHTS if name in columns)
-    weights = ", ".join(str(_WEIGHTS.get(name, 0.0)) for name in columns)
-    hits = con.execute(
-        f"SELECT bm25({_INDEX}, {weights}), rowid FROM {_INDEX} WHERE {_INDEX} MATCH ? ORDER BY rowid DESC LIMIT ?",
-        (f"{{{searched}}} : ({expression})", most),
-    ).fetchall()
-    places = [rowid for _, rowid in sorted(hits)]
-    for first in range(0, len(places), _AT_ONCE):
-        yield from (
-            int(id_)
-            for (id_,) in con.execute(
-                f"SELECT memory_id FROM json_each(?) AS hit CROSS JOIN {_INDEX} ON {_INDEX}.rowid = hit.value",
-                (json_ids(places[first : first + _AT_ONCE]),),
-            )
-        )
 
 
 def _by_path(con: sqlite3.Connection, terms: Sequence[Asked], most: int) -> list[int]:
@@ -128,6 +122,8 @@ def _paths(con: sqlite3.Connection) -> list[str]:
     return [path for (path,) in con.execute("SELECT DISTINCT file_path FROM memories WHERE typeof(file_path) = 'text'")]
 
 
-def _phrase(text: str) -> str:
-    """A phrase as FTS5 reads it."""
-    return '"' + text.replace('"', " ").replace("\0", " ") + '"'
+def _like(con: sqlite3.Connection, text: str) -> str:
+    """A phrase as FTS5 reads it, which may end amid a word unless it is frequent: that would take long."""
+    phrase = '"' + text.replace('"', " ").replace("\0", " ") + '"'
+    sql = f"SELECT rowid FROM {_INDEX} WHERE {_INDEX} MATCH ? ORDER BY rowid DESC LIMIT 1 OFFSET ?"
+    return phrase if con.execute(sql, (phrase, _FREQUENT)).fetchall() else f"{phrase} *"
