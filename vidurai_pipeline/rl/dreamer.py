@@ -173,8 +173,8 @@ class DreamCycle:
         # The table first: a damaged one should be known before minutes go into the archive.
         live = _read_table(file, report, rebuild)
         archive = self.archive_base or settings.archive_path
-        erasures, exact = Erasures(archive).taught(), _exact_checkpoint(live)
         with open_experiences(settings, archive, self.connection) as experiences:
+            erasures, exact = Erasures(archive).taught(), _exact_checkpoint(live)
             training = TrainingRun(
                 file,
                 experiences,

@@ -1,22 +1,31 @@
 """Erased memories are gone from every file, do not come back, and nothing else changes."""
 
+import gzip
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vidurai_pipeline import DreamCycle, MemoryArchiver, MemoryEraser, MemoryRestorer
 from vidurai_pipeline.archival.erasing import EraseReport
 from vidurai_pipeline.cold.tombstones import Tombstones
-from vidurai_pipeline.errors import ConfigError, QueryError
+from vidurai_pipeline.errors import ConfigError, HotStoreError, QueryError
+from vidurai_pipeline.hot.erasing import HotEraser
+from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.reference import reference_python
 from vidurai_pipeline_tests.support.stores import Store, archived, change, changing, flush, insert
-from vidurai_pipeline_tests.support.tiers import cold_rows, hot_rows
+from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
 DRIVER = "vidurai_pipeline_tests.archival.erasing_driver"
 CANARY = "zyxocanary"
@@ -147,6 +156,123 @@ def test_text_in_files_and_tables_of_others_is_named_and_left(db: Path, monkeypa
     assert CANARY not in json.dumps(report.to_dict())
 
 
+@pytest.mark.parametrize("kind", ["gz", "parquet", "json in sqlite"])
+def test_text_in_files_that_hold_it_in_another_form_is_named(home: Path, kind: str) -> None:
+    id_ = insert(home / "vidurai.db", status="ACTIVE", verbatim=f'he said "{CANARY} is \u00e9t\u00e9"')
+    text, path = f'he said "{CANARY} is \u00e9t\u00e9"', home / f"other.{kind[-7:]}"
+    if kind == "gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"event": [[{"text": text}]]}), path, compression="zstd")
+    else:
+        change(path, "CREATE TABLE runs (body)", ("INSERT INTO runs VALUES (?)", (json.dumps(text),)))
+    (place,) = [place for place in erase(home / "vidurai.db", id_).places if place.left]
+    assert (place.place, str(path) in place.how) == ("other files", True)
+
+
+def test_of_many_memories_a_sample_is_searched_for(db: Path) -> None:
+    with changing(db) as con:
+        con.executemany(
+            "INSERT INTO memories (project_id, verbatim, event_type, salience, gist) VALUES (1, ?, 'many', 'LOW', 'g')",
+            [(f"something about {word}{CANARY}",) for word in range(250)],
+        )
+    report = erase(db, where="event_type = 'many'")
+    assert (report.erased, report.success) == (250, True)
+    assert 50 <= report.searched <= 100
+    assert report.proved >= report.searched
+
+
+def test_an_erasure_that_died_is_proved_by_what_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = home / "vidurai.db"
+    id_ = canary(db, status="ACTIVE")
+    (home / "daemon.log").write_text(f"stored: {CANARY}verbatim")
+
+    def full(*_: object) -> None:
+        raise HotStoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HotEraser, "clean", full)
+        with pytest.raises(HotStoreError):
+            erase(db, id_)
+    assert id_ not in hot_rows(db)
+    (intent,) = (home / "archive/.intents").iterdir()
+    assert CANARY not in intent.read_text()
+    (note,) = flush(db).notes
+    assert "finished an erasure that was cut short: 1 memory" in note
+    assert "daemon.log" in note
+    (home / "daemon.log").unlink()
+    assert left_in_files(home, CANARY) == []
+
+
+def test_an_encrypted_archive(home: Path, key_file: Path) -> None:
+    db, archive = home / "vidurai.db", home / "archive"
+    id_ = canary(db)
+    flush(db)
+    cold = cold_rows(archive)
+    report = erase(db, id_)
+    assert (report.success, report.searched) == (True, 1), report.places
+    assert cold_rows(archive) == [row for row in cold if dict(row)["id"] != id_]
+    assert all(key_file.read_text().split()[0] in path.name for path in archive.rglob("*.parquet"))
+    assert left_in_files(home, CANARY) == []
+
+
+@hypothesis.settings(
+    max_examples=4, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@given(chosen=st.sets(st.integers(1, 2_100), min_size=1, max_size=400))
+def test_any_memories_go_and_nothing_else_moves(sample_store: Store, chosen: set[int]) -> None:
+    db = sample_store("guardian")
+    shutil.rmtree(db.parent / "archive", ignore_errors=True)
+    before = hot_rows(db)
+    flush(db, rows_per_file=300)
+    report = erase(db, *chosen)
+    assert [refusal.id for refusal in report.refused] == sorted(chosen - before.keys())
+    assert not any(place.left for place in report.places)
+    assert_one_tier({id_: row for id_, row in before.items() if id_ not in chosen}, db, db.parent / "archive")
+
+
+DAEMON = """
+import json, select, sys
+from pathlib import Path
+from vidurai.storage.database import MemoryDatabase, SalienceLevel
+db, stored = MemoryDatabase(Path(sys.argv[1])), {}
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    text = f"daemon text {len(stored)}"
+    stored[db.store_memory("/p", text, "a gist", SalienceLevel.LOW, "chat")] = text
+db.write_queue.join()
+print(json.dumps(stored))
+"""
+
+
+@pytest.mark.processes
+def test_beside_the_daemon_and_another_flush(home: Path) -> None:
+    db = home / "vidurai.db"
+    before = hot_rows(db)
+    environment = {**os.environ, "HOME": str(home.parent)}
+    daemon = subprocess.Popen(
+        [reference_python(), "-c", DAEMON, str(db)],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert daemon.stdout is not None
+    while daemon.stdout.readline() != "ready\n":
+        pass
+    other = subprocess.Popen([sys.executable, "-m", "vidurai_pipeline", "flush"], env=environment)
+    report = MemoryEraser(settings=load_settings().model_copy(update={"lock_timeout": 60})).erase(
+        where="id <= 2000 AND id % 3 = 0"
+    )
+    stored = json.loads(daemon.communicate("stop\n")[0].splitlines()[-1])
+    assert other.wait() == 0
+    assert not any(place.left for place in report.places if place.place != "hot store: what is deleted")
+    with sqlite3.connect(db) as con:
+        texts = dict(con.execute("SELECT id, verbatim FROM memories WHERE verbatim LIKE 'daemon text %'"))
+    con.close()
+    assert texts == {int(id_): text for id_, text in stored.items()}
+    change(db, "DELETE FROM memories WHERE verbatim LIKE 'daemon text %'")
+    flush(db)
+    assert_one_tier({id_: row for id_, row in before.items() if id_ % 3}, db, home / "archive")
+
+
 def test_text_that_other_memories_have_too_counts_for_nothing(db: Path) -> None:
     one, other = canary(db, status="ACTIVE"), canary(db, status="ACTIVE")
     report = erase(db, one)
@@ -158,6 +284,8 @@ def test_mirrors_damaged_files_and_half_written_ones(home: Path, mirror_folder: 
     db, archive = home / "vidurai.db", home / "archive"
     id_ = canary(db)
     flush(db)
+    cli("index")
+    cli("secrets")
     (path,) = [p for p in archive.rglob("*.parquet") if id_ in pq.read_table(p, columns=["id"])["id"].to_pylist()]
     rows = pq.read_table(path).num_rows
     shutil.copy(path, f"{path}.damaged")
@@ -295,7 +423,7 @@ def test_a_memory_that_the_store_keeps_is_reported(db: Path) -> None:
 @pytest.mark.slow
 def test_killed_before_changes(sample_store: Store, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", DRIVER, str(sample_store("schema_v7")), str(tmp_path), "5", "45"],
+        [sys.executable, "-m", DRIVER, str(sample_store("schema_v7")), str(tmp_path), "5", "90"],
         capture_output=True,
         text=True,
         check=False,
@@ -328,7 +456,6 @@ def test_the_command(home: Path) -> None:
 
 def test_the_job(settings: object, instance: object, home: Path) -> None:
     from vidurai_pipeline.definitions import build_definitions  # noqa: PLC0415
-    from vidurai_pipeline.settings import load_settings  # noqa: PLC0415
 
     id_ = canary(home / "vidurai.db", status="ACTIVE")
     job = build_definitions(load_settings()).resolve_job_def("erase")

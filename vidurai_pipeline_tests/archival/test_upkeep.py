@@ -6,7 +6,8 @@ import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -226,3 +227,22 @@ def test_a_merge_that_ran_out_of_time_goes_on_the_next_night(db: Path, monkeypat
     assert archiver.keep_small(1).merge_steps > 0
     assert archiver.keep_small(1).merge_steps == 0
     assert_sound(db)
+
+
+def test_cutting_the_log_off_waits_for_a_reader_without_the_write_lock(db: Path) -> None:
+    with (
+        closing(sqlite3.connect(db)) as reader,
+        closing(sqlite3.connect(db, timeout=0.5)) as writer,
+        closing(sqlite3.connect(db, isolation_level=None, check_same_thread=False)) as con,
+        ThreadPoolExecutor() as pool,
+    ):
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM memories").fetchone()
+        con.execute("UPDATE memories SET tags = '[]'")
+        cut = pool.submit(upkeep.checkpoint, con, 1.5)
+        time.sleep(0.2)
+        writer.execute("UPDATE memories SET tags = '[1]'")
+        writer.commit()
+        assert cut.result() is False
+        reader.rollback()
+        assert upkeep.checkpoint(con, 1.5)

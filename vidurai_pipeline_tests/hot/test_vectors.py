@@ -86,6 +86,23 @@ def test_vectors_are_archived_and_purged(sample_store: Callable[[str], Path], dr
     assert {**cold, **hot} == before
 
 
+def test_vectors_of_erased_memories_leave_every_file(
+    sample_store: Callable[[str], Path], drive: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = sample_store("guardian")
+    monkeypatch.setenv("VIDURAI_HOME", str(db.parent))
+    drive("add", db)
+    before = drive("read", db)
+    drive("flush", db)
+    done = drive("erase", db)
+    assert not any(place["left"] for place in done["places"])
+    left = {id_ for id_ in before if int(id_) % 9}
+    assert drive("read", db).keys() | cold_vectors(db.parent / "archive").keys() == left
+    contents = b"".join(path.read_bytes() for path in db.parent.rglob("*") if path.is_file())
+    gone = sorted(before.keys() - left)
+    assert not [id_ for id_ in gone[::10] if bytes.fromhex(before[id_])[:64] in contents]
+
+
 def test_a_changed_vector_keeps_its_memory_hot(sample_store: Callable[[str], Path], drive: Callable[..., Any]) -> None:
     db = sample_store("guardian")
     drive("add", db)

@@ -4,6 +4,7 @@ python vector_driver.py add STORE         give every third memory a vector, and 
 python vector_driver.py flush STORE       archive
 python vector_driver.py race STORE        archive, while the vector of one memory changes before the purge
 python vector_driver.py other KIND STORE  give memory 3 a vector in a table of another kind
+python vector_driver.py erase STORE       erase every ninth memory
 python vector_driver.py read STORE        print the vectors that the store holds
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 import sqlite_vec
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.eraser import MemoryEraser
 
 CREATE = "CREATE VIRTUAL TABLE vec_memories USING vec0(memory_id INTEGER PRIMARY KEY, embedding float[384])"
 
@@ -47,6 +49,10 @@ def read(path: Path) -> None:
 
 def flush(path: Path) -> None:
     sys.stdout.write(json.dumps(MemoryArchiver(path, path.parent / "archive").flush_archived_memories().to_dict()))
+
+
+def erase(path: Path) -> None:
+    sys.stdout.write(json.dumps(MemoryEraser(path, path.parent / "archive").erase(where="id % 9 = 0").to_dict()))
 
 
 def race(path: Path) -> None:
@@ -90,4 +96,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "other":
         other(sys.argv[2], Path(sys.argv[3]))
     else:
-        {"add": add, "flush": flush, "race": race, "read": read}[sys.argv[1]](Path(sys.argv[2]))
+        {"add": add, "flush": flush, "erase": erase, "race": race, "read": read}[sys.argv[1]](Path(sys.argv[2]))
