@@ -162,6 +162,23 @@ def _rules(value: Any) -> Any:
     return rules
 
 
+#: What a store may be called: its archive lies in a folder of that name.
+STORE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def require_store_name(name: str) -> str:
+    """Refuse a name that no folder of a store can have.
+
+    Raises:
+        ValueError: it is none; the message says what one looks like.
+    """
+    if not STORE_NAME.fullmatch(name):
+        raise ValueError(
+            "not a store's name: use letters, digits, '.', '_' and '-', at most 64, and begin with a letter or digit"
+        )
+    return name
+
+
 def _names(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -187,6 +204,12 @@ class Settings(BaseSettings):
     )
     archive: UserPath | None = Field(
         default=None, description="The folder of the cold archive. By default `archive` in Vidurai's folder"
+    )
+    store_name: Annotated[str, AfterValidator(require_store_name)] | None = Field(
+        default=None,
+        description="What this hot store is called where several share one archive, such as `alice`. Its archive is "
+        "then the folder `store=alice` of `VIDURAI_ARCHIVE`, and of `VIDURAI_MIRROR`; queries and searches read the "
+        "archives of all stores. By default the archive is for one store alone",
     )
     mirror: UserPath | None = Field(
         default=None,
@@ -354,21 +377,21 @@ class Settings(BaseSettings):
             "VIDURAI_Q_TABLE": self.q_table_path,
             "VIDURAI_FLEET_Q_TABLE": self.fleet_q_table_path,
             "DAGSTER_HOME": self.dagster_home,
-            "VIDURAI_ARCHIVE": self.archive_path,
+            "VIDURAI_ARCHIVE": self.archive_root,
         }
         if self.archive_key_file is not None:
             places["VIDURAI_ARCHIVE_KEY_FILE"] = self.archive_key_file
         for (name, path), (other, taken) in itertools.combinations(places.items(), 2):
             if _same_file(path, taken):
                 raise ValueError(f"{name} and {other} both name {path}: each needs a place of its own")
-        archive, dagster = Path(os.path.realpath(self.archive_path)), Path(os.path.realpath(self.dagster_home))
+        archive, dagster = Path(os.path.realpath(self.archive_root)), Path(os.path.realpath(self.dagster_home))
         mirror = {} if self.mirror is None else {"VIDURAI_MIRROR": self.mirror}
         taken_by_dagster = {dagster / name for name in DAGSTERS_OWN}
         taken_by_sqlite = {f"{os.path.realpath(self.db_path)}-{suffix}" for suffix in ("wal", "shm", "journal")}
         for name, path in (places | mirror).items():
             real = Path(os.path.realpath(path))
             if archive in real.parents:
-                raise ValueError(f"{name}={path} lies in the archive, VIDURAI_ARCHIVE={self.archive_path}: move it out")
+                raise ValueError(f"{name}={path} lies in the archive, VIDURAI_ARCHIVE={self.archive_root}: move it out")
             if not taken_by_dagster.isdisjoint([real, *real.parents]):
                 raise ValueError(f"{name}={path} is kept for Dagster, DAGSTER_HOME={self.dagster_home}: choose another")
             if str(real) in taken_by_sqlite:
@@ -396,9 +419,22 @@ class Settings(BaseSettings):
         return store_in(self.home)
 
     @property
-    def archive_path(self) -> Path:
-        """The folder of the cold archive."""
+    def archive_root(self) -> Path:
+        """The folder of the cold archive, or of the archives of several stores."""
         return self.archive or self.home / "archive"
+
+    @property
+    def archive_path(self) -> Path:
+        """The folder of this store's own archive."""
+        return self._of_store(self.archive_root)
+
+    @property
+    def mirror_path(self) -> Path | None:
+        """The folder of the second copy of this store's own archive, if there is to be one."""
+        return None if self.mirror is None else self._of_store(self.mirror)
+
+    def _of_store(self, folder: Path) -> Path:
+        return folder / store_folder(self.store_name) if self.store_name else folder
 
     @property
     def q_table_path(self) -> Path:
@@ -432,6 +468,11 @@ def _same_file(one: Path, other: Path) -> bool:
         return os.path.realpath(one) == os.path.realpath(other) or one.samefile(other)
     except OSError:  # one of them is not there
         return False
+
+
+def store_folder(name: str) -> str:
+    """The folder, in an archive of several stores, of the archive of one."""
+    return f"store={name}"
 
 
 def store_in(folder: Path) -> Path:

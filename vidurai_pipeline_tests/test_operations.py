@@ -403,3 +403,10 @@ def test_taking_over_from_the_built_in_loop(machine: Machine) -> None:
     new = [path for path in machine.archive.rglob("*.parquet") if path not in theirs]
     assert sum(pq.read_metadata(path).num_rows for path in new) == 1_148 - archived
     assert machine.sh("vidurai-pipeline dream --rebuild").returncode == 0
+
+
+def test_other_stores_share_the_archive(machine: Machine) -> None:
+    machine.sh("vidurai-pipeline flush")
+    assert "alice" in machine.follow("Let other stores share the archive")
+    assert [path.name for path in machine.archive.iterdir()] == ["store=alice"]
+    assert_one_tier(machine.before, machine.db, machine.archive / "store=alice")

@@ -34,6 +34,7 @@ COMMANDS = (
     ("expire",),
     ("expire", "--dry-run"),
     ("mcp",),
+    ("move-into-store", "alice"),
     ("doctor",),
     ("ui",),
     ("home",),

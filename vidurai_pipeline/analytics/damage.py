@@ -11,7 +11,7 @@ import duckdb
 from vidurai_pipeline.analytics.sources import scan
 from vidurai_pipeline.cold.keys import is_encrypted
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
-from vidurai_pipeline.cold.manifest import Flaw, Manifests
+from vidurai_pipeline.cold.manifest import Flaw, StoreManifests
 from vidurai_pipeline.errors import ArchiveError, plural
 
 #: What to do about a file that can't be read, and about one that is not what is recorded of it.
@@ -20,7 +20,7 @@ FLAW_ADVICE = "`vidurai-pipeline scrub` says what can be done"
 #: What to do about either when a question was asked.
 ASK_ON = "; with `--skip-damaged`, `query`, `search` and `show` answer without it"
 
-_MONTH = re.compile(r"year=(\d{1,4})/month=(\d{1,2})(?:/|$)")
+_MONTH = re.compile(r"(?:^|/)year=(\d{1,4})/month=(\d{1,2})(?:/|$)")
 
 
 def find_damaged(
@@ -92,7 +92,7 @@ class DamageFilter:
         manifests: what is recorded of the archive's files.
     """
 
-    def __init__(self, manifests: Manifests) -> None:
+    def __init__(self, manifests: StoreManifests) -> None:
         self._manifests = manifests
         self._intact: set[ArchiveFile] = set()
 
@@ -144,7 +144,7 @@ def left_out_message(flaws: Sequence[Flaw]) -> str:
     """Say how many memories of which months an answer lacks, and name the first file with its reason."""
     months: dict[str, list[int | None]] = {}
     for flaw in flaws:
-        found = _MONTH.match(flaw.file)
+        found = _MONTH.search(flaw.file)
         month = f"{int(found[1]):04d}-{int(found[2]):02d}" if found else "unknown months"
         months.setdefault(month, []).append(flaw.memories)
     lacking = ", ".join(f"{_lost(months[month])} of {month}" for month in sorted(months))

@@ -32,23 +32,24 @@ from vidurai_pipeline.analytics.file_schemas import Footers
 from vidurai_pipeline.analytics.pushdown import Parameters, row_filter
 from vidurai_pipeline.analytics.sandbox import Statement
 from vidurai_pipeline.analytics.schema_cache import ListingCache
-from vidurai_pipeline.analytics.search import FOUND, RANKED, Search
+from vidurai_pipeline.analytics.search import RANKED, Search
 from vidurai_pipeline.analytics.sources import open_encrypted, table_name
 from vidurai_pipeline.analytics.views import (
     COMMENTS,
     HOT,
     IN_BOTH,
-    PROJECTS,
     SALIENCE_SCORE,
     SUPERSEDED,
     BothTiers,
+    Stores,
     Views,
     hot_source,
     listed_memories,
+    projects,
 )
 from vidurai_pipeline.cold.keys import KeyRing
-from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files, quote_literal
-from vidurai_pipeline.cold.manifest import Flaw, Manifests
+from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_all_stores, quote_literal
+from vidurai_pipeline.cold.manifest import Flaw, StoreManifests
 from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
 from vidurai_pipeline.hot.view import HiddenProjects, HotSnapshot, RowFilter, UnusualRowError
 
@@ -74,6 +75,8 @@ class ArchiveDatabase:
         keys: the archive's keys.
         skip_damaged: whether damaged files are left out, with an ArchiveWarning; else they are an error.
         hidden: says whenever a cursor is asked for which projects are left out.
+        find_stores: says which stores share the archive.
+        only_store: the one store whose archive is read.
 
     Attributes:
         files: the files that the views read.
@@ -81,6 +84,7 @@ class ArchiveDatabase:
         columns: the columns of ``history``.
         footers: the columns of each file.
         manifests: what is recorded of the files.
+        stores: the stores that share the archive.
     """
 
     def __init__(
@@ -93,8 +97,12 @@ class ArchiveDatabase:
         *,
         skip_damaged: bool = False,
         hidden: Callable[[], HiddenProjects | None] = lambda: None,
+        find_stores: Callable[[], Stores] = Stores,
+        only_store: str | None = None,
     ) -> None:
         self.base = base
+        self._find_stores = find_stores
+        self._only_store = only_store
         self._keys = keys
         self.files: tuple[ArchiveFile, ...] = ()
         self.left_out: list[Flaw] = []
@@ -107,7 +115,8 @@ class ArchiveDatabase:
         self._connection: duckdb.DuckDBPyConnection | None = None
         self.footers = Footers()
         self._cache = ListingCache(base)
-        self.manifests = Manifests(base)
+        self.manifests = StoreManifests(base, only_store)
+        self.stores = find_stores()
         self._filter = DamageFilter(self.manifests) if skip_damaged else None
         self.columns: Sequence[str] = ()
         self._encrypted: dict[str, Dataset] = {}
@@ -132,7 +141,10 @@ class ArchiveDatabase:
 
     def changed(self) -> bool:
         """Whether the archive's files are no longer those that the views read."""
-        return list_files(self.base) != self._listed
+        return self._list() != self._listed
+
+    def _list(self) -> tuple[ArchiveFile, ...]:
+        return list_all_stores(self.base, self._only_store)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Give a connection whose views read the files that are there now.
@@ -147,7 +159,7 @@ class ArchiveDatabase:
         with self._lock:
             self._follow_hidden()
             for last in [*[False] * CHANGES, True]:
-                files = list_files(self.base)
+                files = self._list()
                 if self._connection is not None and files == self._listed:
                     break
                 self._connection = None
@@ -198,14 +210,14 @@ class ArchiveDatabase:
         """
         tiers = self._tiers(connection, hot)
         connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(_INCOMING, duplicates=False)}")
-        connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW projects AS {PROJECTS}")
+        connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW projects AS {projects(self.columns)}")
         return tiers
 
     def _tiers(self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> BothTiers:
         if self._types is None:  # with thousands of files, it takes its time
             self._types = _described(connection, "history")
         connection.register(_INCOMING, pa.Table.from_batches([], hot.schema))
-        return BothTiers(self._types, _described(connection, _INCOMING), hot.projects())
+        return BothTiers(self._types, _described(connection, _INCOMING), hot.projects(), self.stores)
 
     def columns_needed(self, connection: duckdb.DuckDBPyConnection, statement: str, parameters: object) -> set[str]:
         """Which of the hot store's columns a statement needs, as far as DuckDB's plan tells.
@@ -262,15 +274,24 @@ class ArchiveDatabase:
         duplicates = False
         if self.files and rows and not rows.by_id:  # one that is not read must still hide its copy in the archive
             _copy_first(connection, pa.schema([schema.field("id")]), hot.short_columns({"id"}), hot.batches({"id"}))
-            duplicates = _find_duplicates(connection, hot)
+            duplicates = self._find_duplicates(connection, hot)
         ways: list[Iterable[pa.RecordBatch]] = [hot.filtered(needed, rows)] if rows else []
         if not rows.by_id:
             ways.insert(0, hot.short_columns(needed) if needed else ())
         _copy_first(connection, schema, *ways, hot.batches(needed))
         if self.files and (rows.by_id or not rows):
-            duplicates = _find_duplicates(connection, hot)
+            duplicates = self._find_duplicates(connection, hot)
         source = hot_source(HOT, tiers.hot, schema.names)
         connection.execute(f"{_MAKE_MEMORIES} {tiers.sql(source, duplicates=duplicates)}")
+
+    def _find_duplicates(self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> bool:
+        """Make the table of the hot memories that the archive holds too; whether there are any."""
+        archived = f"(FROM history WHERE {self.stores.is_own})" if self.stores.several else "history"
+        ids = connection.execute(f"SELECT id FROM {HOT} SEMI JOIN {archived} USING (id)").fetchall()
+        connection.register(_INCOMING, hot.created(id_ for (id_,) in ids))
+        connection.execute(f"CREATE OR REPLACE TEMPORARY TABLE {IN_BOTH} AS FROM {_INCOMING}")
+        connection.unregister(_INCOMING)
+        return bool(ids)
 
     def search_hot(self, hot: HotSnapshot, search: Search) -> list[dict[str, Any]]:
         """Find memories of the hot store, the most relevant first, as many as the search wants.
@@ -283,7 +304,7 @@ class ArchiveDatabase:
         for table in _gathered(hot.matching(search.spellings, search.columns_ranked_by)):
             best = search.best([*best, *found(table, RANKED, search.sql)])
         rows = hot.memories([row["id"] for row in best], search.columns_given)
-        return search.best(row for table in _gathered(rows) for row in found(table, FOUND, search.sql))
+        return search.best(row for table in _gathered(rows) for row in found(table, search.found, search.sql))
 
     def hot_reader(self, hot: HotSnapshot, search: Search) -> Callable[[Sequence[int]], list[dict[str, Any]]]:
         """Make a function that gives hot memories by their ids, as far as a search's filters let them pass."""
@@ -292,7 +313,9 @@ class ArchiveDatabase:
         def read(ids: Sequence[int]) -> list[dict[str, Any]]:
             tables = _gathered(hot.memories(ids, search.columns_given))
             return [
-                row for table in tables for row in found(table, FOUND, lambda source, _: search.sql_of(source, ids))
+                row
+                for table in tables
+                for row in found(table, search.found, lambda source, _: search.sql_of(source, ids))
             ]
 
         return read
@@ -368,7 +391,8 @@ class ArchiveDatabase:
         known, superseded = self._cache.load(listing.files)
         self.footers.known = known | self.footers.known
         columns = self.footers.merged(connection, listing)
-        views = Views(listing, columns, self._register_encrypted(connection, listing), self._hidden)
+        self.stores = self._find_stores()
+        views = Views(listing, columns, self._register_encrypted(connection, listing), self._hidden, self.stores)
         self.columns, self._types = views.columns, None
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
@@ -376,18 +400,18 @@ class ArchiveDatabase:
         if superseded is None:
             for statement in fill_in:
                 connection.execute(statement)
-            superseded = [row[0] for row in connection.execute(views.superseded_places()).fetchall()]
+            superseded = connection.execute(views.superseded_places()).fetchall()
             self._cache.save(self.footers.known, superseded)
         if superseded:
-            places = "SELECT unnest($places::BIGINT[]) AS place"
-            connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {places}", {"places": superseded})
+            sql, values = views.superseded_table(superseded)
+            connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {sql}", values)
         for macro in views.file_macros(first_only=True):
             connection.execute(f"CREATE OR REPLACE {kind} MACRO {macro}")
         history = views.history(duplicates=bool(superseded))
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history AS {history}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW history_all AS {views.history_all()}")
         connection.execute(f"CREATE OR REPLACE {kind} VIEW memories AS {listed_memories(self.columns)}")
-        connection.execute(f"CREATE OR REPLACE {kind} VIEW projects AS {PROJECTS}")
+        connection.execute(f"CREATE OR REPLACE {kind} VIEW projects AS {projects(self.columns)}")
         for view, (name, text) in itertools.product(("history", "history_all"), COMMENTS.items()):
             connection.execute(f"COMMENT ON COLUMN {view}.{name} IS {quote_literal(text)}")
         for statement in fill_in:
@@ -433,15 +457,6 @@ def _copy_in(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, batches: 
         connection.execute(f"{do} FROM {_INCOMING}")
         do = f"INSERT INTO {HOT}"
     connection.unregister(_INCOMING)
-
-
-def _find_duplicates(connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> bool:
-    """Make the table of the hot memories that the archive holds too; whether there are any."""
-    ids = connection.execute(f"SELECT id FROM {HOT} SEMI JOIN history USING (id)").fetchall()
-    connection.register(_INCOMING, hot.created(id_ for (id_,) in ids))
-    connection.execute(f"CREATE OR REPLACE TEMPORARY TABLE {IN_BOTH} AS FROM {_INCOMING}")
-    connection.unregister(_INCOMING)
-    return bool(ids)
 
 
 def _scanned(plan: object) -> set[str]:

@@ -6,6 +6,9 @@ which pick the files to read, and typed companions of times and salience (:data:
 ``history`` and what is still in the hot store, each memory once, with its ``tier``; of hot rows, ``archived_at``,
 ``year`` and ``month`` are NULL. ``projects`` counts them by project. The hot store is read, in one snapshot, by each
 query that names one of these two, and by no other; of it, the columns are read that the query needs.
+
+Where several stores share the archive, the views show the memories of all of them, with a column ``store``. Of the hot
+stores, only the own one is read.
 """
 
 import contextlib
@@ -24,7 +27,6 @@ import pyarrow as pa
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.execution import Parameters, Query, TimeLimit, unique_names, warn_of
 from vidurai_pipeline.analytics.search import (
-    FOUND,
     Mode,
     Moment,
     Search,
@@ -35,12 +37,20 @@ from vidurai_pipeline.analytics.search import (
     result_columns,
     snippet,
 )
-from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.analytics.views import Stores
+from vidurai_pipeline.analytics.word_index import StoreIndexes
 from vidurai_pipeline.analytics.word_search import WordSearch
 from vidurai_pipeline.cold.keys import KeyRing
-from vidurai_pipeline.cold.listing import list_files
+from vidurai_pipeline.cold.listing import list_all_stores, store_roots
 from vidurai_pipeline.cold.manifest import Flaw
-from vidurai_pipeline.errors import ConfigError, QueryError, SearchIndexError, SearchIndexWarning, refuse_to_run
+from vidurai_pipeline.errors import (
+    ConfigError,
+    QueryError,
+    SearchIndexError,
+    SearchIndexWarning,
+    refuse_to_run,
+    some_of,
+)
 from vidurai_pipeline.hot.view import HotView
 from vidurai_pipeline.settings import load_settings, store_in
 
@@ -104,11 +114,12 @@ class RepoAnalyst:
         timeout: float | None = None,
         skip_damaged: bool = False,
         exclude_projects: Sequence[str] = (),
+        store: str | None = None,
     ) -> None:
         """Set up; the archive is first looked at when the first query comes.
 
         Args:
-            archive_base: the archive's folder; default from the settings.
+            archive_base: the archive's folder; default from the settings, where several stores may share it.
             hot_store: the SQLite file that ``memories`` shows beside the archive; it need not exist. Default from the
                 settings, or for another archive than theirs the store beside it.
             connection: a connection to make the views in, at once; default one of the analyst's own.
@@ -119,6 +130,7 @@ class RepoAnalyst:
                 is missing. All files are read for that before the first answer. By default they are an error.
             exclude_projects: names, paths or ids of projects whose memories no answer shows or counts. SQL can then ask
                 nothing but the views, and takes longer: each query reads the whole archive.
+            store: of the stores that share the archive, read this one alone, whatever the state of the others.
 
         Raises:
             ConfigError: a setting or an argument is wrong.
@@ -131,16 +143,21 @@ class RepoAnalyst:
             raise ConfigError("exclude_projects can't be set on a connection that is passed in")
         if timeout is not None and not 0 < timeout <= _LONGEST:
             raise ConfigError(f"timeout must be more than 0 seconds and at most {_LONGEST:,}: {timeout}")
-        self.archive_base = (archive_base or settings.archive_path).expanduser().absolute()
+        self.archive_base = (archive_base or settings.archive_root).expanduser().absolute()
+        self._only, self._own = store, settings.store_name if self.archive_base == settings.archive_root else None
+        if store is not None and store not in (*store_roots(self.archive_base), self._own):
+            there = some_of([*store_roots(self.archive_base)])
+            hint = f"there are those of {there}" if there else "set VIDURAI_STORE_NAME to give a store a name"
+            raise ConfigError(f"{self.archive_base} has no archive of a store {store!r}", hint)
         self._timeout = timeout
         self._memory_limit, self._threads = memory_limit or settings.memory_limit, threads or settings.threads
         self._keys = KeyRing(settings.archive_key_file)
         self._shared = connection is not None
-        self._words = WordIndex(self.archive_base)
-        if hot_store is None and self.archive_base != settings.archive_path:
+        self._words = StoreIndexes(self.archive_base)
+        if hot_store is None and self.archive_base not in (settings.archive_root, settings.archive_path):
             hot_store = store_in(self.archive_base.parent)
-        store = (hot_store or settings.db_path).expanduser().absolute()
-        self._hot = HotView(store, settings.busy_timeout, exclude_projects)
+        hot_store = (hot_store or settings.db_path).expanduser().absolute()
+        self._hot = HotView(hot_store, settings.busy_timeout, exclude_projects)
         self._database = ArchiveDatabase(
             self.archive_base,
             connection,
@@ -149,6 +166,8 @@ class RepoAnalyst:
             self._keys,
             skip_damaged=skip_damaged,
             hidden=self._hot.hidden,
+            find_stores=lambda: self.stores,
+            only_store=store,
         )
         self._running: WeakSet[TimeLimit] = WeakSet()
         if connection is not None:
@@ -175,12 +194,12 @@ class RepoAnalyst:
         Raises:
             ArchiveError: the archive can't be read.
         """
-        return not list_files(self.archive_base)
+        return not list_all_stores(self.archive_base, self._only)
 
     @property
     def has_index(self) -> bool:
         """Whether the archive has a search index, whole or not."""
-        return self._words.folder.exists()
+        return self._words.exist()
 
     @property
     def left_out(self) -> list[Flaw]:
@@ -362,14 +381,21 @@ class RepoAnalyst:
         if begin is not None and end is not None and begin >= end:
             raise QueryError(f"nothing is since {since} and until {until}", "since must be the earlier time")
         filters = SearchFilters(project, begin, end, salience, outcome)
-        search = Search(words, limit, filters, ids)
-        if tier == "all" and not self._hot.exists():
+        stores = self.stores
+        search = Search(words, limit, filters, ids, stores.is_own, stores.several)
+        if tier == "hot" and not stores.hot:
+            raise QueryError(f"the hot store of {self._only!r} is not the one of this machine", "search its archive")
+        if tier == "all" and not (stores.hot and self._hot.exists()):
             rows, marks = self._search(search, "cold", mode)
             rows = [row | {"tier": "cold"} for row in rows]
         else:
             rows, marks = self._search(search, tier, mode)
         found = [{"snippet": snippet(readable_texts(row), marks), **row} for row in rows]
-        return [{name: row[name] for name in result_columns(tier)} for row in found]
+        return [{name: row[name] for name in self.search_columns(tier)} for row in found]
+
+    def search_columns(self, tier: Tier) -> list[str]:
+        """The names of what a search gives for each memory; ``store`` where several stores share the archive."""
+        return result_columns(tier, several_stores=self.stores.several)
 
     def unknown_project(self, project: int | str) -> str | None:
         """Say that no memory is of a project, and which names are like its name; None if there is such a project.
@@ -423,10 +449,17 @@ class RepoAnalyst:
 
     def _database_of_nothing(self) -> ArchiveDatabase:
         nowhere = self._database.scratch_folder() / "none"
-        return ArchiveDatabase(nowhere, None, self._memory_limit, self._threads, self._keys)
+        settings = self._memory_limit, self._threads, self._keys
+        return ArchiveDatabase(nowhere, None, *settings, find_stores=lambda: self.stores)
+
+    @property
+    def stores(self) -> Stores:
+        """The stores that share the archive now."""
+        several = bool(self._own or self._only or store_roots(self.archive_base))
+        return Stores(several, self._own, hot=self._only in (None, self._own))
 
     def _search_view(self, view: str, search: Search, *, tier: str | None = None) -> list[dict[str, Any]]:
-        sql, parameters = search.sql(view, [*FOUND, "tier" if tier is None else f"'{tier}' AS tier"])
+        sql, parameters = search.sql(view, [*search.found, "tier" if tier is None else f"'{tier}' AS tier"])
         return self.query_archive(sql, parameters)
 
     def _search_both(self, search: Search, tier: Tier) -> list[dict[str, Any]]:
@@ -452,7 +485,8 @@ class RepoAnalyst:
                 hot.interrupt()
             warn_of(hot)
             copies = hot.created(row["id"] for row in archived if row["id"] is not None).to_pylist()
-        if {(row["id"], row["created_at"]) for row in archived} & {tuple(copy.values()) for copy in copies}:
+        own = {(row["id"], row["created_at"]) for row in archived if row.get("store") == self._database.stores.own}
+        if own & {tuple(copy.values()) for copy in copies}:
             # Memories that are in both tiers for the moment are sorted out by the view, which takes its time.
             return self._search_view("memories", search)
         return search.best([row | {"tier": "hot"} for row in waiting] + [row | {"tier": "cold"} for row in archived])
@@ -472,14 +506,17 @@ class RepoAnalyst:
         """
         sql = "SELECT * FROM memories WHERE id = ? ORDER BY tier DESC, archived_ts DESC, created_ts DESC"
         rows = self.query_archive(sql, [id_])
+        key = ["created_at", *self._database.stores.columns]
         places = self.query_archive(
-            "SELECT created_at, max_by(filename, coalesce(archived_ts, TIMESTAMP '0001-01-01')) AS file "
+            f"SELECT {', '.join(key)}, max_by(filename, coalesce(archived_ts, TIMESTAMP '0001-01-01')) AS file "
             "FROM history_all WHERE id = ? GROUP BY ALL",
             [id_],
         )
-        files = {row["created_at"]: row["file"] for row in places}
-        store = str(self._hot.path)
-        return [row | {"file": store if row["tier"] == "hot" else files.get(row["created_at"])} for row in rows]
+        files = {tuple(row[name] for name in key): row["file"] for row in places}
+        hot = str(self._hot.path)
+        return [
+            row | {"file": hot if row["tier"] == "hot" else files.get(tuple(row[name] for name in key))} for row in rows
+        ]
 
     def get_training_data(self, limit: int = 1000) -> list[dict[str, Any]]:
         """Give the memories with an outcome, newest first, for learning.

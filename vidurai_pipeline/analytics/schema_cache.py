@@ -28,7 +28,7 @@ SETTLED_SECONDS = 2.0
 """A file that changed more recently may change again within one tick of its file system's clock."""
 
 _MOST_PLACES = 20_000
-_FORMAT = f"3 {duckdb.__version__}"
+_FORMAT = f"4 {duckdb.__version__}"
 
 
 class ListingCache:
@@ -42,7 +42,7 @@ class ListingCache:
         name = hashlib.sha256(os.fsencode(base)).hexdigest()[:24]
         self.path = user_cache_path("vidurai-pipeline", appauthor=False) / f"{name}.json"
 
-    def load(self, files: Sequence[ArchiveFile]) -> tuple[dict[ArchiveFile, Columns], list[int] | None]:
+    def load(self, files: Sequence[ArchiveFile]) -> tuple[dict[ArchiveFile, Columns], list[tuple[str, int]] | None]:
         """Give what is known of these files.
 
         Returns:
@@ -58,13 +58,14 @@ class ListingCache:
             schemas = [tuple((str(name), str(type_)) for name, type_ in schema) for schema in found["schemas"]]
             if found["listing"] == _digest(files):
                 columns = {file: schemas[row[-1]] for file, row in zip(files, found["files"], strict=True)}
-                return columns, None if found["superseded"] is None else list(map(int, found["superseded"]))
+                places = found["superseded"]
+                return columns, None if places is None else [(str(file), int(row)) for file, row in places]
             known = {tuple(row[:-1]): schemas[row[-1]] for row in found["files"]}
         except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return {}, None
         return {file: known[file] for file in files if file in known}, None
 
-    def save(self, columns: Mapping[ArchiveFile, Columns], superseded: Iterable[int]) -> None:
+    def save(self, columns: Mapping[ArchiveFile, Columns], superseded: Iterable[tuple[str, int]]) -> None:
         """Keep what was found out."""
         if _is_small(columns):
             return

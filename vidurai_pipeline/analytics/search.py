@@ -62,14 +62,14 @@ _COLUMNS = (
 )
 
 
-#: The columns of what the query of a search finds, and those that decide about its place among the others.
-FOUND = (*_COLUMNS, "created_ts")
+#: The columns that decide about a memory's place among the others that a search found.
 RANKED = ("id", "created_at", "created_ts", "score")
 
 
-def result_columns(tier: Tier) -> list[str]:
+def result_columns(tier: Tier, *, several_stores: bool = False) -> list[str]:
     """The names of what a search gives for each memory."""
-    return [_COLUMNS[0], "snippet", *_COLUMNS[1:], *(["tier"] if tier != "cold" else [])]
+    first = ["store", _COLUMNS[0]] if several_stores else [_COLUMNS[0]]
+    return [*first, "snippet", *_COLUMNS[1:], *(["tier"] if tier != "cold" else [])]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class Search:
         words: what to find, words apart by white space.
         limit: the most memories to give.
         filters: which memories it looks at.
-        project_ids: the ids of the projects that are meant, as far as they are known by another way.
+        project_ids: the ids, in the own store, of the projects that are meant, as far as they are known by another way.
+        is_own: the condition that a memory is of the own store.
+        several_stores: whether the memories are of several stores.
 
     Raises:
         QueryError: there is no word, or a filter's value can't be.
@@ -101,6 +103,8 @@ class Search:
     limit: int
     filters: SearchFilters
     project_ids: Sequence[int] = ()
+    is_own: str = "true"
+    several_stores: bool = False
 
     #: The columns of a memory that a search gives, or makes what it gives of.
     columns_given = frozenset({*_COLUMNS, "verbatim"})
@@ -109,6 +113,11 @@ class Search:
         if self.limit < 0:
             raise QueryError(f"the limit can't be negative: {self.limit}")
         self.sql("history")
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """The columns of what the query of the search finds."""
+        return (*_COLUMNS, "created_ts", *(["store"] if self.several_stores else []))
 
     @property
     def columns_ranked_by(self) -> set[str]:
@@ -123,7 +132,7 @@ class Search:
         """The words, each as Unicode may spell it."""
         return [spellings(word) for word in split_words(self.words)]
 
-    def sql(self, source: str, columns: Sequence[str] = FOUND) -> tuple[str, dict[str, object]]:
+    def sql(self, source: str, columns: Sequence[str] | None = None) -> tuple[str, dict[str, object]]:
         """Make the query that finds the words, and its parameters.
 
         The score counts where each word occurs: 4 in the gist, 2 more as a whole word of it, 2 in the path, 2 in the
@@ -131,7 +140,7 @@ class Search:
 
         Args:
             source: what to search: a view, or a subquery with its columns.
-            columns: what to give.
+            columns: what to give; by default :attr:`found`.
         """
         parameters: dict[str, object] = {"most": min(self.limit, _MOST)}
         conditions: list[str] = []
@@ -150,7 +159,7 @@ class Search:
             scores += [f"{weight} * coalesce({hit}, false)::INTEGER" for hit, weight in weights.items()]
         conditions += self._conditions(parameters)
         sql = f"""
-            SELECT {_selected(columns, " + ".join(scores))} FROM {source} WHERE {" AND ".join(conditions)}
+            SELECT {_selected(columns or self.found, " + ".join(scores))} FROM {source} WHERE {" AND ".join(conditions)}
             ORDER BY score DESC, created_ts DESC NULLS LAST, created_at DESC NULLS LAST, id DESC NULLS LAST
             LIMIT $most
         """
@@ -165,7 +174,7 @@ class Search:
         """
         parameters: dict[str, object] = {"ids": list(ids)}
         conditions = ["id IN (SELECT unnest($ids::BIGINT[]))", *self._conditions(parameters)]
-        return f"SELECT {_selected(FOUND, '0')} FROM {source} WHERE {' AND '.join(conditions)}", parameters
+        return f"SELECT {_selected(self.found, '0')} FROM {source} WHERE {' AND '.join(conditions)}", parameters
 
     def _conditions(self, parameters: dict[str, object]) -> list[str]:
         """The conditions of the filters; their values are added to the parameters."""
@@ -181,7 +190,8 @@ class Search:
             wanted = int(wanted)
         elif isinstance(wanted, str):
             known = ", ".join(map(str, self.project_ids)) or "NULL"
-            project = f"(lower($project) IN (lower(project_name), lower(project_path)) OR project_id IN ({known}))"
+            project = "(lower($project) IN (lower(project_name), lower(project_path)) "
+            project += f"OR project_id IN ({known}) AND {self.is_own})"
         return {
             "project": (project, wanted),
             "since": ("created_ts >= $since", filters.since),

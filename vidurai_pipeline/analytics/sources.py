@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from vidurai_pipeline.cold.files import archive_errors
-from vidurai_pipeline.cold.listing import FILE, MONTH, YEAR, ArchiveFile, Listing
+from vidurai_pipeline.cold.listing import FILE, MONTH, STORE, YEAR, ArchiveFile, Listing
 from vidurai_pipeline.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def scan(connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequenc
     for group in group_encrypted(listing, files):
         name = table_name(group)
         connection.register(name, open_encrypted(listing, group))
-        sources.append(f"(SELECT * EXCLUDE ({FILE}, {YEAR}, {MONTH}) FROM {name})")
+        sources.append(f"(SELECT * EXCLUDE ({FILE}, {YEAR}, {MONTH}, {STORE}) FROM {name})")
     return sources[0] if len(sources) == 1 else f"({' UNION ALL BY NAME '.join(f'FROM {one}' for one in sources)})"
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from vidurai_pipeline.analytics.file_schemas import is_nested, shown_names, united
 from vidurai_pipeline.analytics.times import utc_timestamp
-from vidurai_pipeline.cold.listing import FILE, MONTH, YEAR, Listing, quote_literal
+from vidurai_pipeline.cold.listing import FILE, MONTH, STORE, YEAR, Listing, quote_literal
 from vidurai_pipeline.hot.sql import quote_identifier
 from vidurai_pipeline.hot.view import HiddenProjects
 
@@ -31,12 +31,21 @@ NOT_READ = "a column of the hot store was not read"
 PROJECT = ("project_name", "project_path")
 """Columns of a memory's project, which files of later versions have; of others, the hot store may know."""
 
-PROJECTS = """
-    SELECT project_id AS id, project_name AS name, project_path AS path, count(*) FILTER (tier = 'hot') AS hot,
-        count(*) FILTER (tier = 'cold') AS cold, min(created_ts) AS oldest, max(created_ts) AS newest
-    FROM memories GROUP BY ALL ORDER BY id
-"""
-"""The view of the projects, with how many memories each has in which tier."""
+
+def projects(columns: Collection[str]) -> str:
+    """Make the SQL of the view of the projects, with how many memories each has in which tier.
+
+    Args:
+        columns: those of ``history``. With several stores, each has projects of its own.
+    """
+    store = "store, " if "store" in columns else ""
+    return f"""
+        SELECT {store}project_id AS id, project_name AS name, project_path AS path,
+            count(*) FILTER (tier = 'hot') AS hot, count(*) FILTER (tier = 'cold') AS cold,
+            min(created_ts) AS oldest, max(created_ts) AS newest
+        FROM memories GROUP BY ALL ORDER BY {store}id
+    """
+
 
 COMPANIONS = {
     "created_ts": ("TIMESTAMP", utc_timestamp('"created_at"')),
@@ -62,12 +71,47 @@ SALIENCE_SCORE = """(x VARCHAR) AS CASE upper(trim(x))
 Files of others may hold the levels as numbers, which the views show as text.
 """
 
-# A place in the archive as one number: the file's position in its list, then the row's in the file.
-_PLACE = "((file_index::BIGINT << 32) + file_row_number)"
-# Of an encrypted file's rows Arrow gives no numbers: what tells the copies of one memory apart must do. It is beyond
-# all other places.
-_ENCRYPTED_PLACE = f"(((hash({FILE}, id, created_at, archived_at) >> 2) | (1::UBIGINT << 62))::BIGINT)"
-_OWN_COLUMNS = {"year": "INTEGER", "month": "INTEGER", "filename": "VARCHAR", "place": "BIGINT"}
+# Which row of its file a copy is. DuckDB's number of the file itself depends on how many files a query reads.
+_PLACE = "file_row_number"
+# Of an encrypted file's rows Arrow gives no numbers: what tells the copies of one memory apart must do.
+_ENCRYPTED_PLACE = "(hash(id, created_at, archived_at) >> 2)::BIGINT"
+_OWN_COLUMNS = {
+    "year": "INTEGER",
+    "month": "INTEGER",
+    "store": "VARCHAR",
+    "filename": "VARCHAR",
+    "place": "BIGINT",
+}
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Whose memories the views show, where several stores share an archive.
+
+    Attributes:
+        several: whether they do; the views then have a column ``store``.
+        own: the name of the hot store that is shown beside the archive; None if it has none.
+        hot: whether that is shown; not beside the archive of another store alone.
+    """
+
+    several: bool = False
+    own: str | None = None
+    hot: bool = True
+
+    @property
+    def columns(self) -> list[str]:
+        """What a memory is known by beside its id."""
+        return ["store"] if self.several else []
+
+    @property
+    def is_own(self) -> str:
+        """The condition that a memory is of that hot store, whose ids mean nothing elsewhere."""
+        return f"store IS NOT DISTINCT FROM {self.name}" if self.several else "true"
+
+    @property
+    def name(self) -> str:
+        """The hot store's name as SQL."""
+        return quote_literal(self.own) if self.own else "CAST(NULL AS VARCHAR)"
 
 
 class Views:
@@ -79,6 +123,7 @@ class Views:
         columns: Mapping[str, str],
         encrypted: Mapping[str, Collection[str]] | None = None,
         hidden: HiddenProjects | None = None,
+        stores: Stores | None = None,
     ) -> None:
         """Prepare the SQL.
 
@@ -87,21 +132,27 @@ class Views:
             columns: every column of the files and its type.
             encrypted: the tables of the encrypted files, each with its columns.
             hidden: the projects whose memories the views leave out.
+            stores: the stores that share the archive.
         """
         self._listing = listing
+        self._stores = stores or Stores()
         self._hidden = hidden
         self._encrypted = encrypted or {}
         # Files beside the layout have no partition of their own. And above an archive that itself lies in a folder
         # named like a partition DuckDB would take that folder's value for the file's.
-        hive = "/year=" not in listing.root and "/month=" not in listing.root
+        hive = not any(f"/{name}=" in listing.root for name in ("year", "month", "store"))
         plain = [file for file in listing.files if file.key is None]
-        self._partitioned = [file for file in plain if hive and file.partitioned]
-        self._loose = [file for file in plain if not (hive and file.partitioned)]
+        # DuckDB reads files together only if all have the same partition columns.
+        fit = [hive and file.partitioned and bool(file.store) == self._stores.several for file in plain]
+        self._partitioned = [file for file, fits in zip(plain, fit, strict=True) if fits]
+        self._loose = [file for file, fits in zip(plain, fit, strict=True) if not fits]
         shown = shown_names(columns)
         self._of_files = {shown[name]: name for name in columns}
         self._columns = {shown[name]: type_ for name, type_ in columns.items()}
         #: The columns of ``history``.
-        self.columns = [*dict.fromkeys([*self._columns, "content", "year", "month", *PROJECT, *COMPANIONS])]
+        self.columns = [
+            *dict.fromkeys([*self._columns, "content", "year", "month", *self._stores.columns, *PROJECT, *COMPANIONS])
+        ]
 
     def file_macros(self, *, first_only: bool) -> list[str]:
         """The macros that the views read their lists of files from, each as ``name() AS list``.
@@ -140,18 +191,29 @@ class Views:
 
         Only memories that are there twice are looked at closely: the first step reads nothing but ids.
         """
+        key = ["id", *self._stores.columns]
+        keys = ", ".join(key)
+        same = " AND ".join(
+            ["copy.id = repeated.id", *(f"copy.{name} IS NOT DISTINCT FROM repeated.{name}" for name in key[1:])]
+        )
         return f"""
             WITH repeated AS (
-                SELECT id FROM ({self._union(["id"])}) GROUP BY id HAVING count(*) > 1
+                SELECT {keys} FROM ({self._union(key)}) GROUP BY ALL HAVING count(*) > 1
             )
-            SELECT place
-            FROM ({self._union(["id", "created_at", "archived_at", "filename", "place"])}) SEMI JOIN repeated USING (id)
-            QUALIFY place <> first_value(place) OVER (
-                PARTITION BY id, created_at
+            SELECT substr(filename, {len(self._listing.root) + 2}), place
+            FROM ({self._union([*key, "created_at", "archived_at", "filename", "place"])}) AS copy
+            SEMI JOIN repeated ON {same}
+            QUALIFY 1 < row_number() OVER (
+                PARTITION BY {keys}, created_at
                 ORDER BY {utc_timestamp("archived_at")} DESC NULLS LAST, archived_at DESC NULLS LAST, filename DESC,
                     place DESC
             )
         """
+
+    def superseded_table(self, places: Sequence[tuple[str, int]]) -> tuple[str, list[object]]:
+        """Make the SQL of the table of superseded copies, and its values, from what the query above gave."""
+        sql = f"SELECT {quote_literal(f'{self._listing.root}/')} || unnest(?::VARCHAR[]) AS filename, "
+        return f"{sql}unnest(?::BIGINT[]) AS place", [list(column) for column in zip(*places, strict=True)]
 
     def _shown(self, sql: str) -> str:
         """Leave out hidden projects. DuckDB moves no condition below a LIMIT, so none meets what is hidden."""
@@ -161,7 +223,7 @@ class Views:
         conditions = [f"coalesce({_comparable(name)} IN ({texts}), false)" for name in PROJECT]
         if self._hidden.ids and "project_id" in self._columns:
             ids = ", ".join(map(str, sorted(self._hidden.ids)))
-            conditions.append(f"coalesce(try_cast(project_id AS BIGINT) IN ({ids}), false)")
+            conditions.append(f"{self._stores.is_own} AND coalesce(try_cast(project_id AS BIGINT) IN ({ids}), false)")
         return f"SELECT * FROM ({sql}) WHERE NOT ({' OR '.join(conditions)}) LIMIT {2**63 - 1}"
 
     def _names(self) -> list[str]:
@@ -173,21 +235,24 @@ class Views:
             # A later schema's own `content` wins; files from before it have only the memory's text to show.
             text = "content" if self._columns[own] == "VARCHAR" else "CAST(content AS VARCHAR)"
             names[own] = f"coalesce({text}, verbatim) AS content"
-        names |= {name: name for name in ("year", "month")}
+        names |= {name: name for name in ("year", "month", *self._stores.columns)}
         names |= {name: f"CAST(NULL AS VARCHAR) AS {name}" for name in PROJECT if name not in names}
         return [*names.values(), *(f"{expression} AS {name}" for name, (_, expression) in COMPANIONS.items())]
 
     def _union(self, selection: Sequence[str], *, without_superseded: bool = False) -> str:
         branches = []
         if self._partitioned:
-            source = self._source(_PARTITIONED, "true, hive_types = {'year': INTEGER, 'month': INTEGER}")
+            store = ", 'store': VARCHAR" if self._stores.several else ""
+            source = self._source(_PARTITIONED, f"true, hive_types = {{'year': INTEGER, 'month': INTEGER{store}}}")
             branches.append(_branch(source, selection, {"place": _PLACE}, without_superseded))
         if self._loose:
             partition = {
                 key: f"try_cast(regexp_extract(filename, '.*/{key}=([0-9]+)/', 1) AS INTEGER)"
                 for key in ("year", "month")
             }
-            own = {**partition, "place": f"(-1 - {_PLACE})"}
+            within = f"substr(filename, {len(self._listing.root) + 2})"
+            partition["store"] = f"nullif(regexp_extract({within}, '^store=([^/]+)/', 1), '')"
+            own = {**partition, "place": _PLACE}
             branches.append(_branch(self._source(_LOOSE, "false"), selection, own, without_superseded))
         for table, names in self._encrypted.items():
             branches.append(_branch(self._of_table(table, names), selection, {"place": "place"}, without_superseded))
@@ -204,7 +269,8 @@ class Views:
             f"CAST({own.get(self._of_files[name].lower(), 'NULL')} AS {type_}) AS {quote_identifier(name)}"
             for name, type_ in self._columns.items()
         ]
-        items += [f"{YEAR} AS year", f"{MONTH} AS month", f"{FILE} AS filename", f"{_ENCRYPTED_PLACE} AS place"]
+        items += [f"{YEAR} AS year", f"{MONTH} AS month", f"{STORE} AS store", f"{FILE} AS filename"]
+        items.append(f"{_ENCRYPTED_PLACE} AS place")
         return f"(SELECT {', '.join(items)} FROM {table})"
 
     def _source(self, macro: str, hive: str) -> str:
@@ -241,11 +307,13 @@ class BothTiers:
         cold: the columns of ``history`` and their types.
         hot: the columns of the hot store and theirs.
         projects: the hot store's projects, as :meth:`HotSnapshot.projects` gives them.
+        stores: the stores that share the archive.
     """
 
     cold: Mapping[str, str]
     hot: Mapping[str, str]
     projects: Sequence[tuple[int, str | None, str | None]]
+    stores: Stores
 
     @cached_property
     def columns(self) -> dict[str, str]:
@@ -267,6 +335,8 @@ class BothTiers:
         for column, type_ in self.columns.items():
             if column in PROJECT:
                 expression = self._of_project(column)
+            elif column == "store" and self.stores.several:
+                expression = self.stores.name
             elif column in _OWN_OF_BOTH:
                 expression = _OWN_OF_BOTH[column] or f"CAST(NULL AS {type_})"
             elif column.lower() in theirs:
@@ -276,7 +346,7 @@ class BothTiers:
             else:
                 expression = f"CAST(NULL AS {type_})"
             items.append(f"{expression} AS {quote_identifier(column)}")
-        return f"SELECT {', '.join(items)} FROM {source}"
+        return f"SELECT {', '.join(items)} FROM {source}{'' if self.stores.hot else ' WHERE false'}"
 
     def cold_side(self, *, duplicates: bool) -> str:
         """The archived memories.
@@ -292,7 +362,8 @@ class BothTiers:
             if column == "tier":
                 items.append("'cold' AS tier")
             elif column in PROJECT:  # of files from before they had it, the hot store may know
-                items.append(f"coalesce({name}, {self._of_project(column)}) AS {name}")
+                known = f"CASE WHEN {self.stores.is_own} THEN {self._of_project(column)} END"
+                items.append(f"coalesce({name}, {known}) AS {name}")
             elif column.lower() not in cold:
                 items.append(f"CAST(NULL AS {type_}) AS {name}")
             elif column not in _OWN_OF_BOTH and _only_text_suits(type_, theirs.get(column.lower(), type_)):
@@ -301,6 +372,7 @@ class BothTiers:
                 items.append(name)
         both = f"""
             ANTI JOIN {IN_BOTH} AS hot ON hot.id = history.id AND hot.created_at IS NOT DISTINCT FROM history.created_at
+                AND {self.stores.is_own}
         """
         return f"SELECT {', '.join(items)} FROM history {both if duplicates else ''}"
 
@@ -323,6 +395,7 @@ _OWN_OF_BOTH: dict[str, str | None] = {
     "content": '"verbatim"',
     "year": None,
     "month": None,
+    "store": None,
     **dict.fromkeys(PROJECT),
     **{name: expression for name, (_, expression) in COMPANIONS.items()},
     "tier": "'hot'",
@@ -361,5 +434,7 @@ def _branch(source: str, selection: Sequence[str], own: Mapping[str, str], witho
         without_superseded: whether to leave out superseded copies.
     """
     columns = ", ".join(f"{own[item]} AS {item}" if item in own else item for item in selection)
-    where = f" WHERE {own['place']} NOT IN (SELECT place FROM {SUPERSEDED})" if without_superseded else ""
-    return f"SELECT {columns} FROM {source}{where}"
+    if without_superseded:
+        source += f" AS files ANTI JOIN {SUPERSEDED} AS gone"
+        source += f" ON gone.filename = files.filename AND gone.place = files.{own['place']}"
+    return f"SELECT {columns} FROM {source}"

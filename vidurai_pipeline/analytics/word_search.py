@@ -11,7 +11,7 @@ import pyarrow as pa
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.question import Question, filter_queries, folded, make_index, microseconds
 from vidurai_pipeline.analytics.search import Search
-from vidurai_pipeline.analytics.word_index import WordIndex, documents
+from vidurai_pipeline.analytics.word_index import StoreIndexes, documents
 from vidurai_pipeline.cold.listing import ArchiveFile, quote_literal
 from vidurai_pipeline.errors import SearchIndexError, SearchIndexWarning, plural
 from vidurai_pipeline.hot.rows import light_array
@@ -21,6 +21,8 @@ from vidurai_pipeline.hot.view import HotSnapshot
 _RANKED = 20
 _HEAP_BYTES = 15_000_000
 Row = dict[str, Any]
+# By what an index knows a memory: its store, its id, and when it was created, in microseconds.
+_Identity = tuple[str | None, int | None, int | None]
 
 
 class WordSearch:
@@ -29,7 +31,7 @@ class WordSearch:
     Args:
         search: what to find.
         database: the archive's database.
-        index: the archive's search index.
+        indexes: the search indexes of the archive.
         answer: runs a query about the archive.
 
     Attributes:
@@ -40,12 +42,12 @@ class WordSearch:
         self,
         search: Search,
         database: ArchiveDatabase,
-        index: WordIndex,
+        indexes: StoreIndexes,
         answer: Callable[[str, dict[str, object]], list[Row]],
     ) -> None:
         self._search = search
         self._database = database
-        self._index = index
+        self._indexes = indexes
         self._answer = answer
         self._connection = database.cursor()
         self.question = Question(search.words, self._fold)
@@ -88,30 +90,60 @@ class WordSearch:
 
     def _cold(self) -> tuple[list[Row], bool]:
         """The archive's memories, and whether they are in order."""
-        lag = self._index.lag(self._database.files, self._database.manifests)
-        if len(lag.lacking) > len(self._database.files) / 2:
-            raise SearchIndexError(
-                f"it lacks {len(lag.lacking):,} of {plural(len(self._database.files), 'file')}",
-                "run `vidurai-pipeline index` to update it",
-            )
-        with self._index.errors():
-            index = self._index.index
-            filters = filter_queries(index.schema, self._search.filters, self._search.project_ids)
+        files: dict[str | None, list[ArchiveFile]] = {}
+        for file in self._database.files:
+            files.setdefault(file.store, []).append(file)
+        scores: dict[_Identity, float] = {}
+        lacking: list[ArchiveFile] = []
+        for store, those in (files or {None: []}).items():
+            try:
+                found, lag = self._by_index(store, those)
+            except SearchIndexError:
+                if len(files) < 2:
+                    raise
+                found, lag = {}, those
+            scores |= found
+            lacking += lag
+        self._require_most(lacking)
+        ids = sorted({int(id_) for _, id_, _ in scores if id_ is not None})
+        rows = self._answer(*self._search.sql_of("history", ids)) if ids else []
+        known = [row | {"score": round(scores[key], 3)} for row in rows if (key := _identity(row)) in scores]
+        if lacking:
+            return self._unindexed(lacking, known), False
+        # Scores of several indexes can't be compared.
+        return self._search.best(row | {"tier": "cold"} for row in known), len({store for store, _, _ in scores}) < 2
+
+    def _by_index(
+        self, store: str | None, files: list[ArchiveFile]
+    ) -> tuple[dict[_Identity, float], list[ArchiveFile]]:
+        """The best memories of one store by its index, with their scores; and its files that the index lacks."""
+        words = self._indexes.of_store(store)
+        listed = {file.within_store(): file for file in files}
+        lag = words.lag(listed, self._database.manifests.of_store(store))
+        lacking = [listed[file] for file in lag.lacking]
+        if len(files) == len(self._database.files):
+            self._require_most(lacking)
+        with words.errors():
+            index = words.index
+            project_ids = self._search.project_ids if store == self._database.stores.own else ()
+            filters = filter_queries(index.schema, self._search.filters, project_ids)
             hits = self.question.best(index, self._search.limit, filters)
             addresses = [address for _, address in hits]
             searcher = index.searcher()
             ids = searcher.fast_field_values("id", addresses)
             created = searcher.fast_field_values("created", addresses)
-        scores = {}
+        scores: dict[_Identity, float] = {}
         for (score, _), id_, moment in zip(hits, ids, created, strict=True):
-            scores.setdefault((id_, moment), score)
-        rows = (
-            self._answer(*self._search.sql_of("history", [int(id_) for id_ in ids if id_ is not None])) if ids else []
-        )
-        known = [row | {"score": round(scores[key], 3)} for row in rows if (key := _identity(row)) in scores]
-        if lag.lacking:
-            return self._unindexed(lag.lacking, known), False
-        return self._search.best(row | {"tier": "cold"} for row in known), True
+            known = [None if value is None else int(value) for value in (id_, moment)]
+            scores.setdefault((store, known[0], known[1]), score)
+        return scores, lacking
+
+    def _require_most(self, lacking: list[ArchiveFile]) -> None:
+        if len(lacking) > len(self._database.files) / 2:
+            raise SearchIndexError(
+                f"it lacks {len(lacking):,} of {plural(len(self._database.files), 'file')}",
+                "run `vidurai-pipeline index` to update it",
+            )
 
     def _unindexed(self, lacking: list[ArchiveFile], known: list[Row]) -> list[Row]:
         """Add what files hold that the index does not know."""
@@ -128,13 +160,14 @@ class WordSearch:
 
     def _with_hot(self, cold: list[Row], hot: HotSnapshot, ways: list[Iterable[int]] | None) -> list[Row]:
         """Add the hot store's memories; one that is in both tiers for the moment counts as hot."""
-        copies = hot.created(row["id"] for row in cold if row["id"] is not None).to_pylist()
+        own = self._database.stores.own
+        copies = hot.created(row["id"] for row in cold if row["id"] is not None and row.get("store") == own).to_pylist()
         both = {(copy["id"], copy["created_at"]) for copy in copies}
         if ways is None:
             rows = self._database.search_hot(hot, self._search)
         else:
             rows = self._first_hot(hot, [*ways, [id_ for id_, _ in both]])
-        return [row for row in cold if (row["id"], row["created_at"]) not in both] + [
+        return [row for row in cold if row.get("store") != own or (row["id"], row["created_at"]) not in both] + [
             row | {"tier": "hot"} for row in rows
         ]
 
@@ -175,7 +208,6 @@ class WordSearch:
         return self._search.best(scored)
 
 
-def _identity(row: Row) -> tuple[int | None, int | None]:
-    """By what the index knows a memory: its id, and when it was created, in microseconds."""
+def _identity(row: Row) -> _Identity:
     moment = row["created_ts"]
-    return row["id"], None if moment is None else microseconds(moment)
+    return row.get("store"), row["id"], None if moment is None else microseconds(moment)

@@ -24,7 +24,7 @@ from vidurai_pipeline.care.health import (
     store_room,
 )
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.cold.listing import require_archive
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.cold.pending import store_identity
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural, some_of
@@ -110,7 +110,7 @@ def _hot_store(store: HotStore, archive: Archive, log_limit: int) -> Generator[F
 
 def _archive_files(archive: Archive, scrub_days: int) -> Iterator[Finding]:
     try:
-        require_usable(archive.root)
+        require_archive(archive.root)
     except PipelineError as error:
         yield Finding("archive folder", "failed", str(error))
         return

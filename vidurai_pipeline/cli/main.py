@@ -19,6 +19,7 @@ from vidurai_pipeline.cli.expire import expire
 from vidurai_pipeline.cli.index import index
 from vidurai_pipeline.cli.limits import bound_memory, lower_priority
 from vidurai_pipeline.cli.mcp import mcp
+from vidurai_pipeline.cli.move import move
 from vidurai_pipeline.cli.restore import restore
 from vidurai_pipeline.cli.salvage import salvage
 from vidurai_pipeline.cli.secrets import secrets
@@ -123,8 +124,13 @@ _skip_option = click.option(
 )
 
 
+_store_option = click.option(
+    "--store", metavar="NAME", help="Of several stores that share the archive, ask this one alone."
+)
+
+
 @contextlib.contextmanager
-def _analyst(timeout: float | None, skip_damaged: bool) -> "Iterator[RepoAnalyst]":
+def _analyst(timeout: float | None, skip_damaged: bool, store: str | None = None) -> "Iterator[RepoAnalyst]":
     """An analyst whose warnings are lines on stderr, and so is that there is nothing to ask yet."""
     from vidurai_pipeline.analytics.engine import RepoAnalyst
 
@@ -134,7 +140,7 @@ def _analyst(timeout: float | None, skip_damaged: bool) -> "Iterator[RepoAnalyst
         warnings.simplefilter("always", SearchIndexWarning)
         warnings.simplefilter("always", ArchiveWarning)
         try:
-            with RepoAnalyst(timeout=timeout, skip_damaged=skip_damaged) as analyst:
+            with RepoAnalyst(timeout=timeout, skip_damaged=skip_damaged, store=store) as analyst:
                 try:
                     yield analyst
                 finally:
@@ -396,10 +402,11 @@ def stats(form: str) -> None:
 
 @main.command()
 @click.argument("sql")
+@_store_option
 @_skip_option
 @_timeout_option
 @output.format_option("table", "json", "csv")
-def query(sql: str, skip_damaged: bool, timeout: float | None, form: str) -> None:
+def query(sql: str, store: str | None, skip_damaged: bool, timeout: float | None, form: str) -> None:
     """Run SQL over the memories.
 
     It reads these views: `history`, what is archived; `memories`, that and what is still in the hot store, with its
@@ -417,7 +424,7 @@ def query(sql: str, skip_damaged: bool, timeout: float | None, form: str) -> Non
     \b
       SELECT name, hot, cold, newest FROM projects ORDER BY newest DESC
     """  # noqa: D301  (click's mark for lines that stay as they are)
-    with _analyst(timeout, skip_damaged) as analyst:
+    with _analyst(timeout, skip_damaged, store) as analyst:
         output.print_rows(*analyst.query_rows(sql), form)
 
 
@@ -444,11 +451,19 @@ def query(sql: str, skip_damaged: bool, timeout: float | None, form: str) -> Non
     help="How to look: by the search index (words), by reading every memory (exact), or by the index where it can be "
     "used (auto).",
 )
+@_store_option
 @_skip_option
 @_timeout_option
 @output.format_option("table", "json", "csv")
 def search(
-    words: tuple[str, ...], limit: int, skip_damaged: bool, timeout: float | None, form: str, **filters: Any
+    words: tuple[str, ...],
+    *,
+    limit: int,
+    store: str | None,
+    skip_damaged: bool,
+    timeout: float | None,
+    form: str,
+    **filters: Any,
 ) -> None:
     """Find memories by words in their gist, text, tags or path.
 
@@ -463,17 +478,15 @@ def search(
     ago. today and yesterday are days of your time zone; the others are in UTC, as Vidurai stores them, unless they name
     a zone (2026-11-27T08:30+01:00). --until 2026-11 includes November; --until 2026-11-27 ends before that day.
     """
-    from vidurai_pipeline.analytics.search import result_columns
-
-    with _analyst(timeout, skip_damaged) as analyst:
+    with _analyst(timeout, skip_damaged, store) as analyst:
         found = analyst.search_archive(" ".join(words), limit + 1, **filters)
         more, found = len(found) > limit, found[:limit]
         if form == "json":
             output.print_json(found)
         elif found or form == "csv":
-            names = result_columns(filters["tier"])
+            names = analyst.search_columns(filters["tier"])
             if form == "table" and sys.stdout.isatty():  # which has no room for more
-                shown = ("id", "tier", "created_at", "salience", "gist", "file_path", "snippet")
+                shown = ("store", "id", "tier", "created_at", "salience", "gist", "file_path", "snippet")
                 names = [name for name in shown if name in names]
             output.print_rows(names, ([row[name] for name in names] for row in found), form)
         else:
@@ -491,17 +504,18 @@ def search(
 
 @main.command()
 @click.argument("memory_id", metavar="ID", type=int)
+@_store_option
 @_skip_option
 @_timeout_option
 @output.format_option("table", "json")
-def show(memory_id: int, skip_damaged: bool, timeout: float | None, form: str) -> None:
+def show(memory_id: int, store: str | None, skip_damaged: bool, timeout: float | None, form: str) -> None:
     """Show one memory, whole, and where it is.
 
     It is looked up in both tiers. Of a memory with several versions, each is shown, the newest first.
 
     For example: vidurai-pipeline show 1234
     """
-    with _analyst(timeout, skip_damaged) as analyst:
+    with _analyst(timeout, skip_damaged, store) as analyst:
         found = analyst.memory(memory_id)
         if not found and not analyst.left_out:
             raise QueryError(f"no memory has the id {memory_id}", "look for it with `vidurai-pipeline search WORDS`")
@@ -563,6 +577,7 @@ main.add_command(erase)
 main.add_command(expire)
 main.add_command(index)
 main.add_command(mcp)
+main.add_command(move)
 main.add_command(restore)
 main.add_command(salvage)
 main.add_command(secrets)

@@ -226,7 +226,8 @@ class History:
         from vidurai_pipeline.archival.restorer import MemoryRestorer  # noqa: PLC0415  (slow to import)
 
         places = ", ".join(map(str, ids))
-        found = self.analyst.query_archive(f"SELECT id, created_at FROM memories WHERE id IN ({places})")
+        own = self.analyst.stores.is_own  # memories of other stores are not for this one to restore
+        found = self.analyst.query_archive(f"SELECT id, created_at FROM memories WHERE id IN ({places}) AND {own}")
         unknown = sorted(set(ids) - {row["id"] for row in found})
         refused = [{"id": id_, "reason": "no such memory in either tier"} for id_ in unknown]
         if not found:

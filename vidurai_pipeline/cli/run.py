@@ -190,7 +190,7 @@ def open_ui(settings: Settings, port: int) -> NoReturn:
         "DAGSTER_HOME": str(home),
         "VIDURAI_HOME": str(settings.home),
         "VIDURAI_DB": str(settings.db_path),
-        "VIDURAI_ARCHIVE": str(settings.archive_path),
+        "VIDURAI_ARCHIVE": str(settings.archive_root),
         "VIDURAI_Q_TABLE": str(settings.q_table_path),
     }
     command = ["dagster", "dev", "-w", str(workspace_file(home)), "--port", str(port)]

@@ -47,7 +47,7 @@ from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, 
 from vidurai_pipeline.cold.generation import sweep_generations
 from vidurai_pipeline.cold.intents import Intents
 from vidurai_pipeline.cold.keys import SETTING, KeyRing
-from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive, require_one_store
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, digest_file, utc_now
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
@@ -152,6 +152,7 @@ class Archive:
             yield
             return
         with RunLock(self.root).hold(purpose, timeout):
+            require_one_store(self.root)  # it may have been moved while we waited
             yield
 
     def require_keys(self, files: Iterable[ArchiveFile]) -> None:

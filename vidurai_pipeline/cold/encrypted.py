@@ -16,7 +16,7 @@ from pyarrow.fs import LocalFileSystem
 from pyarrow.parquet import encryption
 
 from vidurai_pipeline.cold.files import archive_errors
-from vidurai_pipeline.cold.listing import FILE, MONTH, YEAR, ArchiveFile, Listing
+from vidurai_pipeline.cold.listing import FILE, MONTH, STORE, YEAR, ArchiveFile, Listing
 
 
 class _FrugalDataset(ds.FileSystemDataset):
@@ -27,7 +27,7 @@ class _FrugalDataset(ds.FileSystemDataset):
 
 
 def open_dataset(listing: Listing, files: Sequence[ArchiveFile]) -> ds.Dataset:
-    """Open files of one key and the same columns; ``FILE``, ``YEAR`` and ``MONTH`` are added to these.
+    """Open files of one key and the same columns; ``FILE``, ``YEAR``, ``MONTH`` and ``STORE`` are added to these.
 
     Raises:
         MissingKeyError: their key is not there.
@@ -36,8 +36,8 @@ def open_dataset(listing: Listing, files: Sequence[ArchiveFile]) -> ds.Dataset:
     first = listing.path(files[0])
     with archive_errors(first), listing.keys.open(first) as parquet:
         schema = parquet.schema_arrow.remove_metadata()
-    for field in (pa.field(FILE, pa.string()), pa.field(YEAR, pa.int32()), pa.field(MONTH, pa.int32())):
-        schema = schema.append(field)
+    for name, type_ in ((FILE, pa.string()), (YEAR, pa.int32()), (MONTH, pa.int32()), (STORE, pa.string())):
+        schema = schema.append(pa.field(name, type_))
     properties = encryption.create_decryption_properties(listing.keys.get(first))
     parquet_format = ds.ParquetFileFormat(
         default_fragment_scan_options=ds.ParquetFragmentScanOptions(decryption_properties=properties)
@@ -52,7 +52,7 @@ def open_dataset(listing: Listing, files: Sequence[ArchiveFile]) -> ds.Dataset:
 
 def _place(listing: Listing, file: ArchiveFile) -> ds.Expression:
     path = f"{listing.root}/{file.relative}"
-    values: dict[str, Any] = {FILE: path}
+    values: dict[str, Any] = {FILE: path} | ({STORE: file.store} if file.store else {})
     for name, folder in ((YEAR, "year"), (MONTH, "month")):
         if found := re.findall(rf"/{folder}=(\d+)(?=/)", path):
             values[name] = pa.scalar(int(found[-1]), pa.int32())

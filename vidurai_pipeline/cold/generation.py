@@ -60,12 +60,18 @@ def require_exchange(root: Path) -> None:
         with archive_errors(root):
             for name in ("one", "other"):
                 (work / name).mkdir()
-            _exchange(work / "one", work / "other", root)
+            exchange_folders(work / "one", work / "other", root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _exchange(one: Path, other: Path, shown: Path) -> None:
+def exchange_folders(one: Path, other: Path, shown: Path) -> None:
+    """Let two folders change places, in one step; an error names the folder that is shown.
+
+    Raises:
+        ArchiveError: the file system can't do it.
+        OSError: as for :func:`exchange`.
+    """
     try:
         exchange(one, other)
     except OSError as error:
@@ -132,7 +138,7 @@ class Generation:
             Manifest(self.folder, self.entries, self.folders, self.replaced).write()
             shutil.copymode(self.live, self.folder)
             sync_folder(self.folder)
-            _exchange(self.folder, self.live, self.live)
+            exchange_folders(self.folder, self.live, self.live)
             sync_folder(self.live.parent)
 
 

@@ -19,13 +19,14 @@ from vidurai_pipeline.cold.files import require_usable
 from vidurai_pipeline.cold.keys import KeyRing, key_of
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.settings import STORE_NAME, store_folder
 
 #: What each file of an archive has: files without these columns are of other programs.
 REQUIRED = frozenset({"id", "verbatim", "created_at"})
-#: The columns that say of each row of encrypted files where it lies: its file's path as DuckDB sees it, and its month.
-FILE, YEAR, MONTH = "_file", "_year", "_month"
-_PARTITION = re.compile(r"year=\d{1,4}/month=\d{1,2}/[^/]+")
-_STORE = "store="
+#: The columns that say of each row of encrypted files where it lies: the file's path as DuckDB sees it, month, store.
+FILE, YEAR, MONTH, STORE = "_file", "_year", "_month", "_store"
+_OF_STORE = re.compile(rf"store=({STORE_NAME.pattern})")
+_PARTITION = re.compile(rf"({_OF_STORE.pattern}/)?year=\d{{1,4}}/month=\d{{1,2}}/[^/]+")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -60,16 +61,26 @@ class ArchiveFile(NamedTuple):
 
     @property
     def partitioned(self) -> bool:
-        """Whether the file lies exactly where the layout puts it: ``year=YYYY/month=MM/``."""
+        """Whether the file lies exactly where the layout puts it: ``year=YYYY/month=MM/``, perhaps of a store."""
         return _PARTITION.fullmatch(self.relative) is not None
+
+    @property
+    def store(self) -> str | None:
+        """The store whose archive it is in, where an archive of several stores was listed."""
+        found = _OF_STORE.fullmatch(self.relative.partition("/")[0])
+        return found and found[1]
+
+    def within_store(self) -> Self:
+        """The file as the archive of its store lists it."""
+        return self._replace(relative=self.relative.partition("/")[2]) if self.store else self
 
 
 def list_files(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
     """List the archive's Parquet files in order of their paths; all, or those in one of its folders.
 
     This is the one rule of what belongs to an archive. Links to files and folders are followed, a link back to a folder
-    above is not. Hidden files and folders are left out, and so is ``lost+found``. There are no files where there is no
-    folder yet.
+    above is not. Hidden files and folders are left out, and so is ``lost+found``. The folders of stores in it are
+    archives of their own. There are no files where there is no folder yet.
 
     Raises:
         ArchiveError: the folder, or one below it, can't be listed; a name leads to something that is no file.
@@ -85,6 +96,35 @@ def list_files(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
         raise ArchiveError(f"{error.filename or base} can't be read: {error.strerror}") from None
 
 
+def store_roots(base: Path) -> dict[str, Path]:
+    """The archives of the stores that share a folder, by the stores' names, in their order.
+
+    There are none in a folder that can't be read. To list its files is an error then.
+    """
+    try:
+        names = sorted(path.name for path in base.iterdir() if _OF_STORE.fullmatch(path.name) and path.is_dir())
+    except OSError:
+        return {}
+    return {name.removeprefix(store_folder("")): base / name for name in names}
+
+
+def list_all_stores(base: Path, only: str | None = None) -> tuple[ArchiveFile, ...]:
+    """List the files of an archive, and of all stores that share its folder, in order of their paths.
+
+    Args:
+        base: the folder.
+        only: the one store whose files are wanted.
+
+    Raises:
+        ArchiveError: as for :func:`list_files`.
+    """
+    found = [] if only else list(list_files(base))
+    roots = {only: base / store_folder(only)} if only else store_roots(base)
+    for name, root in roots.items():
+        found += [file._replace(relative=f"{store_folder(name)}/{file.relative}") for file in list_files(root)]
+    return tuple(sorted(found, key=lambda file: file.relative))
+
+
 def list_settled(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
     """List the files without a pending mark: the others may yet be found damaged, or lose memories that changed.
 
@@ -94,21 +134,6 @@ def list_settled(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
     marks = PendingMarks(base)
     # The files first: one that is purged in between has then been settled all the while.
     return tuple(file for file in list_files(base, folder) if not marks.path(file.name).exists())
-
-
-def store_roots(base: Path) -> dict[str, Path]:
-    """The archives of the stores that share a folder, by the stores' names, in their order.
-
-    Raises:
-        ArchiveError: the folder can't be read.
-    """
-    try:
-        names = sorted(path.name for path in base.iterdir() if path.name.startswith(_STORE) and path.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise ArchiveError(f"{base} can't be read: {error.strerror}") from None
-    return {name.removeprefix(_STORE): base / name for name in names}
 
 
 def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
@@ -131,6 +156,9 @@ def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
     except OSError as error:
         raise ArchiveError(f"{setting}={base}: {error.strerror}: name an archive's folder") from None
     advice = f"set {setting} to an empty folder, or to one that is not there yet"
+    require_one_store(base)
+    if not names and _OF_STORE.fullmatch(base.name):
+        _require_place_for_stores(base.parent, base.name, advice)
     if names and not any(re.fullmatch(r"year=\d{1,4}", name) for name in names):
         raise ArchiveError(f"{base} holds other files and no archive: {advice}")
     try:
@@ -145,6 +173,33 @@ def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
         raise ArchiveError(
             f"{base} is no archive of memories: {first.relative} has no column {', '.join(sorted(missing))}; {advice}"
         )
+
+
+def require_one_store(base: Path) -> None:
+    """Refuse to take a folder of several stores' archives for the archive of one.
+
+    Raises:
+        ArchiveError: it is such a folder.
+    """
+    if stores := store_roots(base):
+        raise ArchiveError(
+            f"{base} holds the archives of several stores, such as {next(iter(stores))}",
+            hint="set VIDURAI_STORE_NAME to the name of this one",
+        )
+
+
+def _require_place_for_stores(base: Path, store: str, advice: str) -> None:
+    """Refuse to make a store's archive in a folder that holds something else than those of other stores."""
+    with contextlib.suppress(FileNotFoundError):
+        names = [path.name for path in base.iterdir() if not path.name.startswith(".") and path.name != "lost+found"]
+        if any(_OF_STORE.fullmatch(name) for name in names) or not names:
+            return
+        if any(re.fullmatch(r"year=\d{1,4}", name) for name in names):
+            raise ArchiveError(
+                f"{base} is the archive of one store without a name",
+                hint=f"`vidurai-pipeline move-into-store NAME` moves it into a folder of its own, as {store} is one",
+            )
+        raise ArchiveError(f"{base} holds other files and no archive: {advice}")
 
 
 def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterator[ArchiveFile]:
@@ -167,6 +222,8 @@ def _scan(folder: Path, base: Path) -> tuple[tuple[int, int], list[Path], list[A
                 if entry.name.startswith(".") or entry.name == "lost+found":  # for root alone, on an archive's own disk
                     continue
                 if entry.is_dir():
+                    if folder == base and _OF_STORE.fullmatch(entry.name):
+                        continue
                     folders.append(Path(entry.path))
                 elif entry.name.endswith(".parquet") and (file := _file(entry, base)):
                     files.append(file)

@@ -9,7 +9,7 @@ them, and each month's those that were there when it was written, and the next m
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from vidurai_pipeline.cold.files import archive_errors, durable_write
-from vidurai_pipeline.cold.listing import ArchiveFile, list_files
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, store_roots
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.settings import store_folder
 
 NAME = ".manifest.json"
 FORMAT = 1
@@ -413,3 +414,58 @@ class Manifests:
                     yield Flaw(file.relative, reason, known.rows)
                     continue
             self._trusted.add(file)
+
+
+class StoreManifests:
+    """The manifests of an archive, and of all stores that share its folder: each store's are its own.
+
+    Args:
+        base: the folder.
+        only: the one store that is looked at.
+    """
+
+    def __init__(self, base: Path, only: str | None = None) -> None:
+        self._base = base
+        self._only = only
+        self._of: dict[str | None, Manifests] = {}
+
+    def of_store(self, store: str | None) -> Manifests:
+        """Those of one store's archive; None for what lies in the folder without a store."""
+        if store not in self._of:
+            self._of[store] = Manifests(self._base / store_folder(store) if store else self._base)
+        return self._of[store]
+
+    def entry(self, relative: str) -> FileEntry | None:
+        """What is recorded of a file, given relative to the folder; None if nothing is."""
+        file = ArchiveFile(relative, 0, 0, 0, 0)
+        return self.of_store(file.store).entry(file.within_store().relative)
+
+    def missing(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
+        """See :meth:`Manifests.missing`."""
+        return self._each(files, Manifests.missing)
+
+    def damaged(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
+        """See :meth:`Manifests.damaged`."""
+        return self._each(files, Manifests.damaged)
+
+    def altered(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
+        """See :meth:`Manifests.altered`."""
+        return self._each(files, Manifests.altered)
+
+    def flaws(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
+        """See :meth:`Manifests.flaws`."""
+        return self._each(files, Manifests.flaws)
+
+    def _each(
+        self, files: Iterable[ArchiveFile], look: Callable[[Manifests, list[ArchiveFile]], Iterable[Flaw]]
+    ) -> list[Flaw]:
+        """Ask each store's manifests about its own files; a store that has lost all of them is asked too."""
+        stores = [self._only] if self._only else [None, *store_roots(self._base)]
+        own: dict[str | None, list[ArchiveFile]] = {store: [] for store in stores}
+        for file in files:
+            own.setdefault(file.store, []).append(file.within_store())
+        return [
+            flaw._replace(file=f"{store_folder(store)}/{flaw.file}") if store else flaw
+            for store, those in own.items()
+            for flaw in look(self.of_store(store), those)
+        ]

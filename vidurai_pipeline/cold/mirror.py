@@ -184,7 +184,7 @@ class Mirror(Archive):
         """
         require_archive(self.root, "VIDURAI_MIRROR")
         note, here = self.archive.root / NOTE, os.path.realpath(self.root)
-        known, found = _note(note), _note(self.root / NOTE)
+        known, found = read_note(note), read_note(self.root / NOTE)
         if found is not None and known is not None and found["id"] == known["id"]:
             return
         if found is None and known is not None and known["mirror"] == here:
@@ -253,8 +253,8 @@ def open_archive(settings: Settings, root: Path | None = None) -> Archive:
         root: another folder than that of the settings.
     """
     archive = Archive(root or settings.archive_path, settings.compression, KeyRing(settings.archive_key_file))
-    if settings.mirror is not None:
-        archive.mirror = Mirror(settings.mirror, archive)
+    if settings.mirror_path is not None:
+        archive.mirror = Mirror(settings.mirror_path, archive)
     return archive
 
 
@@ -271,7 +271,12 @@ def _read(archive: Archive, relative: str, entry: FileEntry) -> FileContents | N
     return None
 
 
-def _note(path: Path) -> dict[str, str] | None:
+def read_note(path: Path) -> dict[str, str] | None:
+    """Read the note that an archive and its mirror share; None if there is none.
+
+    Raises:
+        ArchiveError: it is damaged.
+    """
     try:
         with archive_errors(path):
             found = json.loads(path.read_bytes())

@@ -78,6 +78,7 @@ RESERVED = frozenset(
         "project_name",
         "project_path",
         "salience_score",
+        "store",
         "tier",
         "year",
     }

@@ -119,7 +119,7 @@ CountStores = Callable[[Settings, Sequence[Store]], tuple[dict[str, CodeCounts],
 
 def find_stores(settings: Settings) -> list[Store]:
     """The stores whose memories lie in the archive."""
-    base = settings.archive_path
+    base = settings.archive_root
     roots = store_roots(base)
     if any(file.relative.startswith("year=") for file in list_files(base)):
         roots = {"(no name)": base} | roots

@@ -122,7 +122,22 @@ def test_partitions_are_picked_among_duplicates_too(tmp_path: Path):
     analyst = RepoAnalyst(tmp_path)
     plan = analyst.query_archive("EXPLAIN ANALYZE SELECT verbatim FROM history WHERE month = 12")[0]["explain_value"]
     assert "Total Files Read: 1" in plan
-    assert analyst.query_archive("SELECT count(*) AS n FROM history WHERE month = 10") == [{"n": 0}]
+    for month, copies in ((10, 0), (11, 0), (12, 1)):
+        found = analyst.query_archive("SELECT count(verbatim) AS n FROM history WHERE month = ?", [month])
+        assert found == [{"n": copies}]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["year = 2030", "year > 2025", "year IN (SELECT unnest([2030, 2031]))", "month = (SELECT max(month) FROM history)"],
+)
+def test_a_question_to_some_partitions_shows_the_newest_copy_too(tmp_path: Path, condition: str):
+    write_file(tmp_path, [memory(1)], month="2024-01")
+    write_file(tmp_path, [memory(2, archived_at="2024-01-01T00:00:00", gist="old")], month="2029-02")
+    for name, stamp in (("memories_a.parquet", "2030-03-01"), ("memories_b.parquet", "2030-03-02")):
+        write_file(tmp_path, [memory(2, archived_at=stamp, gist=stamp)], name, month="2030-03")
+    rows = RepoAnalyst(tmp_path).query_archive(f"SELECT gist FROM history WHERE {condition}")
+    assert rows == [{"gist": "2030-03-02"}]
 
 
 def test_the_newest_copy_of_a_memory_is_shown_once(tmp_path: Path):
