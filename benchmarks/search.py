@@ -1,27 +1,43 @@
-"""How well, and how fast, a search finds what was asked for: by the search index and by reading every memory.
+"""How well, and how fast, a search finds what was asked for, in each of its modes; and what the index costs a flush.
 
-    python -m benchmarks.search [--rows 20000] [--questions 120]
+    python -m benchmarks.search [--rows 100000] [--questions 120] [--rounds 3]
 
-The questions are made from memories of the sample store, each in four ways: a person's question, the name written in
-another style, a typo, and the words as they stand. The answers are all memories about the same name and, where the
-question says so, of the same kind. recall@10 is the share of the answers (10 at most) among the first ten hits; MRR is
-the mean of one over the place of the first answer.
+Two sets of questions, whose answers are known:
+
+sample store  made from its memories, each in four ways: a person's question, the name written in another style, a typo,
+              and name and noun alone. The answers are all memories about the same name and, where the question says
+              so, of the same kind.
+docstrings    of Python's standard library and of numpy. The first line of each is the question, the rest of it is the
+              memory: real text, in which the question's words may or may not occur.
+
+recall@10 is the share of the answers (10 at most) among the first ten hits; MRR is the mean of one over the place of
+the first answer.
 """
 
 import argparse
+import importlib
+import inspect
+import os
 import random
 import re
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.search import Mode
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.errors import SearchIndexError
+from vidurai_pipeline.hot.fresh_store import new_store
 from vidurai_pipeline.hot.sample_store import make_store
 
 AMONG = 10
@@ -32,7 +48,22 @@ KINDS = {
     r"fix\(.*\): (\w+) keeps the (\w+)": "what did we fix so that {name} keeps the {noun}",
     r"Decided: (\w+) stays synchronous, (\w+) behind": "what was decided on {name} and the {noun}",
 }
-WAYS = ("question", "other style", "typo", "as it stands")
+WAYS = ("question", "other style", "typo", "name and noun")
+# fmt: off
+MODULES = [
+    "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "codecs", "collections", "configparser",
+    "contextlib", "copy", "csv", "datetime", "decimal", "difflib", "doctest", "email", "fractions", "ftplib",
+    "functools", "getpass", "gettext", "glob", "gzip", "hashlib", "heapq", "html", "http.client", "imaplib",
+    "inspect", "io", "ipaddress", "itertools", "json", "locale", "logging", "mailbox", "math", "multiprocessing",
+    "operator", "os", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "sched", "secrets",
+    "select", "shelve", "shutil", "signal", "smtplib", "socket", "sqlite3", "ssl", "statistics", "string", "struct",
+    "subprocess", "sys", "tarfile", "tempfile", "textwrap", "threading", "time", "timeit", "tokenize", "traceback",
+    "types", "typing", "unittest", "urllib.parse", "urllib.request", "uuid", "warnings", "weakref", "xml.dom.minidom",
+    "zipfile", "zlib", "numpy", "numpy.fft", "numpy.linalg", "numpy.random", "numpy.char", "numpy.ma",
+    "numpy.polynomial",
+]
+# fmt: on
+Question = tuple[str, set[int]]
 
 
 def other_style(name: str) -> str:
@@ -50,19 +81,71 @@ def typo(word: str) -> str:
 
 def ask(pattern: str, name: str, noun: str, way: str) -> str:
     """A question for the memories whose gist fits a pattern with this name and noun."""
-    if way == "as it stands":
+    if way == "name and noun":
         return f"{name} {noun}"
     name = other_style(name) if way == "other style" else name
     return KINDS[pattern].format(name=name, noun=typo(noun) if way == "typo" else noun)
 
 
-def meant(answers: dict[tuple[str, str, str], set[int]], subject: tuple[str, str, str], way: str) -> set[int]:
-    """The memories that answer a question; one that names no kind is answered by those of any kind."""
-    kinds = KINDS if way == "as it stands" else [subject[0]]
-    return set().union(*(answers.get((kind, *subject[1:]), set()) for kind in kinds))
+def about_samples(analyst: RepoAnalyst, number: int) -> Iterator[tuple[str, list[Question]]]:
+    """Questions about the sample store, in each way to ask them."""
+    answers: dict[tuple[str, str], set[int]] = {}
+    subjects: set[tuple[str, str, str]] = set()
+    for row in analyst.query_archive("SELECT id, gist, verbatim FROM history ORDER BY id"):
+        # A name is the same in either style.
+        for word in set(re.findall(r"\w+", f"{row['gist']} {row['verbatim']}")):
+            answers.setdefault(("", plain(word)), set()).add(row["id"])
+        for pattern in KINDS:
+            if found := re.match(pattern, row["gist"]):
+                answers.setdefault((pattern, plain(found[1])), set()).add(row["id"])
+                subjects.add((pattern, found[1], found[2]))
+    chosen = random.Random(0).sample(sorted(subjects), min(number // len(WAYS), len(subjects)))
+    for way in WAYS:
+        kinds = (("" if way == "name and noun" else pattern, pattern, name, noun) for pattern, name, noun in chosen)
+        yield way, [(ask(pattern, name, noun, way), answers[kind, plain(name)]) for kind, pattern, name, noun in kinds]
 
 
-def measure(analyst: RepoAnalyst, mode: Mode, questions: list[tuple[str, set[int]]]) -> str:
+def plain(name: str) -> str:
+    """A name without its style."""
+    return name.replace("_", "").lower()
+
+
+def docstrings() -> dict[str, tuple[str, str]]:
+    """The docstrings of functions and methods: by their names, the first line and the rest."""
+    found = {}
+    for module in map(importlib.import_module, MODULES):
+        owners = [
+            module,
+            *(one for _, one in inspect.getmembers(module, inspect.isclass) if one.__module__ == module.__name__),
+        ]
+        for owner in owners:
+            for name, value in inspect.getmembers(owner, callable):
+                summary, _, rest = (inspect.getdoc(value) or "").partition("\n\n")
+                if (
+                    not name.startswith("_")
+                    and len(summary.split()) >= 5
+                    and len(rest) >= 100
+                    and summary.count("\n") < 2
+                ):
+                    found.setdefault(" ".join(summary.split()), (f"{owner.__name__}.{name}", rest))
+    return {name: (summary, rest) for summary, (name, rest) in found.items()}
+
+
+def make_docstring_store(path: Path) -> dict[int, str]:
+    """A store with a memory of each docstring, its first line left out; gives these lines by the memories' ids."""
+    memories = [(number, *found) for number, found in enumerate(sorted(docstrings().items()), 1)]
+    with new_store(path) as db:
+        db.execute("INSERT INTO projects VALUES (1, '/docs', 'docs', '2026-01-01', '2026-01-01')")
+        db.executemany(
+            "INSERT INTO memories (id, project_id, verbatim, event_type, salience, gist, created_at, status) "
+            "VALUES (?, 1, ?, 'chat', 'HIGH', ?, '2026-01-01T00:00:00', 'ARCHIVED')",
+            [(number, rest, name) for number, name, (_, rest) in memories],
+        )
+        db.commit()
+    return {number: summary for number, _, (summary, _) in memories}
+
+
+def measure(analyst: RepoAnalyst, mode: Mode, questions: list[Question]) -> str:
     """What a way of searching finds, in words."""
     recalls, ranks, seconds = [], [], []
     for question, answers in questions:
@@ -78,32 +161,59 @@ def measure(analyst: RepoAnalyst, mode: Mode, questions: list[tuple[str, set[int
     )
 
 
+def compare(analyst: RepoAnalyst, name: str, questions: list[Question]) -> None:
+    """Print what each mode finds."""
+    for mode in get_args(Mode):
+        try:
+            print(f"{name:14} {mode:8} {measure(analyst, mode, questions)}")
+        except SearchIndexError as error:
+            print(f"{name:14} {mode:8} not measured: {error}")
+
+
+def cost_of_index(store: Path, folder: Path, rounds: int) -> None:
+    """Print how long a flush takes, as a command, and without the index, side by side."""
+    alone = "from vidurai_pipeline.archival.archiver import MemoryArchiver; MemoryArchiver().flush()"
+    commands = {"without": ["-c", alone], "with": ["-m", "vidurai_pipeline", "flush", "--format", "json"]}
+    seconds: dict[str, list[float]] = {how: [] for how in commands}
+    for _ in range(rounds):
+        for how, command in commands.items():
+            home = folder / how
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir()
+            shutil.copy(store, home / "vidurai.db")
+            os.sync()
+            began = time.perf_counter()
+            environment = {**os.environ, "VIDURAI_HOME": str(home)}
+            subprocess.run([sys.executable, *command], env=environment, check=True, stdout=subprocess.DEVNULL)
+            seconds[how].append(time.perf_counter() - began)
+    ratio = statistics.median(one / other for one, other in zip(seconds["with"], seconds["without"], strict=True)) - 1
+    medians = ", ".join(f"{how} the index {statistics.median(took):.2f} s" for how, took in seconds.items())
+    print(f"flush {medians}: {ratio:+.0%}")
+
+
 def main() -> None:
-    """Make a store, flush it, index it, and ask."""
+    """Make the stores, flush and index them, and ask."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--questions", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        home = Path(folder)
-        make_store(home / "vidurai.db", arguments.rows)
-        began = time.perf_counter()
-        MemoryArchiver(home / "vidurai.db", home / "archive").flush()
-        flushed = time.perf_counter() - began
-        report = WordIndex(home / "archive").update(Archive(home / "archive"))
-        print(f"flush {flushed:.2f} s, index {report.seconds:.2f} s ({report.seconds / flushed:.0%} of the flush)")
-        with RepoAnalyst(home / "archive") as analyst:
-            answers: dict[tuple[str, str, str], set[int]] = {}
-            for row in analyst.query_archive("SELECT id, gist FROM history ORDER BY id"):
-                for pattern in KINDS:
-                    if found := re.match(pattern, row["gist"]):
-                        answers.setdefault((pattern, found[1], found[2]), set()).add(row["id"])
-            subjects = random.Random(0).sample(sorted(answers), min(arguments.questions // len(WAYS), len(answers)))
-            for way in WAYS:
-                asked = [(ask(*subject, way), meant(answers, subject, way)) for subject in subjects]
-                for mode in ("exact", "words"):
-                    print(f"{way:13} {mode:6} {measure(analyst, mode, asked)}")
+        folder = Path(name)
+        make_store(folder / "vidurai.db", arguments.rows)
+        cost_of_index(folder / "vidurai.db", folder, arguments.rounds)
+        with RepoAnalyst(folder / "with" / "archive") as analyst:
+            for way, questions in about_samples(analyst, arguments.questions):
+                compare(analyst, way, questions)
+        lines = make_docstring_store(folder / "docs" / "vidurai.db")
+        archive = folder / "docs" / "archive"
+        MemoryArchiver(folder / "docs" / "vidurai.db", archive).flush()
+        WordIndex(archive).update(Archive(archive))
+        print(f"{len(lines):,} docstrings")
+        with RepoAnalyst(archive) as analyst:
+            chosen = random.Random(0).sample(sorted(lines.items()), min(arguments.questions, len(lines)))
+            compare(analyst, "docstrings", [(line, {id_}) for id_, line in chosen])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ COLUMNS = frozenset(
 )
 #: A memory in which all words occur has at least this score, twice this if they occur as they were asked.
 STEP = 1_000.0
+#: The share of the words that a memory must have to be an answer at all.
+SOME = 1 / 3
 
 _TOKENIZER = "words"
 _LONGEST_WORD = 60
@@ -189,7 +191,7 @@ class Question:
         ways: list[tuple[float, list[Query], int]] = [
             (2 * STEP, exact, len(exact)),
             (STEP, roughly, len(roughly)),
-            (0.0, roughly, math.ceil(len(roughly) / 2)),
+            (0.0, roughly, math.ceil(len(roughly) * SOME)),
         ]
         found: dict[tuple[int, int], tuple[float, tantivy.DocAddress]] = {}
         for base, parts, least in ways:

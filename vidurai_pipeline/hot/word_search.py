@@ -46,11 +46,12 @@ def ids_with_words(con: sqlite3.Connection, terms: Sequence[Asked], most: int) -
 
 
 def _with_most(con: sqlite3.Connection, searched: str, each: Sequence[str]) -> Iterator[int]:
-    """The memories with all words in the gist, those with all words, then those with fewer, down to half of them.
+    """The memories with all words in the gist, those with all words, then those with half and a third of them.
 
     To rank many hits takes long, so the newest come first; the caller ranks those that it takes.
     """
-    for size in range(len(each), math.ceil(len(each) / 2) - 1, -1):
+    for share in (1, 1 / 2, 1 / 3):
+        size = math.ceil(len(each) * share)
         few = math.comb(len(each), size) <= _COMBINATIONS
         parts = itertools.combinations(each, size) if few else ([one] for one in each)
         expression = " OR ".join(f"({' AND '.join(f'({one})' for one in part)})" for part in parts)

@@ -373,3 +373,32 @@ def test_times_that_leave_no_time_are_refused(home: Path) -> None:
     done = cli("search", "pytest", "--since", "2026-12", "--until", "2026-10")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: nothing is since 2026-12 and until 2026-10: since must be the earlier time\n"
+
+
+LANGUAGES = [
+    ("der Absturz beim Löschen der Größentabelle", "warum gab es einen absturz beim loschen"),
+    ("la requête échoue après l'expiration du jeton", "pourquoi la requete echoue"),
+    ("утечка памяти в обработчике очереди", "утечка памяти"),
+    ("修复了登录页面的崩溃", "登录 崩溃"),
+    ("キャッシュの無効化に失敗した", "キャッシュ 失敗"),
+    ("로그인 토큰 만료 오류를 고쳤다", "토큰 만료"),
+    ("إصلاح انهيار صفحة الدخول", "انهيار صفحة"),
+    ("pylint E1101 on Widget.width", "e1101"),
+    ("exit code 0x80070005 in update", "0x80070005"),
+]
+
+
+@pytest.mark.parametrize("tier", ["cold", "hot"])
+def test_questions_in_many_languages_are_answered_in_both_tiers(home: Path, tier: Tier) -> None:
+    status = "ACTIVE" if tier == "hot" else "ARCHIVED"
+    for number, (text, _) in enumerate(LANGUAGES, 900_000):
+        quoted = text.replace("'", "''")
+        change(
+            home / "vidurai.db",
+            "INSERT INTO memories (id, project_id, verbatim, event_type, salience, gist, created_at, status) "
+            f"VALUES ({number}, 1, '{quoted}', 'chat', 'LOW', 'note', '2024-01-01', '{status}')",
+        )
+    assert cli("flush").returncode == 0
+    with RepoAnalyst() as analyst:
+        found = [next(iter(ids(analyst, question, tier=tier, limit=3)), None) for _, question in LANGUAGES]
+    assert found == list(range(900_000, 900_000 + len(LANGUAGES)))
