@@ -21,6 +21,7 @@ import pytest
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.report import PublishReport
+from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.reference import run_reference
 from vidurai_pipeline_tests.support.tiers import Row, assert_one_tier, cold_rows, hot_rows
 
@@ -71,9 +72,13 @@ class Machine:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def pipeline(self, *arguments: str) -> Result:
+        """What leads to a failure, or looks at what became of it: in this process, which is quicker."""
+        return cli(*arguments, **self.environment)
+
     def assert_well(self) -> None:
         assert_one_tier(self.before, self.db, self.archive)
-        done = self.sh("vidurai-pipeline doctor")
+        done = self.pipeline("doctor")
         assert done.returncode == 0, done.stdout
 
 
@@ -101,7 +106,7 @@ def archive_half(machine: Machine) -> None:
     """Archive and purge the older half of what waits, and dream of it."""
     with younger_half_not_yet_archived(machine.db):
         for command in ("flush", "dream"):
-            done = machine.sh(f"vidurai-pipeline {command}")
+            done = machine.pipeline(command)
             assert done.returncode == 0, done.stderr
     machine.before = hot_rows(machine.db)
 
@@ -172,30 +177,30 @@ def test_a_new_damaged_file(machine: Machine, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_old_damaged_file(machine: Machine) -> None:
-    machine.sh("vidurai-pipeline flush")
+    machine.pipeline("flush")
     (path,) = machine.archive.rglob("*.parquet")
     file, backup = path.relative_to(machine.archive), machine.home / "backup"
     shutil.copytree(machine.archive, backup / "archive")
     os.truncate(path, 1_000)
-    found = machine.sh("vidurai-pipeline doctor")
+    found = machine.pipeline("doctor")
     assert (found.returncode, str(path) in found.stdout) == (1, True)
     machine.follow("An old file is damaged or gone", 0, BACKUP=backup, FILE=file)
     machine.assert_well()
     os.truncate(path, 1_000)
-    ask = "vidurai-pipeline query 'SELECT count(*) AS n FROM history' --format json"
-    assert machine.sh(ask).returncode == 1
-    rest = machine.sh(f"{ask} --skip-damaged")
+    ask = ("query", "SELECT count(*) AS n FROM history", "--format", "json")
+    assert machine.pipeline(*ask).returncode == 1
+    rest = machine.pipeline(*ask, "--skip-damaged")
     assert rest.returncode == 3
     assert "1,148 memories" in rest.stderr
     machine.follow("An old file is damaged or gone", 1, FILE=file)
     with RepoAnalyst(machine.archive) as analyst:
         assert analyst.query_archive("SELECT count(*) AS n FROM history") in ([], [{"n": 0}])
-    assert machine.sh("vidurai-pipeline dream").returncode == 0
+    assert machine.pipeline("dream").returncode == 0
 
 
 def test_healing_from_the_mirror(machine: Machine) -> None:
     machine.environment["VIDURAI_MIRROR"] = str(machine.home / "disk/mirror")
-    machine.sh("vidurai-pipeline flush")
+    machine.pipeline("flush")
     (path,) = machine.archive.rglob("*.parquet")
     os.truncate(path, 1_000)
     machine.follow("Heal the archive from its mirror")
@@ -206,15 +211,15 @@ def test_a_mirror_that_is_gone(machine: Machine) -> None:
     machine.environment["VIDURAI_MIRROR"] = str(machine.home / "mirror")
     archive_half(machine)
     (machine.home / "mirror").rename(machine.home / "unplugged")
-    assert machine.sh("vidurai-pipeline run").returncode == 1
+    assert machine.pipeline("run").returncode == 1
     assert hot_rows(machine.db) == machine.before
     (machine.home / "unplugged").rename(machine.home / "mirror")
     machine.follow("The mirror can't be used")
-    assert machine.sh("vidurai-pipeline doctor").returncode == 0
+    assert machine.pipeline("doctor").returncode == 0
 
 
 def test_an_expiry_by_mistake(machine: Machine) -> None:
-    machine.sh("vidurai-pipeline flush")
+    machine.pipeline("flush")
     (path,) = machine.archive.rglob("*.parquet")
     shutil.copytree(machine.archive, machine.home / "backup/archive")
     before = set(cold_rows(machine.archive))
@@ -223,21 +228,21 @@ def test_an_expiry_by_mistake(machine: Machine) -> None:
     month = path.parent.relative_to(machine.archive)
     machine.follow("Memories expired by mistake", BACKUP=machine.home / "backup", MONTH=month)
     assert set(cold_rows(machine.archive)) == before
-    ask = "vidurai-pipeline query 'SELECT count(*) AS n FROM history' --format json"
-    assert json.loads(machine.sh(ask).stdout) == [{"n": len(before)}]
-    assert machine.sh("vidurai-pipeline expire").returncode == 0
+    ask = ("query", "SELECT count(*) AS n FROM history", "--format", "json")
+    assert json.loads(machine.pipeline(*ask).stdout) == [{"n": len(before)}]
+    assert machine.pipeline("expire").returncode == 0
     assert set(cold_rows(machine.archive)) == before
-    assert machine.sh("vidurai-pipeline doctor").returncode == 0
+    assert machine.pipeline("doctor").returncode == 0
 
 
 def test_a_damaged_manifest(machine: Machine) -> None:
-    machine.sh("vidurai-pipeline flush")
+    machine.pipeline("flush")
     (manifest,) = machine.archive.glob("year=*/month=*/.manifest.json")
     os.truncate(manifest, 100)
-    ask = "vidurai-pipeline query 'SELECT count(*) AS n FROM history'"
-    assert "scrub" in machine.sh(ask).stderr
+    ask = ("query", "SELECT count(*) AS n FROM history")
+    assert "scrub" in machine.pipeline(*ask).stderr
     machine.follow("A manifest is damaged")
-    assert machine.sh(ask).returncode == 0
+    assert machine.pipeline(*ask).returncode == 0
     machine.follow("No file was proved for long")
     assert not list(machine.archive.rglob("*.damaged"))
     machine.assert_well()
@@ -267,11 +272,11 @@ def test_a_busy_store(machine: Machine) -> None:
 
 def test_a_damaged_q_table(machine: Machine) -> None:
     archive_half(machine)
-    machine.sh("vidurai-pipeline run")
+    machine.pipeline("run")
     learned = json.loads(machine.q_table.read_text())["q_table"]
     for block in (0, 1):
         machine.q_table.write_text("{")
-        broken = machine.sh("vidurai-pipeline dream")
+        broken = machine.pipeline("dream")
         assert broken.returncode == 1
         assert "put q_table.state.json from beside it in its place" in broken.stderr
         assert list(machine.vidurai.glob("q_table.json.damaged-*"))
@@ -281,7 +286,7 @@ def test_a_damaged_q_table(machine: Machine) -> None:
 
 @pytest.mark.parametrize("damage", ["two revisions", "garbage"])
 def test_a_broken_dagster_home(machine: Machine, damage: str) -> None:
-    machine.sh("vidurai-pipeline home")
+    machine.pipeline("home")
     runs = machine.vidurai / "dagster/history/runs.db"
     if damage == "garbage":
         runs.write_bytes(b"garbage" * 4_096)
@@ -290,22 +295,22 @@ def test_a_broken_dagster_home(machine: Machine, damage: str) -> None:
             con.execute("INSERT INTO alembic_version VALUES ('567bc23fd1ac')")
             con.commit()
     (machine.vidurai / "dagster/dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-    broken = machine.sh("vidurai-pipeline run")
+    broken = machine.pipeline("run")
     assert broken.returncode == 2
     assert len(broken.stderr.splitlines()) == 1
     assert "move the folder away" in broken.stderr
     machine.follow("Dagster's home is broken")
     assert (machine.vidurai / "dagster/dagster.yaml").read_text() == "telemetry:\n  enabled: false\n"
     assert "start vidurai-pipeline-daemon" in (machine.home / "systemctl").read_text()
-    assert machine.sh("vidurai-pipeline run").returncode == 0
+    assert machine.pipeline("run").returncode == 0
     machine.assert_well()
 
 
 @pytest.mark.parametrize("text", ["a: [", "nonsense: 1"])
 def test_dagsters_settings_with_a_slip_are_one_readable_line(machine: Machine, text: str) -> None:
-    machine.sh("vidurai-pipeline home")
+    machine.pipeline("home")
     (machine.vidurai / "dagster/dagster.yaml").write_text(text)
-    done = machine.sh("vidurai-pipeline home")
+    done = machine.pipeline("home")
     assert done.returncode == 2
     assert "dagster.yaml" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -318,7 +323,7 @@ def test_moving_the_archive(machine: Machine) -> None:
     settings = (machine.home / ".config/vidurai-pipeline/environment").read_text()
     assert settings == f'VIDURAI_ARCHIVE="{new}"\n'
     machine.environment["VIDURAI_ARCHIVE"] = str(new)
-    assert machine.sh("vidurai-pipeline run").returncode == 0
+    assert machine.pipeline("run").returncode == 0
     assert not machine.archive.exists()
     with RepoAnalyst(new) as analyst:
         assert analyst.query_archive("SELECT count(*) AS n FROM history") == [{"n": 1_148}]
@@ -354,7 +359,7 @@ def test_restoring_a_backup(machine: Machine) -> None:
     archive_half(machine)
     everything = contents(machine.db, machine.archive)
     machine.follow("Back up, and restore", 0, BACKUP=backup)
-    assert machine.sh("vidurai-pipeline run").returncode == 0
+    assert machine.pipeline("run").returncode == 0
     machine.db.write_bytes(b"not a database any more")
     machine.follow("Back up, and restore", 1, BACKUP=backup)
     assert contents(machine.db, machine.archive) == everything
@@ -365,7 +370,7 @@ def test_restoring_a_backup(machine: Machine) -> None:
     # One that the backup has; of a file that was written after it, doctor says that it is gone.
     kept = next((backup / "archive").rglob("*.parquet")).relative_to(backup / "archive")
     (machine.archive / kept).unlink()
-    assert machine.sh("vidurai-pipeline doctor").returncode == 1
+    assert machine.pipeline("doctor").returncode == 1
     assert contents(machine.db, machine.archive) != everything
     machine.follow("Back up, and restore", 2, BACKUP=backup)
     assert contents(machine.db, machine.archive) == everything
@@ -402,11 +407,11 @@ def test_taking_over_from_the_built_in_loop(machine: Machine) -> None:
         assert analyst.query_archive("SELECT count(*) AS n FROM history") == [{"n": 1_148}]
     new = [path for path in machine.archive.rglob("*.parquet") if path not in theirs]
     assert sum(pq.read_metadata(path).num_rows for path in new) == 1_148 - archived
-    assert machine.sh("vidurai-pipeline dream --rebuild").returncode == 0
+    assert machine.pipeline("dream", "--rebuild").returncode == 0
 
 
 def test_other_stores_share_the_archive(machine: Machine) -> None:
-    machine.sh("vidurai-pipeline flush")
+    machine.pipeline("flush")
     assert "alice" in machine.follow("Let other stores share the archive")
     assert [path.name for path in machine.archive.iterdir()] == ["store=alice"]
     assert_one_tier(machine.before, machine.db, machine.archive / "store=alice")

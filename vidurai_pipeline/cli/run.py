@@ -86,7 +86,13 @@ class RunReport:
 
 
 def dagster_home(settings: Settings) -> Path:
-    """The folder of Dagster's history, made ready.
+    """The folder of Dagster's history, made ready; see :func:`dagster_instance`."""
+    with dagster_instance(settings):
+        return settings.dagster_home
+
+
+def dagster_instance(settings: Settings) -> dg.DagsterInstance:
+    """Dagster's history, in a folder that is made ready; to be used in a ``with``.
 
     Raises:
         HotStoreError: there is no hot store whose history it would be: nothing is created for a mistyped path.
@@ -109,8 +115,8 @@ def dagster_home(settings: Settings) -> Path:
             with as_file(files("vidurai_pipeline") / "dagster.yaml") as template:
                 shutil.copy(template, folder / "dagster.yaml")
         # Two processes that create Dagster's databases at once leave them with two revisions, of use to nobody.
-        with FileLock(folder / ".creating.lock"), dg.DagsterInstance.from_config(str(folder)):
-            pass
+        with FileLock(folder / ".creating.lock"):
+            return dg.DagsterInstance.from_config(str(folder))
     except OSError as error:
         name = "DAGSTER_HOME" if home else "VIDURAI_HOME"
         reason = os.strerror(error.errno or 0)
@@ -125,7 +131,6 @@ def dagster_home(settings: Settings) -> Path:
         if isinstance(error, OperationalError):
             advice = f"if it is no passing trouble, {advice}"
         raise ConfigError(f"{folder}: Dagster's database can't be used ({reason}); {advice}") from None
-    return folder
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def read_history(settings: Settings) -> History | None:
     if not marker.exists():
         return None
     good = dg.RunsFilter(job_name="maintenance", statuses=[dg.DagsterRunStatus.SUCCESS])
-    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+    with dagster_instance(settings) as instance:
         ends = [record.end_time for record in instance.get_run_records(good, limit=1)]
         return History(
             datetime.fromtimestamp(marker.stat().st_mtime, UTC),
@@ -220,8 +225,7 @@ def run_maintenance(settings: Settings) -> RunReport:
         progress = stack.enter_context(output.ProgressLine())
         # The settings that Dagster judges come before anything is made.
         job = build_definitions(settings, progress).resolve_job_def("maintenance")
-        home = dagster_home(settings)
-        instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
+        instance = stack.enter_context(dagster_instance(settings))
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,
@@ -230,7 +234,7 @@ def run_maintenance(settings: Settings) -> RunReport:
             # By this the UI finds the run under its job.
             tags={".dagster/repository": "__repository__@vidurai_pipeline", BUSY_RETRIES_TAG: "0"},
         )
-    report = RunReport(result.success, result.run_id, time.monotonic() - began, home)
+    report = RunReport(result.success, result.run_id, time.monotonic() - began, settings.dagster_home)
     for event in result.all_events:
         if event.is_step_materialization:
             _note_materialization(event.step_materialization_data.materialization, report)

@@ -239,10 +239,10 @@ def _well_formed(policy: PolicySummary, gate: Verdict | None) -> dg.AssetCheckRe
         if faults
         else f"{plural(values, 'value')} in {plural(len(policy.states), 'state')} are well-formed",
         metadata={
-            "values": values,
-            "bound (points)": round(policy.bound, 2),
-            "taught by another program only": policy.inherited,
-            "what is wrong": metadata.bullets(faults),
+            metadata.VALUES: values,
+            metadata.BOUND: round(policy.bound, 2),
+            metadata.INHERITED: policy.inherited,
+            metadata.WHAT_IS_WRONG: metadata.bullets(faults),
         },
     )
 
@@ -253,10 +253,10 @@ def _not_worse(gate: Verdict | None) -> dg.AssetCheckResult:
             check_name=NOT_WORSE, passed=True, description="no new table: there was nothing to learn"
         )
     numbers = {
-        "held-out experiences": gate.held_out,
-        "error of the table in use (points)": gate.old_error,
-        "error of the new table (points)": gate.new_error,
-        "margin (points squared)": gate.margin,
+        metadata.HELD_OUT: gate.held_out,
+        metadata.OLD_ERROR: gate.old_error,
+        metadata.NEW_ERROR: gate.new_error,
+        metadata.MARGIN: gate.margin,
     }
     return dg.AssetCheckResult(
         check_name=NOT_WORSE,

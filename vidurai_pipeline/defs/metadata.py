@@ -131,6 +131,8 @@ FLAWS = Label("damaged or missing files")
 # expired_rows
 
 EXPIRED = Label("memories expired")
+#: With a rule of VIDURAI_RETENTION after it: what this rule let expire.
+EXPIRED_BY = "expired by "
 #: Memories that had expired before, and came back with a backup of the archive.
 RETURNED = Label("expired before")
 PINNED = Label("kept, pinned")
@@ -149,6 +151,17 @@ LONGEST_ARCHIVE_LOCK = Label("longest archive lock (s)")
 
 # Checks
 
+ROWS = Label("rows")
+#: Memories that changed after they were archived.
+CHANGED = Label("changed meanwhile")
+VALUES = Label("values")
+BOUND = Label("bound (points)")
+INHERITED = Label("taught by another program only")
+WHAT_IS_WRONG = Label("what is wrong")
+HELD_OUT = Label("held-out experiences")
+OLD_ERROR = Label("error of the table in use (points)")
+NEW_ERROR = Label("error of the new table (points)")
+MARGIN = Label("margin (points squared)")
 WHAT_DIFFERS = Label("what differs")
 #: Since when what a check warns of stands.
 STANDS_SINCE = Label("stands since")
@@ -364,9 +377,9 @@ def of_fleet(report: FleetReport, seconds: float) -> dict[str, Any]:
 def of_verification(found: Verification) -> dict[str, Any]:
     """What the check before the purge reports."""
     return {
-        "files": found.files,
-        "rows": found.rows,
-        "changed meanwhile": found.changed,
+        FILES: found.files,
+        ROWS: found.rows,
+        CHANGED: found.changed,
         WHAT_DIFFERS: bullets(found.problems[:_SHOWN]),
     }
 
@@ -390,7 +403,7 @@ def of_expiry(report: ExpiryReport) -> dict[str, Any]:
     """What ``expired_rows`` reports: numbers alone, one for each rule among them."""
     return {
         EXPIRED: report.expired,
-        **{f"expired by {rule}": count for rule, count in report.rules.items()},
+        **{f"{EXPIRED_BY}{rule}": count for rule, count in report.rules.items()},
         RETURNED: report.returned,
         PINNED: report.pinned,
         UNDATED: report.undated,

@@ -67,6 +67,7 @@ def test_a_memory_is_found_in_the_words_of_who_asks(tmp_path: Path, text: str, q
     assert ids(analyst, question) == [1]
 
 
+@pytest.mark.fast
 def test_the_best_answer_comes_first(tmp_path: Path) -> None:
     def row(id_: int, **where: str) -> dict:
         return memory(id_, **{**QUIET, **where})

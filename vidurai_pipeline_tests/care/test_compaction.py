@@ -63,6 +63,7 @@ def compacted(archive: Archive, **options: Any) -> CompactionReport:
     return compact(archive, **{"pause": 0, "now": NOW, **options})
 
 
+@pytest.mark.fast
 def test_each_month_becomes_one_file_with_the_same_rows(archive: Archive) -> None:
     before = rows(archive.root)
     report = compacted(archive)

@@ -145,6 +145,7 @@ def hot_ids(db: Path, where: str = "TRUE") -> list[int]:
 EVERYTHING = ("CRITICAL=1d", "HIGH=1d", "MEDIUM=1d", "LOW=1d", "NOISE=1d")
 
 
+@pytest.mark.fast
 def test_a_restored_store_brings_nothing_back(store: Path) -> None:
     backup = store.with_name("backup.db")
     shutil.copy(store, backup)

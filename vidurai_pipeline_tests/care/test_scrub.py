@@ -44,6 +44,7 @@ def test_an_untouched_archive_is_intact(archive: Archive) -> None:
     assert (report.adopted, report.unknown) == ([], [])
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("at", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_a_flipped_bit_is_found_even_if_the_time_says_nothing(archive: Archive, at: float) -> None:
     path = first(archive)

@@ -42,6 +42,7 @@ def compact(archive: Archive, *, leave_out: Callable | None = None) -> str:
     return folder
 
 
+@pytest.mark.fast
 def test_a_flush_leaves_two_equal_copies(home: Path, mirror_folder: Path) -> None:
     before = hot_rows(home / "vidurai.db")
     MemoryArchiver().flush()

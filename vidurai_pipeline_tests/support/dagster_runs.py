@@ -27,17 +27,16 @@ with RunLock(Path(sys.argv[1])).hold("test holder", 0):
 @contextmanager
 def holding(archive: Path, *, really: bool = True) -> Iterator[subprocess.Popen[str]]:
     """Another process holds the archive's lock, until it is killed."""
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(archive)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    if not really:
-        holder.kill()
-        holder.wait()
-    try:
-        yield holder
-    finally:
-        holder.kill()
-        holder.wait()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(archive)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        if not really:
+            holder.kill()
+            holder.wait()
+        try:
+            yield holder
+        finally:
+            holder.kill()
 
 
 def execute(settings: Settings, instance: dg.DagsterInstance, job: str = "maintenance") -> dg.ExecuteInProcessResult:
