@@ -2,56 +2,33 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.search import READABLE_TAGS
-from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.command import MemoryCommand
 from vidurai_pipeline.archival.erasing import EraseReport, Erasing
-from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.archival.restoring import Refusal
 from vidurai_pipeline.cold.erasures import Erasure
 from vidurai_pipeline.cold.generation import require_exchange
 from vidurai_pipeline.cold.intents import Intent
 from vidurai_pipeline.errors import ConfigError, QueryError
-from vidurai_pipeline.settings import Settings, load_settings
 
 # All words, as they stand: a search by the index would give memories of nearly the same words too.
 _HAS_WORD = f"contains(lower(concat_ws(chr(10), verbatim, gist, tags, {READABLE_TAGS}, file_path)), lower(?))"
 _Memory = tuple[int, str | None]
 
 
-class MemoryEraser:
+class MemoryEraser(MemoryCommand):
     """Erases memories from both tiers for good, and proves that they are gone.
 
     Backups and snapshots of a file system are out of its reach.
 
-    Args:
-        db_path: the hot store; default as the settings have it.
-        archive_base: the archive's folder; default as the settings have it.
-        settings: default what the environment says.
-        progress: told how far the work is.
-        archiver: used instead of the first two, as within a run of its own.
-        forget: makes the Q-table learn anew, as :meth:`DreamCycle.forget` does; by default the next dream does it.
+    Its arguments are those of :class:`MemoryCommand`.
 
     Example:
         >>> report = MemoryEraser().erase(match="hunter2")  # doctest: +SKIP
         >>> print(f"{report.erased} erased, everything gone: {report.success}")  # doctest: +SKIP
     """
-
-    def __init__(
-        self,
-        db_path: Path | None = None,
-        archive_base: Path | None = None,
-        *,
-        settings: Settings | None = None,
-        progress: Progress | None = None,
-        archiver: MemoryArchiver | None = None,
-        forget: Callable[[], tuple[bool, str]] | None = None,
-    ) -> None:
-        self._forget = forget
-        self.settings = settings or load_settings()
-        self._archiver = archiver or MemoryArchiver(db_path, archive_base, settings=self.settings, progress=progress)
 
     def erase(
         self,
@@ -60,6 +37,7 @@ class MemoryEraser:
         match: str | None = None,
         *,
         dry_run: bool = False,
+        forget: Callable[[], tuple[bool, str]] | None = None,
     ) -> EraseReport:
         """Erase memories in whatever tier and status, with all their versions.
 
@@ -68,6 +46,7 @@ class MemoryEraser:
             where: more of them: an SQL condition over the columns of ``memories``.
             match: more of them: those in which all these words occur.
             dry_run: change nothing.
+            forget: makes the Q-table learn anew, as :meth:`DreamCycle.forget` does; by default the next dream does it.
 
         Raises:
             QueryError: the condition or the words are wrong.
@@ -92,7 +71,7 @@ class MemoryEraser:
                 erasing = Erasing(run, intent, report)
                 erasing.begin()
                 erasing.carry_out()
-                self._unlearn(report, taught=bool(intent.options["taught"]))
+                self._unlearn(report, forget, taught=bool(intent.options["taught"]))
         return report
 
     def history(self) -> list[Erasure]:
@@ -103,10 +82,10 @@ class MemoryEraser:
         """
         return self._archiver.archive.erasures.all()
 
-    def _unlearn(self, report: EraseReport, *, taught: bool) -> None:
+    def _unlearn(self, report: EraseReport, forget: Callable[[], tuple[bool, str]] | None, *, taught: bool) -> None:
         learned, reason, how = taught and self.settings.q_table_path.exists(), "", "the next dream learns it anew"
-        if learned and self._forget:
-            learned, reason = self._forget()
+        if learned and forget:
+            learned, reason = forget()
             how = "learned anew without them"
         report.add("Q-table", int(learned), int(bool(reason)), reason, how)
 
@@ -114,7 +93,7 @@ class MemoryEraser:
         archive = self._archiver.archive
         listed: set[_Memory] = set()
         chosen: set[_Memory] = set()
-        with RepoAnalyst(archive.root, hot_store=self._archiver.store.path) as analyst:
+        with self._analyst() as analyst:
             if ids:
                 listed = set(_born(analyst, f"id IN ({', '.join(map(str, ids))})"))
             if where is not None:

@@ -5,13 +5,12 @@ A tombstone without text comes first, so that nothing brings a memory back. What
 short pieces of each memory's text that no other memory has.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,13 +18,13 @@ from platformdirs import user_cache_path
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.word_index import WordIndex
-from vidurai_pipeline.archival.restoring import Refusal, holders, mask
+from vidurai_pipeline.archival.report import ChoiceReport
+from vidurai_pipeline.archival.restoring import by_folder, holders, mask, take_out
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.erasures import Erasure
 from vidurai_pipeline.cold.intents import Intent
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
 from vidurai_pipeline.cold.residue import find_residue, fingerprints
-from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.errors import ArchiveError, plural
 from vidurai_pipeline.hot.erasing import TEXTS, HotEraser
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 #: Of so many memories, pieces of text are searched for.
 _SEARCHED = 100
-_REWRITTEN_BYTES = 48 * 1024 * 1024
 
 
 @dataclass
@@ -55,26 +53,20 @@ class Place:
 
 
 @dataclass
-class EraseReport:
+class EraseReport(ChoiceReport):
     """What an erasure did; in a dry run, what it would do.
 
     Attributes:
         erased: how many memories it was for.
         places: where they were looked for, and what became of them there.
-        refused: memories that were not erased, and why.
         proved: pieces of text that were searched for in all files at the end, and that no other memory has.
         searched: how many of the memories they are from.
-        longest_hold: the longest hold of the hot store's write lock, in seconds.
-        dry_run: nothing was changed.
     """
 
     erased: int = 0
     places: list[Place] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
     proved: int = 0
     searched: int = 0
-    longest_hold: float = 0.0
-    dry_run: bool = False
 
     @property
     def success(self) -> bool:
@@ -84,12 +76,6 @@ class EraseReport:
     def add(self, place: str, found: int, left: int = 0, reason: str = "", how: str = "erased") -> None:
         """Note what became of the memories in a place."""
         self.places.append(Place(place, found, left, f"left: {reason}" if left else how if found else "absent"))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON's types."""
-        report = asdict(self)
-        report["longest_lock_ms"] = round(report.pop("longest_hold") * 1000, 1)
-        return report
 
 
 def finish_erasures(run: "Run") -> list[str]:
@@ -217,21 +203,10 @@ class Erasing:
 
     def _erase_cold(self) -> bool:
         """Erase the archived copies; returns whether all are gone."""
-        archive, problems = self._archive, []
-        folders: dict[str, list[ArchiveFile]] = defaultdict(list)
-        for file in self._copies:
-            folders[file.relative.rpartition("/")[0]].append(file)
-        gone = 0
-        for folder, files in folders.items():
+        archive, problems, gone = self._archive, [], 0
+        for folder, files in by_folder(self._copies).items():
             try:
-                gone += rewrite_folder(
-                    archive,
-                    folder,
-                    files,
-                    rows_per_file=self._run.settings.rows_per_file,
-                    bytes_per_file=_REWRITTEN_BYTES,
-                    leave_out=lambda table: mask(table, self._born),
-                ).left_out
+                gone += take_out(self._run, folder, files, self._born).left_out
             except ArchiveError as error:
                 problems.append(str(error))
         settled = set(list_settled(archive.root))
@@ -247,7 +222,7 @@ class Erasing:
                 mirror.require()
                 holding = list(self._copies_in(mirror))
                 found = sum(self._count(mirror, file) for file in holding)
-                for folder in {file.relative.rpartition("/")[0] for file in holding}:
+                for folder in by_folder(holding):
                     self._archive.sync_mirror(folder)
                 for file in self._copies_in(mirror):
                     problems.append(

@@ -90,6 +90,35 @@ class Verification:
         return not self.problems
 
 
+@dataclass
+class Refusal:
+    """A memory that was chosen, and why nothing was done with it."""
+
+    id: int
+    reason: str
+
+
+@dataclass(kw_only=True)
+class ChoiceReport:
+    """What was done with memories that somebody chose; in a dry run, what would be done.
+
+    Attributes:
+        refused: memories with which nothing was done, and why.
+        longest_hold: the longest hold of the hot store's write lock, in seconds.
+        dry_run: nothing was changed.
+    """
+
+    refused: list[Refusal] = field(default_factory=list)
+    longest_hold: float = 0.0
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON's types."""
+        report = asdict(self)
+        report["longest_lock_ms"] = round(report.pop("longest_hold") * 1000, 1)
+        return report
+
+
 @dataclass(frozen=True)
 class FlushReport:
     """What a flush did.

@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.report import Progress, no_progress
+from vidurai_pipeline.archival.command import MemoryCommand
 from vidurai_pipeline.archival.restoring import (
     Refusal,
     RestoreReport,
@@ -24,39 +23,20 @@ from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.hot.fresh_store import add_places, new_store, require_new
 from vidurai_pipeline.hot.restoring import RestoreOptions, Restorer
 from vidurai_pipeline.hot.store import HotStore
-from vidurai_pipeline.settings import Settings, load_settings
 
 # Vidurai's own judgement, the utility score of its Guardian: what scores less than this is set aside.
 _DECAY_SCORE = 0.15
 
 
-class MemoryRestorer:
+class MemoryRestorer(MemoryCommand):
     """Brings memories back from the cold archive.
 
-    Args:
-        db_path: the hot store; default as the settings have it.
-        archive_base: the archive's folder; default as the settings have it.
-        settings: default what the environment says.
-        progress: told how far the work is.
-        archiver: used instead of the first two, as within a run of its own.
+    Its arguments are those of :class:`MemoryCommand`.
 
     Example:
         >>> report = MemoryRestorer().restore(where="file_path LIKE '%/auth.py'")  # doctest: +SKIP
         >>> print(f"{report.restored} are back, {len(report.refused)} are not")  # doctest: +SKIP
     """
-
-    def __init__(
-        self,
-        db_path: Path | None = None,
-        archive_base: Path | None = None,
-        *,
-        settings: Settings | None = None,
-        progress: Progress | None = None,
-        archiver: MemoryArchiver | None = None,
-    ) -> None:
-        self.settings = settings or load_settings()
-        self._archiver = archiver or MemoryArchiver(db_path, archive_base, settings=self.settings, progress=progress)
-        self._progress = progress or no_progress
 
     def restore(
         self,
@@ -158,7 +138,7 @@ class MemoryRestorer:
             raise ConfigError("name memories to restore: by their ids, or by a condition")
         chosen: list[Identity] = []
         found, waiting = set(), []
-        with RepoAnalyst(self._archiver.archive.root, hot_store=self._archiver.store.path) as analyst:
+        with self._analyst() as analyst:
             columns = "id, created_at, archived_at, tier, status, access_count, outcome, pinned, created_ts"
             _, rows = analyst.query_rows(
                 f"SELECT {columns} FROM memories WHERE {_condition(ids, where)} ORDER BY archived_ts, archived_at"

@@ -7,66 +7,44 @@ the archive, with all its older versions. What was begun stands in an intent
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidurai_pipeline.archival.report import Progress
+from vidurai_pipeline.archival.report import ChoiceReport, Progress, Refusal
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.intents import Identity, Intent
 from vidurai_pipeline.cold.listing import ArchiveFile, list_settled
-from vidurai_pipeline.cold.rewriting import rewrite_folder
+from vidurai_pipeline.cold.rewriting import Rewriting, rewrite_folder
 from vidurai_pipeline.errors import plural
 from vidurai_pipeline.hot.restoring import RestoreOptions, Restorer
 
 if TYPE_CHECKING:
     from vidurai_pipeline.archival.run import Run
 
-_REWRITTEN_BYTES = 48 * 1024 * 1024
-
 
 @dataclass
-class Refusal:
-    """A memory that was not restored, and why."""
-
-    id: int
-    reason: str
-
-
-@dataclass
-class RestoreReport:
+class RestoreReport(ChoiceReport):
     """What a restoration did; in a dry run, what it would do.
 
     Attributes:
         restored: memories that came back from the archive.
         already_hot: memories that were in the hot store already. Those that waited for archival are active again.
-        refused: the others.
         files: files of the archive that were written anew, or are gone.
         unexpired: restored memories whose time had expired: they no longer expire.
         would_decay: restored memories that Vidurai would set aside again by its own rules.
         until: until when restored memories are not archived again, in UTC; None where nothing was restored.
-        longest_hold: the longest hold of the hot store's write lock, in seconds.
-        dry_run: nothing was changed.
     """
 
     restored: int = 0
     already_hot: int = 0
-    refused: list[Refusal] = field(default_factory=list)
     files: int = 0
     unexpired: int = 0
     would_decay: int = 0
     until: str | None = None
-    longest_hold: float = 0.0
-    dry_run: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON's types."""
-        report = asdict(self)
-        report["longest_lock_ms"] = round(report.pop("longest_hold") * 1000, 1)
-        return report
 
 
 def finish_restorations(run: "Run") -> list[str]:
@@ -101,24 +79,37 @@ def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:
         archive.intents.write(intent)
     # The run that goes on may come late. A memory that has left the hot store since may be in the archive alone.
     born = run.still_hot({row[:2] for row in intent.memories})
-    folders: dict[str, list[ArchiveFile]] = defaultdict(list)
-    for file in files_of:
+    holding = [
+        file
+        for file in files_of
         if any(
             mask(batch, born).true_count
             for batch in archive.read_back(archive.root / file.relative, ["id", "created_at"])
-        ):
-            folders[file.relative.rpartition("/")[0]].append(file)
-    for folder, files in folders.items():
-        done = rewrite_folder(
-            archive,
-            folder,
-            files,
-            rows_per_file=run.settings.rows_per_file,
-            bytes_per_file=_REWRITTEN_BYTES,
-            leave_out=lambda table: mask(table, born),
         )
-        report.files += done.files_before
+    ]
+    for folder, files in by_folder(holding).items():
+        report.files += take_out(run, folder, files, born).files_before
     archive.intents.remove(intent)
+
+
+def by_folder(files: Iterable[ArchiveFile]) -> dict[str, list[ArchiveFile]]:
+    """Files of the archive by their folders."""
+    folders: dict[str, list[ArchiveFile]] = defaultdict(list)
+    for file in files:
+        folders[file.relative.rpartition("/")[0]].append(file)
+    return folders
+
+
+def take_out(
+    run: "Run", folder: str, files: Sequence[ArchiveFile], born: Collection[tuple[int, str | None]]
+) -> Rewriting:
+    """Write some files of a folder anew without some memories, given by their ids and ``created_at``.
+
+    Raises:
+        ArchiveError: it could not be done; nothing has changed.
+    """
+    rows = run.settings.rows_per_file
+    return rewrite_folder(run.archive, folder, files, rows_per_file=rows, leave_out=lambda table: mask(table, born))
 
 
 def holders(archive: Archive, files: Iterable[ArchiveFile], memories: Sequence[Identity]) -> list[ArchiveFile]:

@@ -45,7 +45,7 @@ def erase(
     from vidurai_pipeline.rl.dreamer import DreamCycle
 
     with output.ProgressLine() as progress:
-        eraser = MemoryEraser(progress=progress, forget=DreamCycle().forget)
+        eraser = MemoryEraser(progress=progress)
         if history:
             rows = [(one.at, one.memories, one.chosen, one.left) for one in eraser.history()]
             output.print_rows(["at", "memories", "chosen", "left"], rows, form)
@@ -54,7 +54,7 @@ def erase(
             found = eraser.erase(ids, where, match, dry_run=True)
             if not agreed(f"Erase {plural(found.erased, 'memory')} for good?"):
                 raise click.Abort
-        report = eraser.erase(ids, where, match, dry_run=dry_run)
+        report = eraser.erase(ids, where, match, dry_run=dry_run, forget=DreamCycle().forget)
     if form == "json":
         output.print_json(report.to_dict())
     else:

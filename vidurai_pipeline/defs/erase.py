@@ -29,10 +29,9 @@ def erase_memories(
 ) -> None:
     """Erase memories from Vidurai's store, the archive and its mirror, then search the files for their text."""
     with readable_failures():
-        eraser = MemoryEraser(
-            settings=archiver.settings, archiver=archiver, forget=DreamCycle(settings=archiver.settings).forget
-        )
-        report = eraser.erase(config.ids, config.where, dry_run=config.dry_run)
+        eraser = MemoryEraser(settings=archiver.settings, archiver=archiver)
+        forget = DreamCycle(settings=archiver.settings).forget
+        report = eraser.erase(config.ids, config.where, dry_run=config.dry_run, forget=forget)
     done = "would be erased" if config.dry_run else "erased"
     context.log.info(f"{plural(report.erased, 'memory')} {done}, {len(report.refused):,} refused")
     left = [f"{place.place}: {place.how}" for place in report.places if place.left]
