@@ -194,6 +194,11 @@ class ArchiveDatabase:
                 cursor.register(name, dataset)
             return cursor
 
+    @property
+    def hidden(self) -> HiddenProjects | None:
+        """The projects that the views leave out."""
+        return self._hidden
+
     def _follow_hidden(self) -> None:
         """Make the views anew if the names to hide now mean other projects."""
         hidden = self._find_hidden()

@@ -416,10 +416,8 @@ class RepoAnalyst:
 
     def _search(self, search: Search, tier: Tier, mode: Mode) -> tuple[list[dict[str, Any]], str]:
         """What a search finds, and the words to mark in it."""
-        if mode == "words" and self._hot.hides:
-            raise QueryError("the search index can't leave out projects", "search in the mode `exact`")
         # An encrypted archive has no index.
-        if mode != "exact" and not (mode == "auto" and (self._keys.path or self._hot.hides)):
+        if mode != "exact" and not (mode == "auto" and self._keys.path):
             try:
                 return self._search_words(search, tier)
             except SearchIndexError as error:

@@ -8,6 +8,7 @@ is a word. What was asked as one such name, or between quotation marks, is found
 import datetime as dt
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from tantivy import FieldType, Occur, Query
 
 from vidurai_pipeline.analytics.search import READABLE_TAGS, SearchFilters, salience_scores, split_words
 from vidurai_pipeline.analytics.times import utc_timestamp
+from vidurai_pipeline.hot.view import HiddenProjects
 
 #: What a hit counts, by where it is. ``place`` holds tags and path.
 WEIGHTS = {"gist": 4.0, "text": 2.0, "place": 1.0}
@@ -263,9 +265,15 @@ class _Matching:
         )
 
 
-def filter_queries(schema: tantivy.Schema, filters: SearchFilters, project_ids: Sequence[int]) -> list[Query]:
+def filter_queries(
+    schema: tantivy.Schema, filters: SearchFilters, project_ids: Sequence[int], hidden: HiddenProjects | None
+) -> list[Query]:
     """Make the queries that hold for the memories that a search looks at, without a part in their score."""
     found: list[Query] = []
+    if hidden is not None:  # the views leave them out; this makes room for others
+        names = [unicodedata.normalize("NFC", name).lower().rstrip("/") for name in hidden.names]
+        theirs = Query.term_set_query(schema, "project", [*names, *(f"#{id_}" for id_ in hidden.ids)])
+        found.append(Query.boolean_query([(Occur.Must, Query.all_query()), (Occur.MustNot, theirs)]))
     if filters.project is not None:
         wanted = str(filters.project).lower()
         ids = [wanted] if wanted.isdecimal() else map(str, project_ids)

@@ -126,7 +126,7 @@ class WordSearch:
         with words.errors():
             index = words.index
             project_ids = self._search.project_ids if store == self._database.stores.own else ()
-            filters = filter_queries(index.schema, self._search.filters, project_ids)
+            filters = filter_queries(index.schema, self._search.filters, project_ids, self._database.hidden)
             hits = self.question.best(index, self._search.limit, filters)
             addresses = [address for _, address in hits]
             searcher = index.searcher()

@@ -81,10 +81,22 @@ def test_no_search_index_finds_them(archive: Path) -> None:
     WordIndex(archive).update(Archive(archive))
     assert ids(RepoAnalyst(archive).search_archive(SECRET, mode="words")) == {2, 4}
     analyst = RepoAnalyst(archive, exclude_projects=["Sécret"])
-    assert analyst.search_archive(SECRET, tier="all") == []
-    assert ids(analyst.search_archive("memory", tier="all")) == SHOWN
-    with pytest.raises(QueryError, match="exact"):
-        analyst.search_archive(SECRET, mode="words")
+    searched: list[tuple[Tier, set[int]]] = [("hot", {7}), ("cold", SHOWN - {7}), ("all", SHOWN)]
+    for tier, shown in searched:
+        assert analyst.search_archive(SECRET, tier=tier, mode="words") == []
+        assert ids(analyst.search_archive("memory", tier=tier, mode="words")) == shown
+
+
+def test_what_is_hidden_takes_no_other_memorys_place(tmp_path: Path) -> None:
+    rows = [hidden(id_, **NAMED) for id_ in range(2, 40, 2)]
+    rows.append(memory(1, verbatim=f"a long text that once names {SECRET} and then says more") | OPEN)
+    schema = BASE
+    for name in ("project_name", "project_path"):
+        schema = schema.append(BASE.field("gist").with_name(name))
+    write_file(tmp_path, rows, schema=schema)
+    WordIndex(tmp_path).update(Archive(tmp_path))
+    analyst = RepoAnalyst(tmp_path, exclude_projects=["sécret"])
+    assert ids(analyst.search_archive(SECRET, 1, mode="words")) == {1}
 
 
 def test_they_have_no_id(analyst: RepoAnalyst) -> None:
