@@ -118,11 +118,12 @@ def make_index(path: str | None = None) -> tantivy.Index:
     for name in ("salience", "outcome"):
         builder.add_integer_field(name, indexed=True)
     index = tantivy.Index(builder.build(), path)
-    index.register_tokenizer(_TOKENIZER, _analyzer())
+    index.register_tokenizer(_TOKENIZER, text_analyzer())
     return index
 
 
-def _analyzer() -> tantivy.TextAnalyzer:
+def text_analyzer() -> tantivy.TextAnalyzer:
+    """What makes words of a text that was folded."""
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(tantivy.Filter.remove_long(_LONGEST_WORD))
     return builder.filter(tantivy.Filter.lowercase()).filter(tantivy.Filter.ascii_fold()).build()
 
@@ -163,7 +164,7 @@ class Question:
 
     def __init__(self, words: str, fold: Callable[[Sequence[str]], list[str]]) -> None:
         split_words(words)
-        analyzer = _analyzer()
+        analyzer = text_analyzer()
         parts = [(text, bool(part[1])) for part in _PART.finditer(words) if (text := part[1] or part[2])]
         found = [
             Term(text, tuple(analyzer.analyze(plain)), quoted)

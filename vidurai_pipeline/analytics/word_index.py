@@ -9,6 +9,8 @@ It holds the words in plain, so there is none of an encrypted archive.
 
 import contextlib
 import itertools
+import json
+import random
 import shutil
 import tempfile
 import time
@@ -16,14 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import tantivy
-from tantivy import Query
+from tantivy import FieldType, Occur, Query
 
 from vidurai_pipeline.analytics.connection import connect
-from vidurai_pipeline.analytics.question import COLUMNS, document_sql, make_index
+from vidurai_pipeline.analytics.question import COLUMNS, document_sql, make_index, text_analyzer
 from vidurai_pipeline.analytics.views import SALIENCE_SCORE
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, make_folder
@@ -39,6 +41,7 @@ _HEAP_BYTES = 64_000_000
 _MEMORY_LIMIT = "512MB"
 #: After so many documents, what was read so far is kept, should the rest fail.
 _COMMIT_EVERY = 500_000
+_SAMPLE, _RAREST, _SAME_MOMENT = 20, 4, 10_000
 _REBUILD = "run `vidurai-pipeline index --rebuild`"
 
 #: Called with what is being done, how many memories are done, and how many there are.
@@ -77,6 +80,13 @@ class Lag:
 
     lacking: list[ArchiveFile]
     gone: list[str]
+
+
+class Recall(NamedTuple):
+    """Of so many memories that were asked for by their own words, so many were found."""
+
+    asked: int
+    found: int
 
 
 class WordIndex:
@@ -173,6 +183,36 @@ class WordIndex:
                 lacking.append(file)
         whole = wanted.keys() - {_key(file, manifests) for file in lacking}
         return Lag(lacking, sorted(held.keys() - whole))
+
+    def recall(self, archive: Archive) -> Recall:
+        """Ask for some memories of a file by their rarest words.
+
+        Raises:
+            SearchIndexError: it can't be read.
+            ArchiveError: the file can't be read.
+        """
+        held = self.held()
+        files = [file for file in list_settled(self.root) if _key(file, archive.manifests) in held]
+        if not files:
+            return Recall(0, 0)
+        table = archive.columns(random.choice(files), COLUMNS)  # noqa: S311
+        rows = random.sample(range(table.num_rows), min(_SAMPLE, table.num_rows))
+        with _reading_connection() as connection:
+            sample = [json.loads(document) for document in documents(connection, table.take(rows))]
+        with self.errors():
+            return Recall(len(sample), sum(map(self._finds, sample)))
+
+    def _finds(self, document: dict[str, Any]) -> bool:
+        """Whether a memory is found by the rarest words of its text, among those of the same moment."""
+        searcher, schema = self.index.searcher(), self.index.schema
+        words = dict.fromkeys(text_analyzer().analyze(document["text"]))
+        rarest = sorted(words, key=lambda word: searcher.doc_freq("text", word))[:_RAREST]
+        must = [Query.term_query(schema, "text", word) for word in rarest]
+        for moment in document["created"]:
+            must.append(Query.range_query(schema, "created", FieldType.Integer, moment, moment))
+        query = Query.boolean_query([(Occur.Must, one) for one in must or [Query.all_query()]])
+        addresses = [address for _, address in searcher.search(query, _SAME_MOMENT, count=False).hits]
+        return set(document["id"]) <= set(searcher.fast_field_values("id", addresses))
 
     def discard(self) -> None:
         """Remove it from the disk, with all words that it still holds of memories that are gone.
@@ -304,10 +344,7 @@ class _Writer:
 
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
-        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-index-")))
-        connection = self._stack.enter_context(contextlib.closing(connect(_MEMORY_LIMIT, 1, scratch)))
-        connection.execute(f"CREATE MACRO salience_score{SALIENCE_SCORE}")
-        return connection
+        return self._stack.enter_context(_reading_connection())
 
     def remove(self, key: str) -> None:
         """Delete the documents of a file."""
@@ -333,6 +370,17 @@ class _Writer:
                 self._writer.commit()
                 self._since_commit = 0
         return rows
+
+
+@contextlib.contextmanager
+def _reading_connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection for :func:`documents`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="vidurai-index-") as scratch,
+        contextlib.closing(connect(_MEMORY_LIMIT, 1, Path(scratch))) as connection,
+    ):
+        connection.execute(f"CREATE MACRO salience_score{SALIENCE_SCORE}")
+        yield connection
 
 
 def documents(connection: duckdb.DuckDBPyConnection, table: Any, file: str = "") -> Iterator[str]:

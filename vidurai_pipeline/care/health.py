@@ -224,11 +224,15 @@ def search_index(archive: Archive) -> Finding:
         return Finding("search index", "ok", "there is none: searches read the archive")
     try:
         lag = words.lag(list_settled(archive.root), archive.manifests)
+        recall = words.recall(archive)
     except PipelineError as error:
         return Finding("search index", "warning", str(error))
     if lag.lacking or lag.gone:
         detail = f"{plural(len(lag.lacking), 'file')} of the archive are not in it, {len(lag.gone):,} in it are gone"
         return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index`")
+    if recall.found < recall.asked:
+        detail = f"it does not find {recall.asked - recall.found} of {recall.asked} memories by their own words"
+        return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index --rebuild`")
     size = words.bytes() / 1e6
     return Finding("search index", "ok", f"{plural(sum(words.held().values()), 'memory')}, {size:,.1f} MB")
 

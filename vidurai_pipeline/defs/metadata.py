@@ -14,7 +14,7 @@ from typing import Any, NewType
 
 import dagster as dg
 
-from vidurai_pipeline.analytics.word_index import IndexReport
+from vidurai_pipeline.analytics.word_index import IndexReport, Recall
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
 from vidurai_pipeline.care.compaction import CompactionReport
 from vidurai_pipeline.care.health import ArchiveSize
@@ -64,6 +64,8 @@ FILES_INDEXED = Label("files indexed")
 #: How far the index was behind when the step began.
 LAG = Label("files that were missing")
 INDEX_MB = Label("index (MB)")
+#: The share of some memories that their own words find.
+INDEX_RECALL = Label("recall of a sample")
 
 # parquet_archive
 
@@ -412,7 +414,7 @@ def of_expiry(report: ExpiryReport) -> dict[str, Any]:
     }
 
 
-def of_index(report: IndexReport) -> dict[str, Any]:
+def of_index(report: IndexReport, recall: Recall) -> dict[str, Any]:
     """What ``search_index`` reports."""
     return {
         INDEXED: report.documents,
@@ -420,6 +422,7 @@ def of_index(report: IndexReport) -> dict[str, Any]:
         LAG: report.added,
         INDEX_MB: _mb(report.bytes),
         SECONDS: report.seconds,
+        **({INDEX_RECALL: recall.found / recall.asked} if recall.asked else {}),
     }
 
 

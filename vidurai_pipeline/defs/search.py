@@ -34,14 +34,16 @@ def search_index(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tier
         context.log.info("An encrypted archive has no search index")
         return
     try:
-        report = WordIndex(archive.root).update(archive)
+        words = WordIndex(archive.root)
+        report = words.update(archive)
+        recall = words.recall(archive)
     except PipelineError as error:
         context.log.warning(f"The search index was not updated: {error}")
         return
     context.log.info(
         f"The search index holds {plural(report.documents, 'memory')}; {plural(report.added, 'file')} read"
     )
-    yield dg.MaterializeResult(metadata=metadata.of_index(report))
+    yield dg.MaterializeResult(metadata=metadata.of_index(report, recall))
 
 
 @dg.asset_check(asset=search_index, additional_deps=[purged_rows])

@@ -1,6 +1,7 @@
 """The search index: what it finds and in which order, and that it follows every change of the archive."""
 
 import contextlib
+import json
 import os
 import shutil
 import warnings
@@ -14,12 +15,13 @@ import pytest
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.index_process import FlushIndexing
 from vidurai_pipeline.analytics.search import Mode, Tier
-from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.analytics.word_index import Lag, WordIndex
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.care.compaction import compact
 from vidurai_pipeline.care.health import search_index
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.keys import KeyRing
+from vidurai_pipeline.cold.listing import list_settled
 from vidurai_pipeline.errors import QueryError, SearchIndexError, SearchIndexWarning
 from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.archives import BASE, memory, write_file
@@ -248,6 +250,21 @@ def test_an_index_that_lost_memories_of_a_file_reads_it_again(archive: Archive) 
     writer.wait_merging_threads()
     assert not agrees(archive)
     words.update(archive)
+    assert agrees(archive)
+
+
+def test_an_index_that_does_not_find_memories_is_noticed(archive: Archive) -> None:
+    words = WordIndex(archive.root)
+    writer = words.index.writer(15_000_000, 1)
+    for key, rows in words.held().items():
+        writer.delete_documents_by_term("file", key)
+        for _ in range(rows):
+            writer.add_json(json.dumps({"file": key, "id": [1], "text": "other words"}))
+    writer.commit()
+    writer.wait_merging_threads()
+    assert words.lag(list_settled(archive.root), archive.manifests) == Lag([], [])
+    assert "does not find 20 of 20" in search_index(archive).detail
+    words.update(archive, rebuild=True)
     assert agrees(archive)
 
 
