@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REFERENCE := .venvs/reference
+SPARK := .venvs/spark
 # For these alone: the pipeline itself would warn of a variable that it does not know.
 bench bench-history bench-dream: export VIDURAI_REFERENCE_PYTHON ?= $(CURDIR)/$(REFERENCE)/bin/python
 
@@ -26,7 +27,7 @@ run: $(VENV)/running $(SAMPLE)  ## run the maintenance job on your store, or on 
 dev: $(VENV)/running $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000, with the nightly schedule on
 	@$(BIN)/vidurai-pipeline ui
 
-test: $(VENV)/installed $(REFERENCE)/installed  ## run all tests
+test: $(VENV)/installed $(REFERENCE)/installed $(SPARK)/installed  ## run all tests
 	$(BIN)/pytest -n 3 --dist worksteal -rs $(PYTEST_ARGS)
 
 test-fast: $(VENV)/installed  ## run each package's main promises, in less than a minute
@@ -101,6 +102,13 @@ $(REFERENCE)/installed: vidurai_pipeline_tests/requirements-reference.txt
 	$(PYTHON) -m venv $(REFERENCE)
 	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check --no-deps vidurai==2.2.0
 	@$(call install,$(REFERENCE),--requirement vidurai_pipeline_tests/requirements-reference.txt)
+	@touch $@
+
+# Spark: 400 MB of Java, in a folder of its own, which one module of tests adds to Python's path. Nothing else needs it.
+$(SPARK)/installed: constraints.txt | $(VENV)/running
+	@echo "Installing Spark into $(SPARK)"
+	@rm -rf $(SPARK)
+	@$(call install,$(VENV),--constraint constraints.txt --target $(SPARK) pyspark)
 	@touch $@
 
 sample/vidurai.db: | $(VENV)/running

@@ -229,6 +229,11 @@ class Settings(BaseSettings):
         description="The Q-table that `vidurai-pipeline dream --fleet` makes from all stores of the archive. If it is "
         "set, Dagster makes it every day too. By default `fleet_q_table.json` in Vidurai's folder",
     )
+    spark_master: str | None = Field(
+        default=None,
+        description="An Apache Spark master, such as `local[4]` or `spark://host:7077`, that counts the experiences of "
+        "all stores for `dream --fleet`. It needs `vidurai-pipeline[spark]`. By default DuckDB counts them",
+    )
     compression: Literal["snappy", "zstd"] = Field(default="snappy", description="How new Parquet files are compressed")
     rows_per_file: int = Field(
         default=50_000, gt=0, description="The most memories in one file. What waits beyond that goes into more files"

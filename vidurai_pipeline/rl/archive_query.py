@@ -9,6 +9,7 @@ outcome is good.
 
 import contextlib
 import time
+from collections.abc import Sequence
 from datetime import datetime, tzinfo
 from pathlib import Path
 
@@ -31,12 +32,17 @@ _NAME = "vidurai_experiences"
 #: The temporary table, in the connection that read the archive.
 TABLE = f"temp.{_NAME}"
 
+
 # DuckDB's lower() makes ASCII of some other letters where Python's, which Vidurai uses, doesn't: hence ASCII only.
-_LEVEL = (
-    "CASE WHEN strlen(salience) <> length(salience) THEN {default} "
-    + " ".join(f"WHEN lower(salience) = '{name}' THEN {level}" for level, name in enumerate(SALIENCES))
-    + " ELSE {default} END"
-).format(default=DEFAULT_LEVEL)
+def level_of(size: str) -> str:
+    """Make the SQL for the level of a column ``salience``.
+
+    Args:
+        size: the function that gives a text's size in bytes.
+    """
+    levels = " ".join(f"WHEN lower(salience) = '{name}' THEN {level}" for level, name in enumerate(SALIENCES))
+    return f"CASE WHEN {size}(salience) <> length(salience) THEN {DEFAULT_LEVEL} {levels} ELSE {DEFAULT_LEVEL} END"
+
 
 # Memories in the archive, and what is left of those that expired: each with the number of its characters.
 _FILES = """(
@@ -66,7 +72,7 @@ _ROWS = f"""
         {_MOMENT}{{offset}} AS archived_at,
         CAST(created_at AS VARCHAR) AS created_at,
         outcome,
-        {_LEVEL} AS level,
+        {level_of("strlen")} AS level,
         least(characters // {CHARACTERS_PER_TOKEN}, {MAX_TOKENS}) AS tokens
     FROM (
         SELECT
@@ -103,6 +109,17 @@ _EACH_VERSION = {
 }
 
 
+def require_sound(archive_base: Path, files: Sequence[ArchiveFile]) -> None:
+    """Make sure that files, and the archive's tombstones, are what was written.
+
+    Raises:
+        ArchiveError: one of them is not.
+    """
+    manifests = Manifests(archive_base)
+    if flaws := [*manifests.damaged(files), *manifests.altered(files), *Tombstones(archive_base).damaged()]:
+        raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned", FLAW_ADVICE)
+
+
 def read_archive(
     cursor: duckdb.DuckDBPyConnection,
     archive_base: Path,
@@ -125,12 +142,14 @@ def read_archive(
     Raises:
         ArchiveError: a file is damaged, or the archive can't be read.
     """
-    manifests, tombstones = Manifests(archive_base), Tombstones(archive_base)
+    tombstones = Tombstones(archive_base)
     for attempt in range(1, _READ_ATTEMPTS + 1):
         files = list_files(archive_base)
-        if flaws := [*manifests.damaged(files), *manifests.altered(files), *tombstones.damaged()]:
+        try:
+            require_sound(archive_base, files)
+        except ArchiveError:
             if attempt == _READ_ATTEMPTS or list_files(archive_base) == files:
-                raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned", FLAW_ADVICE)
+                raise
             continue
         settled, removed = (
             Listing.readable(archive_base, found, lambda: scratch, keys)

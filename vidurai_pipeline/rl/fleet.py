@@ -17,20 +17,19 @@ fleet's is worse in most of the stores, it stays a candidate.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vidurai_pipeline.cold.listing import list_files, store_roots
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural
-from vidurai_pipeline.rl.dataset import open_experiences
 from vidurai_pipeline.rl.evaluation import QTable, TransitionCount, Verdict, compare, find_faults, value_bound
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableContents, TableFile
 from vidurai_pipeline.rl.states import Action
+from vidurai_pipeline.rl.stores import CodeCounts, Store, count_with_duckdb, find_stores
 from vidurai_pipeline.rl.trainer import TransitionIndex
 from vidurai_pipeline.rl.training_run import judge
 from vidurai_pipeline.settings import Hyperparameters, Settings
@@ -85,60 +84,6 @@ def solve(counts: Iterable[TransitionCount], gamma: float) -> Solution:
                 q_table.setdefault(state, {})[action] = value
             return Solution(q_table, iterations, residual)
     raise ConfigError(f"the values of the fleet's Q-table don't settle with gamma {gamma}", "lower VIDURAI_GAMMA")
-
-
-class Store(NamedTuple):
-    """One store of the fleet.
-
-    Attributes:
-        name: as reports call it.
-        archive: the folder of its archive.
-        q_table: its own table; None if that is not on this machine.
-    """
-
-    name: str
-    archive: Path
-    q_table: Path | None
-
-
-class CodeCounts(NamedTuple):
-    """How many experiences of a store there are of each code (see ``archive_query``).
-
-    Attributes:
-        total: of all of them.
-        held_out: of those that tables are judged by.
-    """
-
-    total: Mapping[int, int]
-    held_out: Mapping[int, int]
-
-
-#: Counts the experiences of stores; what it can't read it leaves out, and says why, by the stores' names.
-CountStores = Callable[[Settings, Sequence[Store]], tuple[dict[str, CodeCounts], dict[str, str]]]
-
-
-def find_stores(settings: Settings) -> list[Store]:
-    """The stores whose memories lie in the archive."""
-    base = settings.archive_root
-    roots = store_roots(base)
-    if any(file.relative.startswith("year=") for file in list_files(base)):
-        roots = {"(no name)": base} | roots
-    return [
-        Store(name, root, settings.q_table_path if root == settings.archive_path else None)
-        for name, root in roots.items()
-    ]
-
-
-def count_with_duckdb(settings: Settings, stores: Sequence[Store]) -> tuple[dict[str, CodeCounts], dict[str, str]]:
-    """Count the experiences of one store after the other."""
-    counts, left_out = {}, {}
-    for store in stores:
-        try:
-            with open_experiences(settings, store.archive) as experiences:
-                counts[store.name] = CodeCounts(experiences.code_counts(), experiences.code_counts(held_out=True))
-        except ArchiveError as error:
-            left_out[store.name] = str(error)
-    return counts, left_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +160,12 @@ def learn_fleet(settings: Settings) -> FleetReport:
     Raises:
         PipelineError: no archive can be read, or the table can't be written.
     """
-    engine, count = "duckdb", count_with_duckdb
+    if settings.spark_master is None:
+        engine, count = "duckdb", count_with_duckdb
+    else:
+        from vidurai_pipeline.rl.spark import count_with_spark  # noqa: PLC0415  (an extra)
+
+        engine, count = "spark", count_with_spark
     hyperparameters = Hyperparameters.of(settings)
     file = TableFile(settings.fleet_q_table_path, "VIDURAI_FLEET_Q_TABLE")
     file.require_ours()

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.errors import ArchiveError, ConfigError, QTableError
 from vidurai_pipeline.rl.evaluation import TransitionCount
-from vidurai_pipeline.rl.fleet import Store, count_with_duckdb, find_stores, learn_fleet, solve
+from vidurai_pipeline.rl.fleet import learn_fleet, solve
 from vidurai_pipeline.rl.inference import Transition
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.states import Action, Experience, MemoryState
+from vidurai_pipeline.rl.stores import Store, count_with_duckdb, find_stores
 from vidurai_pipeline.settings import Settings
 from vidurai_pipeline_tests.rl.dreams import Rows, dream, generated
 from vidurai_pipeline_tests.support.archives import experience, flip, write_file
