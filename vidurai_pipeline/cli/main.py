@@ -572,17 +572,8 @@ def demo(folder: Path, rows: int, seed: int, form: str) -> None:
         click.echo(f"\nnext: VIDURAI_HOME={shlex.quote(str(folder))} {output.program()} run")
 
 
-main.add_command(compact)
-main.add_command(erase)
-main.add_command(expire)
-main.add_command(index)
-main.add_command(mcp)
-main.add_command(move)
-main.add_command(restore)
-main.add_command(salvage)
-main.add_command(secrets)
-main.add_command(new_key)
-main.add_command(rekey)
+for _command in (compact, erase, expire, index, mcp, move, restore, salvage, secrets, new_key, rekey):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,14 @@ with Archive(Path(sys.argv[1])).lock("a long run"):
 """
 
 
-def hold(archive: Path, seconds: float) -> subprocess.Popen[str]:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(archive), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    return holder
+@contextmanager
+def held(archive: Path, seconds: float = 60) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", HOLDER, str(archive), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+        holder.kill()
 
 
 def cli(db: Path, *arguments: str, timeout: float) -> subprocess.Popen[str]:
@@ -52,11 +54,9 @@ def cli(db: Path, *arguments: str, timeout: float) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("command", ["flush", "run", "dream"])
 def test_says_who_is_at_work(sample_store: Callable[[str], Path], command: str) -> None:
     db = sample_store("schema_v7")
-    holder = hold(db.parent / "archive", 60)
-    done = cli(db, command, timeout=0.1)
-    output, errors = done.communicate()
-    holder.kill()
-    holder.wait()
+    with held(db.parent / "archive") as holder:
+        done = cli(db, command, timeout=0.1)
+        output, errors = done.communicate()
     assert done.returncode == 1
     assert f"process {holder.pid} on " in errors
     assert "(a long run), since 20" in errors
@@ -65,16 +65,14 @@ def test_says_who_is_at_work(sample_store: Callable[[str], Path], command: str) 
 
 def test_waits_for_the_other(sample_store: Callable[[str], Path]) -> None:
     db = sample_store("schema_v7")
-    holder = hold(db.parent / "archive", 1)
-    assert MemoryArchiver(db, db.parent / "archive", lock_timeout=60).flush_archived_memories() == 71
-    holder.wait()
+    with held(db.parent / "archive", 1):
+        assert MemoryArchiver(db, db.parent / "archive", lock_timeout=60).flush_archived_memories() == 71
 
 
 def test_a_dead_holder_is_no_obstacle(sample_store: Callable[[str], Path]) -> None:
     db = sample_store("schema_v7")
-    holder = hold(db.parent / "archive", 60)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
+    with held(db.parent / "archive") as holder:
+        os.kill(holder.pid, signal.SIGKILL)
     assert (db.parent / "archive" / ".lock.json").exists()
     assert MemoryArchiver(db, db.parent / "archive", lock_timeout=0).flush_archived_memories() == 71
     assert not (db.parent / "archive" / ".lock.json").exists()
@@ -109,14 +107,12 @@ def test_held_twice_by_the_same_run(tmp_path: Path) -> None:
 
 def test_an_unsigned_lock_is_a_lock_all_the_same(sample_store: Callable[[str], Path]) -> None:
     db = sample_store("schema_v7")
-    holder = hold(db.parent / "archive", 60)
-    (db.parent / "archive" / ".lock.json").write_text("{half writ")
-    began = time.monotonic()
-    with pytest.raises(LockedError, match="another process"):
-        MemoryArchiver(db, db.parent / "archive", lock_timeout=0.3).flush_archived_memories()
-    assert time.monotonic() - began >= 0.3
-    holder.kill()
-    holder.wait()
+    with held(db.parent / "archive"):
+        (db.parent / "archive" / ".lock.json").write_text("{half writ")
+        began = time.monotonic()
+        with pytest.raises(LockedError, match="another process"):
+            MemoryArchiver(db, db.parent / "archive", lock_timeout=0.3).flush_archived_memories()
+        assert time.monotonic() - began >= 0.3
 
 
 def test_threads_of_one_process_exclude_each_other(sample_store: Store) -> None:
