@@ -381,7 +381,7 @@ def test_doctor_sees_an_archive_that_is_no_folder(home: Path) -> None:
     (home / "archive").write_text("in the way")
     done = cli("doctor")
     assert done.returncode == 1
-    assert "is not a folder" in done.stdout
+    assert f"failed  archive folder: VIDURAI_ARCHIVE={home}/archive: Not a directory" in done.stdout
 
 
 def test_doctor_sees_a_memory_in_both_tiers(home: Path) -> None:
