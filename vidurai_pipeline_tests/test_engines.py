@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 from sqlglot import exp, parse_one
 
@@ -16,15 +17,14 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.care.retention import expire
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.listing import store_roots
-from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.errors import ArchiveError, ConfigError
 from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline.rl.fleet import learn_fleet
 from vidurai_pipeline.rl.inference import SALIENCES
 from vidurai_pipeline.rl.stores import count_with_duckdb, find_stores
 from vidurai_pipeline.settings import RetentionRule, Settings
 from vidurai_pipeline_tests.rl.dreams import generated
-from vidurai_pipeline_tests.support.archives import DATA, REFERENCE, experience, write_file
+from vidurai_pipeline_tests.support.archives import BASE, DATA, REFERENCE, experience, write_file
 
 ROOT = Path(__file__).parents[1]
 SPARK = ROOT / ".venvs/spark"
@@ -70,11 +70,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="module")
 def history(settings: Settings) -> list[tuple[Any, ...]]:
     """What our own view of the archive shows."""
-    rows: list[tuple[Any, ...]] = []
-    for name, root in store_roots(settings.archive_path).items():
-        with RepoAnalyst(root) as analyst:
-            rows += [(name, *row) for row in analyst.query_rows(f"SELECT {COLUMNS} FROM history")[1]]
+    with RepoAnalyst(settings.archive_root) as analyst:
+        rows = [tuple(row) for row in analyst.query_rows(f"SELECT store, {COLUMNS} FROM history")[1]]
     assert len(rows) > 1_400
+    assert {row[0] for row in rows} == {"007", "alice", "demo", "odd", "reference"}
     return sorted(rows, key=str)
 
 
@@ -117,7 +116,15 @@ def test_spark_sees_the_same(spark: Any, settings: Settings, history: list[tuple
     assert count_with_spark(by_spark, find_stores(by_spark)) == counted
     assert sum(sum(one.total.values()) for one in counted[0].values()) > 200
     assert (learn_fleet(by_spark).engine, learn_fleet(settings).engine) == ("spark", "duckdb")
-    assert by_spark.fleet_q_table_path.read_bytes() == settings.fleet_q_table_path.read_bytes()
+    table = by_spark.fleet_q_table_path.read_bytes()
+    assert table == settings.fleet_q_table_path.read_bytes()
+
+    as_text = pa.schema([*BASE.remove(BASE.get_field_index("outcome")), ("outcome", pa.string())])
+    unfit = write_file(settings.archive_root / "store=unfit", [experience(1, "1")], schema=as_text)
+    with pytest.raises(ArchiveError, match="PARQUET_COLUMN_DATA_TYPE_MISMATCH"):
+        learn_fleet(by_spark)
+    assert by_spark.fleet_q_table_path.read_bytes() == table
+    shutil.rmtree(unfit.parents[2])
 
 
 def test_duckdb_sees_the_same(settings: Settings, history: list[tuple[Any, ...]]) -> None:
