@@ -17,7 +17,7 @@ fleet's is worse in most of the stores, it stays a candidate.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,10 +152,14 @@ class FleetReport:
         return {**asdict(self), **paths, "stores": stores, "worse": self.worse}
 
 
-def learn_fleet(settings: Settings) -> FleetReport:
+def learn_fleet(settings: Settings, tables: Mapping[str, Path] | None = None) -> FleetReport:
     """Make the fleet's table from all stores of the archive.
 
     The same archives give the same file, byte for byte. Without any experience, the file is not touched.
+
+    Args:
+        settings: which archive, and what to train with.
+        tables: the Q-tables of stores on this machine, by their names.
 
     Raises:
         PipelineError: no archive can be read, or the table can't be written.
@@ -170,7 +174,7 @@ def learn_fleet(settings: Settings) -> FleetReport:
     file = TableFile(settings.fleet_q_table_path, "VIDURAI_FLEET_Q_TABLE")
     file.require_ours()
     report = FleetReport(file.path, engine)
-    stores = find_stores(settings)
+    stores = find_stores(settings, tables)
     counts, report.left_out = count(settings, stores)
     if stores and not counts:
         raise ArchiveError(f"no store's archive can be read, such as {next(iter(report.left_out.values()))}")

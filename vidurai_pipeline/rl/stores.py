@@ -1,6 +1,6 @@
 """The stores whose memories an archive holds, and how many experiences of which kind each has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +39,20 @@ class CodeCounts(NamedTuple):
     held_out: dict[int, int]
 
 
-def find_stores(settings: Settings) -> list[Store]:
-    """The stores whose memories lie in the archive."""
+def find_stores(settings: Settings, tables: Mapping[str, Path] | None = None) -> list[Store]:
+    """The stores whose memories lie in the archive.
+
+    Args:
+        settings: which archive.
+        tables: the Q-tables of stores on this machine, by their names; of the settings' own store, theirs is known.
+    """
+    tables = tables or {}
     base = settings.archive_root
     roots = store_roots(base)
     if list_files(base):
         roots = {NO_NAME: base} | roots
     return [
-        Store(name, root, settings.q_table_path if root == settings.archive_path else None)
+        Store(name, root, settings.q_table_path if root == settings.archive_path else tables.get(name))
         for name, root in roots.items()
     ]
 

@@ -164,10 +164,25 @@ def test_a_store_that_is_unlike_the_others_should_keep_its_own_table(
 ) -> None:
     for name in ("alice", "bob", "carol"):
         fill(name, outcomes(900, 100))
-    fill("odd", outcomes(20, 280))
+    odd = fill("odd", outcomes(20, 280))
     report = learn_fleet(settings)
     assert (report.worse, report.refused) == (["odd"], None)
-    assert report.to_dict()["stores"]["odd"]["verdict"]["not_worse"] is False
+    assert report.stores["odd"].own_table is None, "compared with what its archive alone teaches"
+    tables = {name: settings.home / f"{name}.json" for name in ("odd", "alice")}
+    dream(odd, tables["odd"])
+    dream(odd, tables["alice"])
+    report = learn_fleet(settings, tables)
+    assert report.worse == ["odd"]
+    assert report.to_dict()["stores"]["odd"]["own_table"] == str(tables["odd"])
+    alice = report.stores["alice"].verdict
+    assert alice.not_worse
+    assert alice.old_error is not None
+    assert alice.new_error is not None
+    assert alice.old_error > 10 * alice.new_error + 10, "her own table is a bad one"
+    tables["odd"].write_text("{")
+    damaged = learn_fleet(settings, tables).stores["odd"].verdict
+    assert damaged.not_worse is None
+    assert str(tables["odd"]) in damaged.reason
 
 
 def test_a_table_that_most_stores_are_worse_off_with_stays_a_candidate(
