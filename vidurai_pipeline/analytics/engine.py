@@ -403,8 +403,12 @@ class RepoAnalyst:
         Args:
             project: its id, name or path, as for :meth:`search_archive`.
         """
-        rows = self.query_archive("SELECT DISTINCT project_id, project_name, project_path FROM memories")
-        known = {str(value).rstrip("/"): None for row in rows for value in row.values() if value is not None}
+        rows = self.query_archive("SELECT DISTINCT project_id, project_name, project_path FROM history")
+        values = [value for row in rows for value in row.values()]
+        if not self._hot.hides:
+            with self._hot.snapshot(self._database.scratch_folder()) as hot:
+                values += itertools.chain.from_iterable(hot.projects())
+        known = {str(value).rstrip("/"): None for value in values if value is not None}
         wanted = str(project).strip().rstrip("/").lower()
         names = {name.lower(): name for name in known}
         if wanted in names:

@@ -17,6 +17,8 @@ from vidurai_pipeline.errors import SearchIndexError, SearchIndexWarning, plural
 from vidurai_pipeline.hot.rows import light_array
 from vidurai_pipeline.hot.view import HotSnapshot
 
+#: Where the filters let few pass, no more hot memories than these are looked at.
+_LOOKED_AT = 20_000
 #: So many more hot memories are ranked than are given.
 _RANKED = 20
 _HEAP_BYTES = 15_000_000
@@ -82,6 +84,9 @@ class WordSearch:
 
     def _ways(self, hot: HotSnapshot) -> list[Iterable[int]] | None:
         """The ids of hot memories that may answer, by each way of looking; None if only reading them can tell."""
+        project = self._search.filters.project
+        if isinstance(project, str) and not project.isdecimal() and not self._search.project_ids:
+            return []  # the hot store has no such project
         if any(term.unspaced for term in self.question.terms):
             return None
         terms = [(term.asked, term.words) for term in self.question.terms]
@@ -177,7 +182,7 @@ class WordSearch:
         rows: list[Row] = []
         seen: set[int] = set()
         for way in ways:
-            ids, wanted = iter(way), self._most
+            ids, wanted = islice(way, max(_LOOKED_AT, self._most)), self._most
             portion = wanted
             while wanted > 0 and (part := list(islice(ids, portion))):
                 found = read([id_ for id_ in dict.fromkeys(part) if id_ not in seen])

@@ -47,6 +47,30 @@ _OF_A_HIT = ("id", "tier", "created_at", "salience", "project_name", "event_type
 #: Columns of `memories` that say the same as others, or nothing to an assistant.
 _REPEATED = {"verbatim", "created_ts", "expires_ts", "archived_ts", "salience_score", "year", "month", "file"}
 
+#: What history_stats counts by, and the columns of each row. All of it is one query: each reads the whole hot store.
+_GROUPED = {
+    "tiers": ("tier", "memories", "oldest", "newest"),
+    "projects": ("id", "name", "path", "hot", "cold", "oldest", "newest"),
+    "kinds": ("salience", "event_type", "memories"),
+    "months": ("month", "memories"),
+}
+_STATS = """
+    SELECT
+        CASE grouping(tier, id, level, month) WHEN 7 THEN 'tiers' WHEN 11 THEN 'projects' WHEN 13 THEN 'kinds'
+            ELSE 'months' END AS grouped_by,
+        tier, id, name, path, level AS salience, event_type, month, count(*) AS memories,
+        count(*) FILTER (tier_of = 'hot') AS hot, count(*) FILTER (tier_of = 'cold') AS cold,
+        min(created_ts) AS oldest, max(created_ts) AS newest
+    FROM (
+        SELECT tier, tier AS tier_of, project_id AS id, project_name AS name, project_path AS path,
+            upper(salience) AS level, event_type, strftime(created_ts, '%Y-%m') AS month, created_ts
+        FROM memories
+    )
+    GROUP BY GROUPING SETS ((tier), (id, name, path), (level, event_type), (month))
+    ORDER BY grouped_by, CASE grouped_by WHEN 'projects' THEN epoch(newest) WHEN 'kinds' THEN memories END
+        DESC NULLS LAST, month DESC NULLS LAST, tier, salience, event_type
+"""
+
 Tokens = Annotated[int, Field(ge=200, le=20_000, description="The most tokens (of about 4 bytes) that you want.")]
 MemoryId = Annotated[int, Field(ge=-(2**63), lt=2**63, description="A memory's id, from one of the other tools.")]
 Answer = dict[str, Any]
@@ -77,8 +101,8 @@ class History:
         """Open the archive while the client still says hello, and close it in the end."""
 
         def open_archive() -> None:
-            with self._turn, contextlib.suppress(PipelineError):  # the first question meets it too
-                self.analyst.query_archive("SELECT 1")
+            with contextlib.suppress(PipelineError, OSError):  # the first question meets it too
+                self._answer(self.search_history, {"question": "memory", "limit": 1})
 
         threading.Thread(target=open_archive, daemon=True).start()
         try:
@@ -196,20 +220,17 @@ class History:
         Use it once, before query_history, or to learn what a project is called.
         """
         ask = self.analyst.query_archive
-        totals = "SELECT tier, count(*) AS memories, min(created_ts) AS oldest, max(created_ts) AS newest FROM memories"
-        months = "SELECT strftime(created_ts, '%Y-%m') AS month, count(*) AS memories FROM memories"
-        kinds = "SELECT upper(salience) AS salience, event_type, count(*) AS memories FROM memories"
+        groups: dict[str, list[Answer]] = {name: [] for name in _GROUPED}
+        for row in ask(_STATS):
+            name = row.pop("grouped_by")
+            groups[name].append(_brief({column: row[column] for column in _GROUPED[name]}, _LONGEST_LINE))
         answer: Answer = {
-            "tiers": [_brief(row, _LONGEST_LINE) for row in ask(f"{totals} GROUP BY tier ORDER BY tier")],
+            "tiers": groups.pop("tiers"),
             "columns_of_memories": {row["column_name"]: row["column_type"] for row in ask("DESCRIBE memories")},
         }
-        for name, sql in {
-            "projects": "FROM projects ORDER BY newest DESC NULLS LAST",
-            "kinds": f"{kinds} GROUP BY ALL ORDER BY memories DESC, salience, event_type",
-            "months": f"{months} GROUP BY ALL ORDER BY month DESC NULLS LAST",
-        }.items():
+        for name, rows in groups.items():
             left = max_tokens - _size(answer) // _BYTES_PER_TOKEN
-            answer[name], rest = _that_fit((_brief(row, _LONGEST_LINE) for row in ask(sql)), left // 2)
+            answer[name], rest = _that_fit(rows, left // 2)
             if rest:
                 answer[f"{name}_left_out"] = f"{rest:,} more: raise max_tokens, or ask query_history"
         return answer
