@@ -9,7 +9,7 @@ import pytest
 
 from vidurai_pipeline_tests.support.archives import write_file
 from vidurai_pipeline_tests.support.cli import Done, cli
-from vidurai_pipeline_tests.support.stores import Store, change, flush
+from vidurai_pipeline_tests.support.stores import change
 
 COMMANDS = (
     ("run",),
@@ -57,16 +57,27 @@ def _no_ui(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "chdir", lambda _: None)
 
 
-@pytest.fixture
-def places(sample_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """All of them, in use, each where its setting names it."""
-    db = sample_store("schema_v7")
-    monkeypatch.setenv("VIDURAI_MIRROR", str(tmp_path / "mirror"))
-    monkeypatch.setenv("VIDURAI_HOME", str(db.parent))
-    flush(db)
-    cli("dream")
+@pytest.fixture(scope="module")
+def _used(_stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hot store, its archive, the mirror and the Q-table, after a flush and a dream."""
+    folder = tmp_path_factory.mktemp("used")
+    db = folder / "schema_v7" / "vidurai.db"
+    db.parent.mkdir()
+    shutil.copy(_stores / "schema_v7.db", db)
+    environment = {"VIDURAI_HOME": str(db.parent), "VIDURAI_MIRROR": str(folder / "mirror")}
+    for command in ("flush", "dream"):
+        assert cli(command, **environment).returncode == 0
     for name in ("-wal", "-shm"):
         Path(f"{db}{name}").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.fixture
+def places(_used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """All of them, in use, each where its setting names it."""
+    shutil.copytree(_used, tmp_path, dirs_exist_ok=True)
+    db = tmp_path / "schema_v7" / "vidurai.db"
+    monkeypatch.setenv("VIDURAI_HOME", str(db.parent))
     home = tmp_path / "dagster"
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
