@@ -30,12 +30,14 @@ from vidurai_pipeline.defs.early_run import early_run_sensor
 from vidurai_pipeline.defs.erase import erase_job
 from vidurai_pipeline.defs.expiry import expired_rows
 from vidurai_pipeline.defs.fleet import fleet_job, fleet_q_table
+from vidurai_pipeline.defs.partitions import STORES
 from vidurai_pipeline.defs.resources import build_resources
 from vidurai_pipeline.defs.restore import restore_job
 from vidurai_pipeline.defs.run_retention import prune_history
 from vidurai_pipeline.defs.runs import dead_run_sensor
 from vidurai_pipeline.defs.schedules import build_schedules, missed_night_sensor
 from vidurai_pipeline.defs.search import search_index
+from vidurai_pipeline.defs.stores import check_of_stores, store_sensor
 from vidurai_pipeline.settings import Settings, load_settings
 
 
@@ -56,20 +58,29 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
     fresh = dg.FreshnessPolicy.time_window(
         fail_window=timedelta(hours=settings.stale_hours), warn_window=timedelta(hours=settings.stale_hours / 2)
     )
+    several = settings.stores is not None
+    lifecycle = [
+        asset.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, fresh))
+        for asset in (archived_rows, parquet_archive, purged_rows, q_table)
+    ]
+    others = [search_index, expired_rows, compact_archive]
+    if several:
+        lifecycle, others = (
+            [one.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=STORES)) for one in assets]
+            for assets in (lifecycle, others)
+        )
     return dg.Definitions(
         assets=[
             vidurai_store,
-            *_linked_to_code(
-                *(
-                    asset.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, fresh))
-                    for asset in (archived_rows, parquet_archive, purged_rows, q_table)
-                )
-            ),
+            *_linked_to_code(*lifecycle),
             vidurai_agent,
-            *_linked_to_code(search_index, expired_rows, compact_archive, compacted_months),
+            *_linked_to_code(*others, *([] if several else [compacted_months])),
             *(_linked_to_code(fleet_q_table) if settings.fleet_q_table else ()),
         ],
-        asset_checks=[archive_equals_hot_store, archive_is_proved, *HEALTH_CHECKS],
+        asset_checks=[
+            *(archive_equals_hot_store, archive_is_proved, *HEALTH_CHECKS),
+            *([check_of_stores(settings)] if several else []),
+        ],
         jobs=[
             *(maintenance, dream_job, care, health_job, prune_history, restore_job, erase_job),
             *([fleet_job] if settings.fleet_q_table else []),
@@ -78,8 +89,8 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
         sensors=[
             dream_after_failure,
             dead_run_sensor(settings),
-            missed_night_sensor(settings),
-            *([early_run_sensor(settings)] if settings.early_run else []),
+            *([store_sensor(settings)] if several else [missed_night_sensor(settings)]),
+            *([early_run_sensor(settings)] if settings.early_run and not several else []),
             *alert_sensors(settings),
         ],
         resources=build_resources(settings, progress),

@@ -211,6 +211,15 @@ class Settings(BaseSettings):
         "then the folder `store=alice` of `VIDURAI_ARCHIVE`, and of `VIDURAI_MIRROR`; queries and searches read the "
         "archives of all stores. By default the archive is for one store alone",
     )
+    stores: str | None = Field(
+        default=None,
+        description="The hot stores of a team, for Dagster: a pattern of their files, such as "
+        "`/home/*/.vidurai/vidurai.db`, or a file of lines `NAME,PATH`. Each gets a partition of the assets, a run "
+        "each night, and the archive `store=NAME` in `VIDURAI_ARCHIVE`. By default there is one store, `VIDURAI_DB`",
+    )
+    stores_at_once: int = Field(
+        default=4, gt=0, description="How many stores of `VIDURAI_STORES` Dagster works on at the same time"
+    )
     mirror: UserPath | None = Field(
         default=None,
         description="A folder on another disk for a second copy of the archive. Memories leave the hot store only when "
@@ -538,7 +547,12 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise ConfigError("; ".join(map(_explain, error.errors()))) from None
+        raise ConfigError(explained(error)) from None
+
+
+def explained(error: ValidationError) -> str:
+    """Say in one line what is wrong with settings."""
+    return "; ".join(map(_explain, error.errors()))
 
 
 def _explain(fault: ErrorDetails) -> str:

@@ -101,7 +101,8 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
     home, folder = os.environ.get("DAGSTER_HOME"), settings.dagster_home
     if home and not folder.parent.is_dir():
         raise ConfigError(f"DAGSTER_HOME={home}: there is no folder {folder.parent}: create it, or correct the path")
-    HotStore(settings.db_path).require()
+    if settings.stores is None:
+        HotStore(settings.db_path).require()
     if folder.is_dir() and not (folder / "dagster.yaml").exists():
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         if names - DAGSTERS_OWN:

@@ -16,6 +16,7 @@ from dagster_duckdb import DuckDBResource
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.care.health import archive_readable
 from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.resources import Dreams, Tiers, readable_failures
 from vidurai_pipeline.errors import plural
 from vidurai_pipeline.hot.salvage import Rejected
@@ -114,15 +115,17 @@ def parquet_archive(
     )
     return dg.MaterializeResult(
         metadata=metadata.of_publish(published, files, archiver.archive.root, seconds),
-        check_results=[healthy, _rejection(context.instance, published.rejected)],
+        check_results=[healthy, _rejection(context, published.rejected)],
     )
 
 
-def _rejection(instance: dg.DagsterInstance, rejected: Sequence[Rejected]) -> dg.AssetCheckResult:
+def _rejection(context: dg.AssetExecutionContext, rejected: Sequence[Rejected]) -> dg.AssetCheckResult:
     if not rejected:
         return dg.AssetCheckResult(check_name=NONE_REJECTED, passed=True, description="No memory was rejected.")
     first = rejected[0]
-    since = metadata.rejected_since(instance, dg.AssetKey("parquet_archive"), time.time())
+    since = metadata.rejected_since(
+        context.instance, dg.AssetKey("parquet_archive"), time.time(), store_of(context.run)
+    )
     return dg.AssetCheckResult(
         check_name=NONE_REJECTED,
         passed=False,

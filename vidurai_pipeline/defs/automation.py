@@ -5,6 +5,7 @@ import dagster as dg
 from vidurai_pipeline.defs.assets import GROUP, q_table
 from vidurai_pipeline.defs.care import archive_is_proved
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS
+from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.runs import LIFECYCLE_JOBS
 
 _TAGS = {"team": "memory"}
@@ -57,4 +58,4 @@ def dream_after_failure(context: dg.RunFailureSensorContext) -> dg.RunRequest | 
         return dg.SkipReason("the run failed before its first step")
     if q_table.key not in planned or q_table.key.to_user_string() in started:
         return dg.SkipReason("the run had begun to learn, or was not meant to")
-    return dg.RunRequest(run_key=f"dream-after-{run.run_id}")
+    return dg.RunRequest(run_key=f"dream-after-{run.run_id}", partition_key=store_of(run))

@@ -57,7 +57,7 @@ def archive_is_proved(context: dg.AssetCheckExecutionContext, tiers: dg.Resource
 care = dg.define_asset_job(
     "care",
     tags={"team": "memory", "tiers": "cold"},
-    selection=(dg.AssetSelection.groups(GROUP) - dg.AssetSelection.assets(BY_MONTH))
+    selection=(dg.AssetSelection.groups(GROUP) - dg.AssetSelection.key_substring(BY_MONTH))
     | dg.AssetSelection.checks(archive_is_proved),
     executor_def=dg.in_process_executor,
     description="Keeps the archive sound: reads a share of its files again and compares them with what was written, "

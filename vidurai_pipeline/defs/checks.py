@@ -10,6 +10,7 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.care import health
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import POOL, archived_rows, parquet_archive, purged_rows
+from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.defs.runs import stuck_runs
 from vidurai_pipeline.defs.search import index_agrees_with_archive
@@ -54,7 +55,7 @@ def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: dg.ResourcePa
     waited, left = (
         [
             int(numbers[label])
-            for numbers in metadata.figures(context.instance, key, _RUNS_LOOKED_AT)
+            for numbers in metadata.figures(context.instance, key, _RUNS_LOOKED_AT, store_of(context.run))
             if label in numbers
         ]
         for key, label in ((archived_rows.key, metadata.ROW_COUNT), (parquet_archive.key, metadata.REJECTED))
@@ -70,7 +71,7 @@ def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: dg.Resour
 
     `vidurai-pipeline doctor` also reads the data in each file.
     """
-    known = next(iter(metadata.figures(context.instance, purged_rows.key, 1)), {})
+    known = next(iter(metadata.figures(context.instance, purged_rows.key, 1, store_of(context.run))), {})
     before = (
         health.ArchiveSize(int(known[metadata.ARCHIVE_FILES]), int(known[metadata.ROW_COUNT]))
         if {metadata.ARCHIVE_FILES, metadata.ROW_COUNT} <= known.keys()

@@ -6,6 +6,7 @@ from vidurai_pipeline.care.compaction import CompactionReport, compact
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import OWNERS, parquet_archive
 from vidurai_pipeline.defs.care import GROUP, PATIENCE_SECONDS, POOL
+from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.errors import plural
 
@@ -46,7 +47,7 @@ def compact_archive(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[T
     that, then run the job `care` or `vidurai-pipeline compact`. To compact one month, use `compacted_months`.
     """
     report = _compacted(context, tiers, None)
-    for month in report.months:
+    for month in [] if store_of(context.run) else report.months:  # there is no asset of each store's months
         if month.rows and MONTHS.has_partition_key(month.month):
             figures = metadata.of_compaction(CompactionReport(months=[month]))
             context.log_event(dg.AssetMaterialization(compacted_months.key, partition=month.month, metadata=figures))

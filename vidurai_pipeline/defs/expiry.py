@@ -9,6 +9,7 @@ from vidurai_pipeline.care.retention import expire
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import OWNERS, purged_rows
 from vidurai_pipeline.defs.care import GROUP, PATIENCE_SECONDS, POOL
+from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.errors import plural
 
@@ -34,7 +35,7 @@ def expired_rows(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tier
     it failed, the error names the month and the reason, and the other months are done. Correct that, then materialize
     it again.
     """
-    last = context.instance.get_latest_materialization_event(context.asset_key)
+    last = next(iter(metadata.materializations(context.instance, context.asset_key, 1, store_of(context.run))), None)
     if last is not None and _SCHEDULE_TAG in context.run.tags:
         done = datetime.fromtimestamp(last.timestamp, UTC)
         if (done.year, done.month) == (datetime.now(UTC).year, datetime.now(UTC).month):

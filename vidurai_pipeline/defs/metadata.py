@@ -179,9 +179,19 @@ _SHOWN = 50
 _NIGHTS_LOOKED_AT = 100
 
 
-def figures(instance: dg.DagsterInstance, key: dg.AssetKey, runs: int) -> list[dict[Label, float]]:
+def materializations(
+    instance: dg.DagsterInstance, key: dg.AssetKey, runs: int, store: str | None = None
+) -> Sequence[dg.EventLogRecord]:
+    """An asset's last materializations, newest first; where there are several stores, those of one."""
+    which = dg.AssetRecordsFilter(key, asset_partitions=[store]) if store else key
+    return instance.fetch_materializations(which, limit=runs).records
+
+
+def figures(
+    instance: dg.DagsterInstance, key: dg.AssetKey, runs: int, store: str | None = None
+) -> list[dict[Label, float]]:
     """The numbers that an asset's last materializations reported, newest first."""
-    records = instance.fetch_materializations(key, limit=runs).records
+    records = materializations(instance, key, runs, store)
     return [numbers(r.asset_materialization.metadata) for r in records if r.asset_materialization]
 
 
@@ -213,9 +223,9 @@ def moment(metadata: Mapping[str, dg.MetadataValue], label: Label) -> float | No
     return value.value if isinstance(value, dg.TimestampMetadataValue) else None
 
 
-def rejected_since(instance: dg.DagsterInstance, key: dg.AssetKey, now: float) -> float:
+def rejected_since(instance: dg.DagsterInstance, key: dg.AssetKey, now: float, store: str | None = None) -> float:
     """Since when each run has rejected memories, in seconds since the epoch: ``now`` if the last one did not."""
-    for record in instance.fetch_materializations(key, limit=_NIGHTS_LOOKED_AT).records:
+    for record in materializations(instance, key, _NIGHTS_LOOKED_AT, store):
         made = record.asset_materialization
         if made is None or not numbers(made.metadata).get(REJECTED):
             break

@@ -14,6 +14,7 @@ from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.defs.heartbeat import heartbeat
+from vidurai_pipeline.defs.partitions import settings_of
 from vidurai_pipeline.defs.runs import what_was_done
 from vidurai_pipeline.errors import BusyError, HotStoreError, PipelineError
 from vidurai_pipeline.hot.store import HotStore
@@ -96,15 +97,21 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
         progress: told how far a run in this process is.
     """
 
+    def own(context: dg.InitResourceContext) -> Settings:
+        """The settings of the store that the run is for."""
+        with readable_failures():
+            return settings_of(settings, context.run)
+
     @dg.resource(
         description=f"The lock on {settings.archive_path}. A run holds it from its first step to its last, so two runs "
         "never overlap, whoever started them."
     )
     def archive_lock(context: dg.InitResourceContext) -> Iterator[None]:
+        one = own(context)
         run = f"Dagster run {context.run.run_id}" if context.run else "Dagster"
-        with heartbeat(settings, context), contextlib.ExitStack() as stack:
+        with heartbeat(one, context), contextlib.ExitStack() as stack:
             with readable_failures():
-                stack.enter_context(Archive(settings.archive_path).lock(run, settings.lock_timeout))
+                stack.enter_context(Archive(one.archive_path).lock(run, one.lock_timeout))
             yield
             if (
                 context.run
@@ -118,8 +125,8 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
         required_resource_keys={"archive_lock"},
         description=f"Moves memories from {settings.db_path} to {settings.archive_path}.",
     )
-    def archiver(_context: dg.InitResourceContext) -> Iterator[MemoryArchiver]:
-        archiver = MemoryArchiver(settings=settings, progress=progress)
+    def archiver(context: dg.InitResourceContext) -> Iterator[MemoryArchiver]:
+        archiver = MemoryArchiver(settings=own(context), progress=progress)
         with contextlib.ExitStack() as stack:
             # Why the hot store can't be opened, the first step tells: a run without any step would start no dream.
             with contextlib.suppress(HotStoreError):
@@ -129,8 +136,13 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
     @dg.resource(
         required_resource_keys={"archive_lock"}, description=f"Trains {settings.q_table_path} on archived memories."
     )
-    def dream(_context: dg.InitResourceContext) -> Dreams:
-        return lambda connection: DreamCycle(settings=settings, connection=connection)
+    def dream(context: dg.InitResourceContext) -> Dreams:
+        one = own(context)
+        return lambda connection: DreamCycle(settings=one, connection=connection)
+
+    @dg.resource(description="The tiers and the Q-table, to look at. No lock is held.")
+    def tiers(context: dg.InitResourceContext) -> Tiers:
+        return Tiers(own(context))
 
     limits: dict[str, str | int] = {"memory_limit": settings.memory_limit}
     if settings.threads:
@@ -139,6 +151,6 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
         "archive_lock": archive_lock,
         "archiver": archiver,
         "dream": dream,
-        "tiers": Tiers(settings),
+        "tiers": Tiers(settings) if settings.stores is None else tiers,
         "duckdb": ArchiveReader(database=":memory:", connection_config=limits),
     }

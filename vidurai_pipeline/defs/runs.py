@@ -7,6 +7,7 @@ import dagster as dg
 from vidurai_pipeline.care.health import Finding
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.partitions import settings_of
 from vidurai_pipeline.errors import PipelineError, plural
 from vidurai_pipeline.settings import Settings
 
@@ -57,19 +58,28 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
             return dg.SkipReason(
                 "no unfinished run is old enough to be judged: 1 minute if it has started, 5 minutes if not"
             )
-        try:
-            with Archive(settings.archive_path).lock("looking for dead runs"):
-                reason = "Its process was killed, or the machine lost power. The next run continues where it stopped"
-                for run in suspects:
-                    if run.status == dg.DagsterRunStatus.CANCELING:
-                        context.instance.report_run_canceled(run, reason)
-                    else:
-                        context.instance.report_run_failed(run, reason)
-        except PipelineError as error:
-            return dg.SkipReason(str(error))
-        return dg.SkipReason(f"ended {plural(len(suspects), 'dead run')}: {', '.join(run.run_id for run in suspects)}")
+        said: list[str] = []
+        ended: list[str] = []
+        for run in suspects:
+            try:
+                with Archive(settings_of(settings, run).archive_path).lock("looking for dead runs"):
+                    _end(context.instance, run)
+                ended.append(run.run_id)
+            except PipelineError as error:
+                said.append(str(error))
+        if ended:
+            said.insert(0, f"ended {plural(len(ended), 'dead run')}: {', '.join(ended)}")
+        return dg.SkipReason("; ".join(dict.fromkeys(said)))
 
     return end_dead_runs
+
+
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    reason = "Its process was killed, or the machine lost power. The next run continues where it stopped"
+    if run.status == dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, reason)
+    else:
+        instance.report_run_failed(run, reason)
 
 
 def unchanged_since(record: dg.RunRecord) -> float:

@@ -15,6 +15,7 @@ from vidurai_pipeline.defs.automation import health_job, maintenance
 from vidurai_pipeline.defs.care import care
 from vidurai_pipeline.defs.fleet import fleet_job
 from vidurai_pipeline.defs.run_retention import PruneConfig, prune, prune_history
+from vidurai_pipeline.defs.stores import for_each_store
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings
 
@@ -147,7 +148,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     return [
         *([fleet] if settings.fleet_q_table else []),
         _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the job maintenance."),
-        _schedule(settings, "health_check", health_job.name, "health_schedule", "Checks all tiers."),
+        _schedule(settings, "health_check", health_job.name, "health_schedule", "Checks all tiers.", partitioned=False),
         _schedule(settings, "nightly_care", care.name, "care_schedule", "Runs the job `care`."),
         dg.ScheduleDefinition(
             name="weekly_prune",
@@ -162,7 +163,9 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     ]
 
 
-def _schedule(settings: Settings, name: str, job: str, setting: str, description: str) -> dg.ScheduleDefinition:
+def _schedule(
+    settings: Settings, name: str, job: str, setting: str, description: str, *, partitioned: bool = True
+) -> dg.ScheduleDefinition:
     zone = schedule_zone(settings)
     cron, variable = getattr(settings, setting), f"VIDURAI_{setting.upper()}"
     try:
@@ -173,6 +176,7 @@ def _schedule(settings: Settings, name: str, job: str, setting: str, description
             execution_timezone=zone.name,
             default_status=dg.DefaultScheduleStatus.RUNNING,
             description=f"{description} {variable} sets the time, {_in(zone)}",
+            execution_fn=None if settings.stores is None else for_each_store(settings, partitioned=partitioned),
         )
     except dg.DagsterInvalidDefinitionError:
         raise ConfigError(

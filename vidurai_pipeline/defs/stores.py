@@ -1,0 +1,128 @@
+"""Many stores: a partition for each, registered by a sensor, and each night a run for each."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import dagster as dg
+
+from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.assets import POOL, purged_rows, vidurai_store
+from vidurai_pipeline.defs.care import POOL as CARE_POOL
+from vidurai_pipeline.defs.partitions import STORE_TAG, STORES
+from vidurai_pipeline.errors import plural, some_of
+from vidurai_pipeline.hot.stores import StoreList, find_stores
+from vidurai_pipeline.settings import Settings
+
+_PAGE = 1_000
+
+
+def for_each_store(settings: Settings, *, partitioned: bool = True) -> Callable[..., Iterator[dg.RunRequest]]:
+    """Make what a schedule requests: a run for each store, once for each tick.
+
+    Args:
+        settings: they name the stores.
+        partitioned: whether the job has a partition for each store.
+    """
+
+    def requests(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        found = find_stores(settings)
+        for problem in found.problems:
+            context.log.warning(problem)
+        # One that was made since the sensor looked last has no partition yet.
+        context.instance.add_dynamic_partitions(str(STORES.name), list(found.stores))
+        for name in found.stores:
+            key = f"{context.scheduled_execution_time.isoformat()} {name}"
+            if partitioned:
+                yield dg.RunRequest(run_key=key, partition_key=name)
+            else:
+                yield dg.RunRequest(run_key=key, tags={STORE_TAG: name})
+
+    return requests
+
+
+def store_sensor(settings: Settings) -> dg.SensorDefinition:
+    """A sensor that registers new stores, retires those that are gone, and says which ones are behind."""
+
+    @dg.sensor(
+        name="stores",
+        description="Registers a partition for each store that VIDURAI_STORES names, and retires those that are gone. "
+        "Each tick names the stores that can't be used, and why. The check no_store_is_behind on vidurai_store names "
+        "those without a good run for VIDURAI_STALE_HOURS. Next: put right what a tick names.",
+        minimum_interval_seconds=300,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def stores(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        instance, found = context.instance, find_stores(settings)
+        known = set(instance.get_dynamic_partitions(str(STORES.name)))
+        new = sorted(found.stores.keys() - known)
+        gone = sorted(known - found.stores.keys() - found.left_out) if found.complete else []
+        _limit_runs(instance, settings.stores_at_once)
+        requests = [STORES.build_add_request(new)] if new else []
+        requests += [STORES.build_delete_request(gone)] if gone else []
+        behind = _behind(instance, found, settings.stale_hours)
+        said = "\n".join([*found.problems, *behind])
+        events = [] if said == context.cursor else [_evaluation(found, behind)]
+        note = f"{plural(len(found.stores), 'store')}, {len(new):,} new, {len(gone):,} gone"
+        return dg.SensorResult(
+            dynamic_partitions_requests=requests,
+            asset_events=events,
+            cursor=said,
+            skip_reason=dg.SkipReason("; ".join([note, *found.problems])),
+        )
+
+    return stores
+
+
+def check_of_stores(settings: Settings) -> dg.AssetChecksDefinition:
+    """The check that names the stores that are behind; the sensor reports it whenever that changes."""
+
+    @dg.asset_check(asset=vidurai_store.key)
+    def no_store_is_behind(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        """Whether each store that `VIDURAI_STORES` names had a good run within `VIDURAI_STALE_HOURS`.
+
+        **Next:** look at the runs of the stores that it names, by the tag `dagster/partition`.
+        """
+        found = find_stores(settings)
+        found_now = _evaluation(found, _behind(context.instance, found, settings.stale_hours))
+        return dg.AssetCheckResult(
+            passed=found_now.passed,
+            severity=found_now.severity,
+            description=found_now.description,
+            metadata=found_now.metadata,
+        )
+
+    return no_store_is_behind
+
+
+def _limit_runs(instance: dg.DagsterInstance, most: int) -> None:
+    """Let so many runs touch archives at once: each store has its own."""
+    storage = instance.event_log_storage
+    limits = {limit.name: limit.limit for limit in storage.get_pool_limits()}
+    for pool in (POOL, CARE_POOL):
+        if limits.get(pool) != most:
+            storage.set_concurrency_slots(pool, most)
+
+
+def _behind(instance: dg.DagsterInstance, found: StoreList, hours: float) -> list[str]:
+    """The stores whose last good purge is some hours old."""
+    names = {*found.stores, *found.left_out}
+    since = dg.AssetRecordsFilter(purged_rows.key, after_timestamp=time.time() - hours * 3_600)
+    cursor, more = None, True
+    while more and names:
+        page = instance.fetch_materializations(since, limit=_PAGE, cursor=cursor)
+        names = names - {record.partition_key for record in page.records if record.partition_key}
+        cursor, more = page.cursor, page.has_more
+    return sorted(names)
+
+
+def _evaluation(found: StoreList, behind: list[str]) -> dg.AssetCheckEvaluation:
+    problems, count = found.problems, len(found.stores) + len(found.left_out)
+    late = f"{len(behind):,} of {plural(count, 'store')} had no good run for too long: {some_of(behind)}"
+    return dg.AssetCheckEvaluation(
+        check_name="no_store_is_behind",
+        asset_key=vidurai_store.key,
+        passed=not (problems or behind),
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join([*([late] if behind else []), *problems]) or f"{plural(count, 'store')}, none is behind",
+        metadata={"behind": metadata.bullets(behind), "can't be used": metadata.bullets(problems)},
+    )

@@ -1,0 +1,137 @@
+"""Many stores under Dagster: a partition and a nightly run for each; what is wrong with one never touches another."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.sensor_definition import SensorExecutionData
+
+from vidurai_pipeline import RepoAnalyst
+from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs.assets import POOL
+from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline_tests.support.dagster_runs import holding
+from vidurai_pipeline_tests.support.stores import small_store
+
+NIGHT = datetime(2026, 11, 27, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stores of alice, bob, carol and dave, three memories each, of which two wait; carol's is no database."""
+    for name in ("alice", "bob", "carol", "dave"):
+        rows = [
+            {
+                "id": id_,
+                "verbatim": f"text of {name}",
+                "status": "ARCHIVED" if id_ < 3 else "ACTIVE",
+                "outcome": 1,
+                "salience": "HIGH",
+                "created_at": "2026-01-01T00:00:00",
+            }
+            for id_ in (1, 2, 3)
+        ]
+        small_store(tmp_path / name / "vidurai.db", *rows)
+    (tmp_path / "carol/vidurai.db").write_text("Dear")
+    monkeypatch.setenv("VIDURAI_STORES", str(tmp_path / "*/vidurai.db"))
+    monkeypatch.setenv("VIDURAI_ARCHIVE", str(tmp_path / "archive"))
+    monkeypatch.setenv("VIDURAI_STORES_AT_ONCE", "3")
+    monkeypatch.setenv("VIDURAI_LOCK_TIMEOUT", "0.1")
+    return tmp_path
+
+
+@pytest.fixture
+def definitions(team: Path) -> dg.Definitions:
+    return build_definitions(load_settings())
+
+
+def _tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None) -> SensorExecutionData:
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, definitions=definitions)
+    tick = definitions.get_sensor_def("stores").evaluate_tick(context)
+    for request in tick.dynamic_partitions_requests or ():
+        if isinstance(request, dg.AddDynamicPartitionsRequest):
+            instance.add_dynamic_partitions("stores", request.partition_keys)
+        else:
+            for key in request.partition_keys:
+                instance.delete_dynamic_partition("stores", key)
+    return tick
+
+
+def _night(definitions: dg.Definitions, instance: dg.DagsterInstance, schedule: str = "nightly") -> list[dg.RunRequest]:
+    repository = definitions.get_repository_def()
+    context = dg.build_schedule_context(instance, scheduled_execution_time=NIGHT, repository_def=repository)
+    return list(definitions.get_schedule_def(schedule).evaluate_tick(context).run_requests or ())
+
+
+def _run(definitions: dg.Definitions, instance: dg.DagsterInstance, store: str) -> dg.ExecuteInProcessResult:
+    job = definitions.resolve_job_def("maintenance")
+    return job.execute_in_process(instance=instance, partition_key=store, raise_on_error=False)
+
+
+def test_a_sensor_registers_and_retires_stores(team: Path, definitions: dg.Definitions, instance: dg.DagsterInstance):
+    tick = _tick(definitions, instance)
+    assert instance.get_dynamic_partitions("stores") == ["alice", "bob", "dave"]
+    assert tick.skip_message == (
+        f"3 stores, 3 new, 0 gone; the store carol: {team}/carol/vidurai.db is no SQLite database"
+    )
+    assert {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}[POOL] == 3
+    (team / "bob/vidurai.db").unlink()
+    (team / "dave/vidurai.db").write_text("damaged")  # which is no reason to forget it
+    tick = _tick(definitions, instance)
+    assert instance.get_dynamic_partitions("stores") == ["alice", "dave"]
+    for name in ("alice", "carol", "dave"):
+        (team / name / "vidurai.db").unlink()
+    tick = _tick(definitions, instance)  # as where a disk is not mounted
+    assert "matches no file" in (tick.skip_message or "")
+    assert instance.get_dynamic_partitions("stores") == ["alice", "dave"]
+
+
+def test_each_night_requests_a_run_for_each_store_once(definitions: dg.Definitions, instance: dg.DagsterInstance):
+    for schedule, job in (("nightly", "maintenance"), ("nightly_care", "care")):
+        requests = _night(definitions, instance, schedule)
+        assert [request.partition_key for request in requests] == ["alice", "bob", "dave"]
+        assert [request.run_key for request in requests] == [
+            f"2026-11-27T02:00:00+00:00 {name}" for name in ("alice", "bob", "dave")
+        ]
+        assert definitions.resolve_job_def(job).partitions_def == dg.DynamicPartitionsDefinition(name="stores")
+    health = _night(definitions, instance, "health_check")
+    assert [request.tags["vidurai/store"] for request in health] == ["alice", "bob", "dave"]
+
+
+@pytest.mark.fast
+def test_a_run_moves_the_memories_of_its_store_alone(
+    team: Path, definitions: dg.Definitions, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    instance.add_dynamic_partitions("stores", ["carol"])  # which was well until now
+    first = _tick(definitions, instance)
+    assert "4 of 4 stores had no good run" in str(first.asset_events[0].description)
+    with holding(_made(team / "archive/store=bob")):  # another run is at work there
+        assert not _run(definitions, instance, "bob").success
+        assert _run(definitions, instance, "alice").success
+    assert not _run(definitions, instance, "carol").success
+    with RepoAnalyst() as analyst:
+        rows = analyst.query_archive("SELECT store, count(*) AS n FROM history GROUP BY ALL ORDER BY ALL")
+    assert rows == [{"store": "alice", "n": 2}]
+    assert (team / "alice/q_table.json").exists()
+    assert not (team / "bob/q_table.json").exists()
+    second = _tick(definitions, instance, first.cursor)
+    assert "3 of 4 stores had no good run for too long: bob, carol, dave" in str(second.asset_events[0].description)
+    assert _tick(definitions, instance, second.cursor).asset_events == []
+    health = definitions.resolve_job_def("health").execute_in_process(
+        instance=instance, tags={"vidurai/store": "alice"}
+    )
+    assert {check.check_name for check in health.get_asset_check_evaluations() if not check.passed} == set()
+    care = definitions.resolve_job_def("care").execute_in_process(instance=instance, partition_key="alice")
+    assert care.success
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_run_for_no_store_says_so(definitions: dg.Definitions, instance: dg.DagsterInstance):
+    result = definitions.resolve_job_def("health").execute_in_process(instance=instance, raise_on_error=False)
+    assert not result.success
+    assert any("this run is for no store" in str(event.event_specific_data) for event in result.all_events)
