@@ -4,6 +4,9 @@ import contextlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -276,6 +279,28 @@ def test_two_updates_at_once_are_one_error_and_no_harm(archive: Archive) -> None
     writer.wait_merging_threads()
     WordIndex(archive.root).update(archive)
     assert agrees(archive)
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.cold.archive import Archive
+archive = Archive(Path(sys.argv[1]))
+WordIndex(archive.root).update(archive, rebuild=len(sys.argv) > 2, progress=lambda *_: os.kill(os.getpid(), 9))
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["rebuild"]], ids=["update", "rebuild"])
+def test_an_update_that_dies_is_worked_around_and_mended(archive: Archive, arguments: list[str]) -> None:
+    write_file(archive.root, [memory(77_777, verbatim="zyzzyva pytest")], month="2020-05")
+    died = subprocess.run([sys.executable, "-c", DYING, str(archive.root), *arguments], check=False)
+    assert died.returncode == -signal.SIGKILL
+    with RepoAnalyst(archive.root) as analyst, pytest.warns(SearchIndexWarning):
+        assert ids(analyst, "zyzzyva", mode="auto") == [77_777]
+    WordIndex(archive.root).update(archive)
+    assert agrees(archive)
+    assert ids(RepoAnalyst(archive.root), "zyzzyva") == [77_777]
 
 
 def test_an_encrypted_archive_has_no_index(archive: Archive, tmp_path: Path) -> None:
