@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import hashlib
 import itertools
 import os
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
 from pydantic import (
@@ -78,6 +80,24 @@ def _path(path: Path) -> Path:
 
 
 UserPath = Annotated[Path, AfterValidator(_path)]
+
+#: The object stores that an archive can be in, by how their addresses begin.
+OBJECT_STORES = {"s3": "s3://bucket/prefix", "gs": "gs://bucket/prefix", "az": "az://account/container/prefix"}
+
+
+def _place(value: Any) -> Path | str:
+    if not isinstance(value, str) or "://" not in value:
+        return _path(Path(value))
+    address = urlsplit(value)
+    if address.scheme not in OBJECT_STORES or not address.netloc:
+        raise ValueError(f"not a folder on this machine, nor an address like {', '.join(OBJECT_STORES.values())}")
+    if "@" in address.netloc or address.query or address.fragment:
+        raise ValueError("an address with credentials or options: set those in the environment")
+    return value.rstrip("/")
+
+
+#: A folder, or an address in an object store.
+Place = Annotated[Path | str, BeforeValidator(_place)]
 
 _SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?)?B", re.IGNORECASE)
 _SHARE = re.compile(r"(\d{1,2}(\.\d+)?|100)\s*%")
@@ -202,8 +222,10 @@ class Settings(BaseSettings):
         default=None,
         description="The hot store. By default `vidurai.db` in Vidurai's folder, or `memory.db` if only that exists",
     )
-    archive: UserPath | None = Field(
-        default=None, description="The folder of the cold archive. By default `archive` in Vidurai's folder"
+    archive: Place | None = Field(
+        default=None,
+        description="The folder of the cold archive, or its address in an object store, such as `s3://bucket/prefix`, "
+        "`gs://bucket/prefix` or `az://account/container/prefix`. By default `archive` in Vidurai's folder",
     )
     store_name: Annotated[str, AfterValidator(require_store_name)] | None = Field(
         default=None,
@@ -220,10 +242,17 @@ class Settings(BaseSettings):
     stores_at_once: int = Field(
         default=4, gt=0, description="How many stores of `VIDURAI_STORES` Dagster works on at the same time"
     )
-    mirror: UserPath | None = Field(
+    mirror: Place | None = Field(
         default=None,
-        description="A folder on another disk for a second copy of the archive. Memories leave the hot store only when "
-        "both hold them, and `scrub --repair` heals one from the other. By default there is none",
+        description="A folder on another disk, or an address in an object store, for a second copy of the archive. "
+        "Memories leave the hot store only when both hold them, and `scrub --repair` heals one from the other. By "
+        "default there is none",
+    )
+    cache_size: Size = Field(
+        default="20GB",
+        validate_default=True,
+        description="Of an archive in an object store, files of this size in all stay on this machine for the next "
+        "question. While a question is answered there may be more",
     )
     archive_key_file: UserPath | None = Field(
         default=None,
@@ -399,7 +428,7 @@ class Settings(BaseSettings):
             if _same_file(path, taken):
                 raise ValueError(f"{name} and {other} both name {path}: each needs a place of its own")
         archive, dagster = Path(os.path.realpath(self.archive_root)), Path(os.path.realpath(self.dagster_home))
-        mirror = {} if self.mirror is None else {"VIDURAI_MIRROR": self.mirror}
+        mirror = {"VIDURAI_MIRROR": self.mirror} if isinstance(self.mirror, Path) else {}
         taken_by_dagster = {dagster / name for name in DAGSTERS_OWN}
         taken_by_sqlite = {f"{os.path.realpath(self.db_path)}-{suffix}" for suffix in ("wal", "shm", "journal")}
         for name, path in (places | mirror).items():
@@ -410,8 +439,15 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name}={path} is kept for Dagster, DAGSTER_HOME={self.dagster_home}: choose another")
             if str(real) in taken_by_sqlite:
                 raise ValueError(f"{name}={path} is kept for SQLite, VIDURAI_DB={self.db_path}: choose another")
-        if self.mirror is not None:
+        if isinstance(self.mirror, Path):
             self._keep_mirror_apart(self.mirror, {**places, "VIDURAI_HOME": self.home})
+        if isinstance(self.mirror, str) and isinstance(self.archive, str):
+            one, other = f"{self.mirror}/", f"{self.archive}/"
+            if one.startswith(other) or other.startswith(one):
+                raise ValueError(
+                    f"VIDURAI_MIRROR={self.mirror} and VIDURAI_ARCHIVE={self.archive}: one lies in the other; name "
+                    "another bucket"
+                )
         return self
 
     @staticmethod
@@ -434,8 +470,19 @@ class Settings(BaseSettings):
 
     @property
     def archive_root(self) -> Path:
-        """The folder of the cold archive, or of the archives of several stores."""
+        """The folder of the cold archive, or of the archives of several stores; of a bucket, the working copy."""
+        if isinstance(self.archive, str):
+            return self.working_copy(self.archive)
         return self.archive or self.home / "archive"
+
+    def working_copy(self, address: str) -> Path:
+        """The folder of this machine's working copy of an archive in an object store."""
+        return self.home / "cache" / hashlib.sha256(address.encode()).hexdigest()[:16]
+
+    @property
+    def machine_path(self) -> Path:
+        """The file that holds this machine's id, by which an archive in an object store knows it."""
+        return self.home / "machine-id"
 
     @property
     def archive_path(self) -> Path:
@@ -445,7 +492,24 @@ class Settings(BaseSettings):
     @property
     def mirror_path(self) -> Path | None:
         """The folder of the second copy of this store's own archive, if there is to be one."""
+        if isinstance(self.mirror, str):
+            return self._of_store(self.working_copy(self.mirror))
         return None if self.mirror is None else self._of_store(self.mirror)
+
+    @property
+    def archive_address(self) -> str | None:
+        """The address of this store's own archive, if it is in an object store."""
+        return self._address_of_store(self.archive)
+
+    @property
+    def mirror_address(self) -> str | None:
+        """The address of its second copy, if that is in an object store."""
+        return self._address_of_store(self.mirror)
+
+    def _address_of_store(self, place: Path | str | None) -> str | None:
+        if not isinstance(place, str):
+            return None
+        return f"{place}/{store_folder(self.store_name)}" if self.store_name else place
 
     def _of_store(self, folder: Path) -> Path:
         return folder / store_folder(self.store_name) if self.store_name else folder
@@ -559,4 +623,5 @@ def _explain(fault: ErrorDetails) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:  # not of one setting alone
         return message
-    return f"VIDURAI_{str(fault['loc'][0]).upper()}={str(fault['input'])!r}: {message}"
+    shown = re.sub(r"://[^/@]*@", "://…@", str(fault["input"]))
+    return f"VIDURAI_{str(fault['loc'][0]).upper()}={shown!r}: {message}"

@@ -50,6 +50,7 @@ from vidurai_pipeline.analytics.views import (
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_all_stores, quote_literal
 from vidurai_pipeline.cold.manifest import Flaw, StoreManifests
+from vidurai_pipeline.cold.working_copy import evict, refresh
 from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
 from vidurai_pipeline.hot.view import HiddenProjects, HotSnapshot, RowFilter, UnusualRowError
 
@@ -133,6 +134,7 @@ class ArchiveDatabase:
                     self._connection.close()
             self._connection = self._scratch = None
             self._remove_scratch()
+            evict(self.base)
 
     def forget(self) -> None:
         """Start afresh with the next query: DuckDB may have given up on this database."""
@@ -159,6 +161,7 @@ class ArchiveDatabase:
         with self._lock:
             self._follow_hidden()
             for last in [*[False] * CHANGES, True]:
+                refresh(self.base, damaged=self._filter is not None)
                 files = self._list()
                 if self._connection is not None and files == self._listed:
                     break

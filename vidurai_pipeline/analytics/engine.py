@@ -43,6 +43,7 @@ from vidurai_pipeline.analytics.word_search import WordSearch
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_all_stores, store_roots
 from vidurai_pipeline.cold.manifest import Flaw
+from vidurai_pipeline.cold.mirror import open_root
 from vidurai_pipeline.errors import (
     ConfigError,
     QueryError,
@@ -143,7 +144,7 @@ class RepoAnalyst:
             raise ConfigError("exclude_projects can't be set on a connection that is passed in")
         if timeout is not None and not 0 < timeout <= _LONGEST:
             raise ConfigError(f"timeout must be more than 0 seconds and at most {_LONGEST:,}: {timeout}")
-        self.archive_base = (archive_base or settings.archive_root).expanduser().absolute()
+        self.archive_base = (archive_base or open_root(settings)).expanduser().absolute()
         self._only, self._own = store, settings.store_name if self.archive_base == settings.archive_root else None
         if store is not None and store not in (*store_roots(self.archive_base), self._own):
             there = some_of([*store_roots(self.archive_base)])

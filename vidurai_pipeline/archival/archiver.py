@@ -101,6 +101,7 @@ class MemoryArchiver:
         """
         if dry_run:
             return self._dry_run()
+        before = self.archive.traffic
         with self.run("flush") as run:
             published, purge = run.begin(), PurgeReport()
             run.flush(published, purge)
@@ -108,7 +109,10 @@ class MemoryArchiver:
                 purge.notes += run.keep_small(
                     purge.purged + published.recovered.purged + published.recovered.tombstoned
                 ).notes
-        return FlushReport.of(published, purge)
+        report = FlushReport.of(published, purge)
+        if self.archive.working_copy is not None:
+            report = replace(report, object_store=self.archive.traffic.since(before))
+        return report
 
     def flush_archived_memories(self, *, dry_run: bool = False, upkeep: bool = True) -> ArchivedCount:
         """The specification's form of :meth:`flush`: the number of memories archived, which carries the report."""

@@ -219,7 +219,7 @@ class Erasing:
         problems, found, aside = [], 0, list(self._archive.kept_aside())
         if (mirror := self._archive.mirror) is not None:
             try:
-                mirror.require()
+                mirror.refresh()
                 holding = list(self._copies_in(mirror))
                 found = sum(self._count(mirror, file) for file in holding)
                 for folder in by_folder(holding):

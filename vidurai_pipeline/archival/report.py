@@ -135,6 +135,7 @@ class FlushReport:
         notes: what an interrupted run left and was put right, for the record.
         problems: files that need a person, and what to do.
         dry_run: nothing was written or deleted.
+        object_store: what was asked of the object store that the archive is in, and how many bytes went there and back.
     """
 
     archived: int
@@ -148,6 +149,7 @@ class FlushReport:
     notes: list[str]
     problems: list[str]
     dry_run: bool = False
+    object_store: dict[str, int] | None = None
 
     @classmethod
     def of(cls, published: PublishReport, purge: PurgeReport) -> "FlushReport":
@@ -169,6 +171,8 @@ class FlushReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types."""
         report = {**asdict(self), "files": [str(path) for path in self.files]}
+        if report["object_store"] is None:
+            del report["object_store"]
         report["longest_lock_ms"] = round(report.pop("longest_hold") * 1000, 1)
         return report
 

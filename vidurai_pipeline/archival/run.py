@@ -307,6 +307,7 @@ class Run:
         if certain:
             mark = replace(mark, purging=True)
             self.archive.pending.write(mark)
+            self.archive.push()
         count = PurgeCount()
         try:
             with self.store.errors():

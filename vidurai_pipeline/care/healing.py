@@ -40,7 +40,7 @@ def prove(
     mirror, unusable, healed = archive.mirror, None, list[str]()
     if mirror is not None:
         try:
-            mirror.require()
+            mirror.refresh()
             if repair:
                 for side, other in ((archive, mirror), (mirror, archive)):
                     healed += _restore_manifests(side, other, lock_timeout)
@@ -89,6 +89,7 @@ def _heal(side: Archive, other: Archive, flaw: Flaw, report: ScrubReport, lock_t
         try:
             side.put(flaw.file, contents.data, entry)
             side.manifests.record(flaw.file, entry.proved_now(entry.modified))
+            side.push()
         except ArchiveError as error:
             return flaw._replace(reason=f"{flaw.reason}; it could not be replaced by the other copy: {error}")
     report.healed.append(str(side.root / flaw.file))
@@ -113,5 +114,6 @@ def _restore_manifests(side: Archive, other: Archive, lock_timeout: float) -> li
                 entries = {name: entry for name, entry in entries.items() if name in names}
             make_folder(path.parent)
             Manifest(path.parent, entries, copy.folders, copy.replaced, damaged).write()
+            side.push()
             healed.append(str(path))
     return healed

@@ -162,13 +162,13 @@ def _archive_readable(archive: Archive, before: ArchiveSize | None, *, thorough:
     # Where there is a manifest, it knows better: memories leave the archive when they are restored.
     if before is not None and rows < before.rows and not archive.manifests.of("").folders:
         detail = (
-            f"{archive.root} holds {plural(before.rows - rows, 'memory')} fewer than after the last run "
+            f"{archive.place} holds {plural(before.rows - rows, 'memory')} fewer than after the last run "
             f"({plural(before.files, 'file')} then, {len(files):,} now). Restore the files that are gone from a "
             "backup; if they were removed on purpose, there is nothing to do"
         )
         return Finding("archive", "failed", detail), size
     return Finding(
-        "archive", "ok", f"{archive.root}: {plural(len(files), 'file')}, {plural(rows, 'row')}, all readable"
+        "archive", "ok", f"{archive.place}: {plural(len(files), 'file')}, {plural(rows, 'row')}, all readable"
     ), size
 
 
@@ -177,7 +177,7 @@ def mirrored(archive: Archive) -> Finding | None:
     if (mirror := archive.mirror) is None:
         return None
     try:
-        mirror.require()
+        mirror.refresh()
         files, lacking = len(archive.files()), mirror.lacking()
     except PipelineError as error:
         return Finding("mirror", "failed", str(error))
@@ -185,12 +185,12 @@ def mirrored(archive: Archive) -> Finding | None:
         return Finding(
             "mirror",
             "warning",
-            f"{lacking:,} of {plural(files, 'file')} are not in {mirror.root} yet: the job care, or "
+            f"{lacking:,} of {plural(files, 'file')} are not in {mirror.place} yet: the job care, or "
             "`vidurai-pipeline scrub --repair`, copies them",
         )
-    if mirror.root.stat().st_dev == archive.root.stat().st_dev:
-        return Finding("mirror", "warning", f"{mirror.root} is on the archive's own disk: both would be lost with it")
-    return Finding("mirror", "ok", f"{mirror.root} holds {plural(files, 'file')}, as the archive does")
+    if mirror.working_copy is None and mirror.root.stat().st_dev == archive.root.stat().st_dev:
+        return Finding("mirror", "warning", f"{mirror.place} is on the archive's own disk: both would be lost with it")
+    return Finding("mirror", "ok", f"{mirror.place} holds {plural(files, 'file')}, as the archive does")
 
 
 def no_credentials(archive: Archive, seconds: float) -> Finding:

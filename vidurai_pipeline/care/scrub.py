@@ -14,7 +14,7 @@ import pyarrow as pa
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.listing import REQUIRED, ArchiveFile, list_files, list_settled, require_archive
-from vidurai_pipeline.cold.manifest import FileEntry, Flaw, age_in_days, digest_file
+from vidurai_pipeline.cold.manifest import FileEntry, Flaw, age_in_days
 from vidurai_pipeline.errors import ArchiveError, LockedError, MissingKeyError, PipelineError
 
 #: What to do about files that are damaged or missing.
@@ -103,6 +103,8 @@ def scrub(
         ArchiveError: the archive can't be read; or nothing is damaged, but that can't be recorded.
         LockedError: nothing is damaged, but another run did not finish in time to record that.
     """
+    if archive.working_copy is not None:
+        archive.working_copy.pull()
     require_archive(archive.root)
     report = ScrubReport()
     listed = list_settled(archive.root)
@@ -169,7 +171,7 @@ def _proved(archive: Archive, file: ArchiveFile, entry: FileEntry | None, report
     if entry is None:
         return _adopted(archive, path, file, report)
     try:
-        sha256, size, modified = digest_file(path, from_disk=True)
+        sha256, size, modified = archive.digest(file)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -215,6 +217,7 @@ def _record(archive: Archive, found: dict[str, FileEntry], lock_timeout: float) 
             if (archive.root / relative).exists() and (known is None or known.sha256 == entry.sha256):
                 current[relative] = entry
         archive.manifests.update(current)
+        archive.push()
 
 
 def _forget_missing(archive: Archive, lock_timeout: float) -> list[str]:

@@ -241,6 +241,8 @@ def flush(dry_run: bool, form: str) -> None:
     else:
         rejected, files = report.pop("rejected"), report.pop("files")
         problems, notes = report.pop("problems"), report.pop("notes")
+        if traffic := report.pop("object_store", None):
+            report["object store"] = ", ".join(f"{name.replace('_', ' ')}: {n:,}" for name, n in traffic.items())
         title = "Would be archived (dry run: nothing was changed)" if report.pop("dry_run") else "Flush"
         output.print_facts(title, {**report, "rejected": len(rejected), "files": ", ".join(files) or "none"})
         output.print_attention(rejected, notes, problems)
@@ -317,8 +319,8 @@ def dream(rebuild: bool, order: Any, fleet: bool, form: str) -> None:
 
     For example: vidurai-pipeline dream --rebuild
     """
-    from vidurai_pipeline.cold.archive import Archive
     from vidurai_pipeline.cold.listing import list_settled
+    from vidurai_pipeline.cold.mirror import open_archive
     from vidurai_pipeline.rl.dreamer import DreamCycle
 
     if order == "newest-first" and not rebuild:
@@ -327,8 +329,9 @@ def dream(rebuild: bool, order: Any, fleet: bool, form: str) -> None:
     if fleet:
         _dream_of_the_fleet(settings, form, alone=not rebuild and order == "chronological")
         return
-    empty = not list_settled(settings.archive_path)
-    with Archive(settings.archive_path).lock("dream", settings.lock_timeout, make=False):
+    archive = open_archive(settings)
+    empty = not list_settled(archive.root)
+    with archive.lock("dream", settings.lock_timeout, make=False):
         report = DreamCycle(settings=settings).dream(rebuild=rebuild, order=order)
     _end_with(int(not report.success))
     if form == "json":

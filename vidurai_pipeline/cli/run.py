@@ -196,7 +196,7 @@ def open_ui(settings: Settings, port: int) -> NoReturn:
         "DAGSTER_HOME": str(home),
         "VIDURAI_HOME": str(settings.home),
         "VIDURAI_DB": str(settings.db_path),
-        "VIDURAI_ARCHIVE": str(settings.archive_root),
+        "VIDURAI_ARCHIVE": str(settings.archive or settings.archive_root),
         "VIDURAI_Q_TABLE": str(settings.q_table_path),
     }
     command = ["dagster", "dev", "-w", str(workspace_file(home)), "--port", str(port)]
@@ -307,7 +307,7 @@ def print_report(report: RunReport, settings: Settings) -> None:
             "rejected": len(report.rejected),
             "hot store": settings.db_path,
             "new files": ", ".join(files) or "none",
-            "archive": settings.archive_path,
+            "archive": settings.archive_address or settings.archive_path,
             "Q-table": settings.q_table_path,
         },
     )

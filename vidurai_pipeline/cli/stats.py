@@ -64,12 +64,12 @@ def _hot_store(settings: Settings) -> dict[str, Any]:
 
 
 def _archive(settings: Settings) -> dict[str, Any]:
-    with RepoAnalyst(settings.archive_path) as analyst:
+    with RepoAnalyst() as analyst:
         stats = analyst.get_memory_stats()
     proofs = Manifests(settings.archive_path).proofs(list_settled(settings.archive_path))
     months = stats["by_month"]
     return {
-        "path": str(settings.archive_path),
+        "path": str(settings.archive_address or settings.archive_path),
         **stats,
         "growth_per_month": round(sum(months.values()) / len(_without_gaps(months))) if months else 0,
         "oldest_proof": proofs.oldest,

@@ -28,6 +28,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -43,7 +44,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidurai_pipeline.cold.erasures import Erasures
-from vidurai_pipeline.cold.files import archive_errors, make_folder, sync_file, sync_folder, written_beside
+from vidurai_pipeline.cold.files import (
+    archive_errors,
+    is_placeholder,
+    make_folder,
+    make_present,
+    sync_file,
+    sync_folder,
+    written_beside,
+)
 from vidurai_pipeline.cold.generation import sweep_generations
 from vidurai_pipeline.cold.intents import Intents
 from vidurai_pipeline.cold.keys import SETTING, KeyRing
@@ -51,7 +60,9 @@ from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archi
 from vidurai_pipeline.cold.lock import RunLock
 from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, digest_file, utc_now
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
+from vidurai_pipeline.cold.storage import ConflictError, Traffic
 from vidurai_pipeline.cold.tombstones import Tombstones
+from vidurai_pipeline.cold.working_copy import WorkingCopy
 from vidurai_pipeline.errors import ArchiveError, ConfigError, VerificationError
 
 if TYPE_CHECKING:
@@ -100,6 +111,7 @@ class Archive:
         keys: encrypt and decrypt its files; by default new files are plain, and encrypted ones can't be read.
 
     Attributes:
+        working_copy: what ties the folder to the bucket, if that is where the archive is.
         mirror: its second copy, if it has one; see :func:`vidurai_pipeline.cold.mirror.open_archive`.
     """
 
@@ -107,6 +119,7 @@ class Archive:
 
     def __init__(self, root: Path, compression: str = "snappy", keys: KeyRing | None = None) -> None:
         self.root = Path(root)
+        self.working_copy = WorkingCopy.of(self.root)
         self.compression = compression
         self.keys = keys or KeyRing()
         self.pending = PendingMarks(self.root)
@@ -114,6 +127,16 @@ class Archive:
         self.tombstones = Tombstones(self.root)
         self.intents = Intents(self.root)
         self.erasures = Erasures(self.root)
+
+    @property
+    def place(self) -> str:
+        """Where it is, as a person knows it: its folder, or its address in an object store."""
+        return self.working_copy.storage.url if self.working_copy else str(self.root)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this process has asked of the object store that the archive is in."""
+        return replace(self.working_copy.storage.traffic) if self.working_copy else Traffic()
 
     def files(self) -> list[Path]:
         """All published files, oldest first by name; see :func:`list_files`."""
@@ -151,7 +174,9 @@ class Archive:
         elif not self.root.exists():
             yield
             return
-        with RunLock(self.root).hold(purpose, timeout):
+        with RunLock(self.root).hold(purpose, timeout) as outermost, contextlib.ExitStack() as stack:
+            if self.working_copy is not None and outermost:
+                stack.enter_context(self.working_copy.session(purpose, timeout))
             require_one_store(self.root)  # it may have been moved while we waited
             yield
 
@@ -246,44 +271,75 @@ class Archive:
         if contents is not None:
             self.copy_to_mirror(contents, mark)
             self.manifests.record(mark.file, contents.entry(store=mark.store))
-        elif self.mirror is not None:
-            self.mirror.withdraw(mark)
+            self.push()
+        else:
+            if self.working_copy is not None:
+                self.working_copy.withdraw(mark.file, mark.sha256)
+            if self.mirror is not None:
+                self.mirror.withdraw(mark)
         self.pending.remove(mark)
 
+    def push(self) -> None:
+        """Bring the archive's bucket in line, if it has one; the archive must be locked.
+
+        Raises:
+            ArchiveError: the bucket can't be used.
+        """
+        if self.working_copy is not None:
+            self.working_copy.push()
+
     def copy_to_mirror(self, contents: "FileContents", mark: Pending) -> None:
-        """Have a pending file in the mirror, if there is one; nothing is done where it is there already.
+        """Have a pending file in the archive's bucket and in the mirror, as far as there are any.
+
+        Nothing is done where it is there already.
 
         Args:
             contents: the file as it was read, and found to be what was written.
             mark: its mark.
 
         Raises:
-            ArchiveError: the mirror can't be used.
+            ArchiveError: the bucket or the mirror can't be used, or another machine has taken the file's name.
         """
+        if self.working_copy is not None:
+            self.push()  # its mark comes before it
+            try:
+                self.working_copy.upload(mark.file, contents.data, mark.sha256)
+            except ConflictError:
+                if not mark.purging:  # its memories are all still hot, and are archived under another name
+                    discard(contents.path)
+                    self.pending.remove(mark)
+                raise
         if self.mirror is not None:
             self.mirror.copy(contents, mark)
 
     def sync_mirror(self, folder: str) -> None:
-        """Bring a folder of the mirror in line, if there is one; the archive must be locked.
+        """Bring a folder in line in the bucket and the mirror, as far as there are any; the archive must be locked.
 
         Args:
             folder: relative to the archive.
 
         Raises:
-            ArchiveError: the mirror can't be used.
+            ArchiveError: the bucket or the mirror can't be used.
         """
+        self.push()
         if self.mirror is not None:
             self.mirror.sync(folder)
 
     def restore_pending(self, mark: Pending) -> bool:
-        """Replace a damaged pending file by its copy in the mirror; the damaged one is kept as ``*.damaged``.
+        """Replace a damaged pending file by its copy in the bucket or mirror; it is kept itself as ``*.damaged``.
 
         Returns:
-            whether the mirror has it.
+            whether one of them has it.
 
         Raises:
             ArchiveError: it could not be done.
         """
+        if self.working_copy is not None:
+            with contextlib.suppress(FileNotFoundError):
+                data = self.working_copy.read(mark.file)
+                if mark.allows(digest := hashlib.sha256(data).hexdigest()):
+                    self.put(mark.file, data, FileEntry(digest, len(data), time.time_ns(), mark.rows))
+                    return True
         if self.mirror is None or not (copy := self.mirror.root / mark.file).exists():
             return False
         contents = self.contents(copy)
@@ -311,10 +367,13 @@ class Archive:
             os.utime(beside, ns=(entry.modified, entry.modified))
             if not entry.allows(digest_file(beside, from_disk=True)[0]):
                 raise VerificationError(f"{path}: a copy did not read back equal; nothing was changed")
-            if path.exists() and digest_file(path)[0] not in (entry.sha256, *replaces):
+            here = path.exists() and not is_placeholder(path)
+            if here and digest_file(path)[0] not in (entry.sha256, *replaces):
                 _name_exclusively(path, _aside(path))
             beside.replace(path)
             sync_folder(path.parent)
+        if self.working_copy is not None:
+            self.working_copy.upload(relative, data, replaces, keep_damaged=True)
 
     def rewrite(self, contents: "FileContents", mark: Pending, drop: set[int]) -> "FileContents | None":
         """Replace a pending file by one without some of its memories; with none left, remove it.
@@ -418,12 +477,26 @@ class Archive:
             ArchiveError: it can't be read.
         """
         with archive_errors(path):
+            make_present(path)
             return FileContents(path, path.read_bytes(), self.keys)
 
     def read_back(self, path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Read a file of any size from the disk in batches, checking its pages' checksums."""
         with self.keys.open(path) as file:
             yield from _batches(file, columns)
+
+    def digest(self, file: ArchiveFile) -> tuple[str, int, int]:
+        """Read a file from the disk, or from the bucket that the archive is in; see :func:`digest_file`.
+
+        Raises:
+            OSError: it can't be read.
+            ArchiveError: the bucket can't be read.
+        """
+        path = self.root / file.relative
+        if self.working_copy is None:
+            return digest_file(path, from_disk=True)
+        data = self.working_copy.read(file.relative)
+        return hashlib.sha256(data).hexdigest(), len(data), path.stat().st_mtime_ns
 
     def count_rows(self, path: Path) -> int:
         """How many rows a file holds, by its footer.
@@ -502,6 +575,8 @@ class Archive:
                 path.unlink(missing_ok=True)
         self.pending.sweep()
         self.tombstones.sweep()
+        if self.working_copy is not None:
+            self.working_copy.sweep()
         if self.mirror is not None:
             self.mirror.sweep()
         return swept

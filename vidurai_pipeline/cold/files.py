@@ -4,8 +4,9 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -121,6 +122,51 @@ def durable_write(path: Path, data: bytes) -> None:
     with written_beside(path, data) as beside:
         beside.replace(path)
     sync_folder(path.parent)
+
+
+def make_placeholder(path: Path, size: int, modified: int) -> None:
+    """Put a file without content in the place of one that is in the object store alone.
+
+    It has the size and time of the file, so that a listing shows what there is, and no one may read it.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        os.truncate(descriptor, size)
+        os.fchmod(descriptor, 0)
+        os.utime(descriptor, ns=(modified, modified))
+        Path(name).replace(path)
+    finally:
+        os.close(descriptor)
+        Path(name).unlink(missing_ok=True)
+
+
+def is_placeholder(path: Path) -> bool:
+    """Whether a file's content is in the object store alone."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode) == 0
+    except OSError:
+        return False
+
+
+#: What brings the content of placeholders, by the folder that they are in.
+fetchers: dict[Path, Callable[[Path], None]] = {}
+
+
+def make_present(path: Path) -> None:
+    """Bring a file's content from the object store, if that is where it is.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ArchiveError: it can't be brought, or is damaged.
+    """
+    if fetchers and is_placeholder(path):
+        for folder in path.absolute().parents:
+            if fetch := fetchers.get(folder):
+                fetch(path)
+                return
 
 
 def free_bytes(folder: Path) -> int:

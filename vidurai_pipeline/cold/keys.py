@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.parquet import encryption
 
-from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder
+from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, make_present
 from vidurai_pipeline.errors import ArchiveError, MissingKeyError
 
 SETTING = "VIDURAI_ARCHIVE_KEY_FILE"
@@ -126,6 +126,8 @@ class KeyRing:
             OSError, pyarrow.ArrowException: it can't be read.
         """
         key = self.get(path)
+        if data is None:
+            make_present(path)
         try:
             return pq.ParquetFile(
                 path if data is None else pa.BufferReader(data),

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 import pyarrow as pa
 
-from vidurai_pipeline.cold.files import require_usable
+from vidurai_pipeline.cold.files import fetchers, make_present, require_usable
 from vidurai_pipeline.cold.keys import KeyRing, key_of
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
@@ -285,6 +285,8 @@ class Listing:
             ArchiveError: a file has a name that can't be given to DuckDB.
         """
         require_usable(base)
+        for file in files if fetchers else ():
+            make_present(base / file.relative)
         for file in files:
             if _GLOB.search(file.relative) or not file.relative.isprintable():
                 raise ArchiveError(

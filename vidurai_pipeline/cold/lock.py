@@ -29,8 +29,8 @@ class RunLock:
         self._holder = root / ".lock.json"
 
     @contextlib.contextmanager
-    def hold(self, purpose: str, timeout: float) -> Iterator[None]:
-        """Hold the lock.
+    def hold(self, purpose: str, timeout: float) -> Iterator[bool]:
+        """Hold the lock; gives whether this run did not hold it before.
 
         Args:
             purpose: what the run does, told to those who wait.
@@ -49,7 +49,7 @@ class RunLock:
         try:
             if outermost:
                 self._sign(purpose)
-            yield
+            yield outermost
         finally:
             if outermost:
                 self._holder.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from vidurai_pipeline.cold.files import archive_errors, durable_write
+from vidurai_pipeline.cold.files import archive_errors, durable_write, make_present
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, store_roots
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
@@ -201,6 +201,7 @@ def digest_file(path: Path, *, from_disk: bool = False) -> tuple[str, int, int]:
     Raises:
         OSError: it can't be read.
     """
+    make_present(path)
     digest, size = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
         modified = path.stat().st_mtime_ns

@@ -22,8 +22,10 @@ from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import FileEntry, digest_file
 from vidurai_pipeline.cold.pending import Pending
+from vidurai_pipeline.cold.storage import ObjectStorage
+from vidurai_pipeline.cold.working_copy import WorkingCopy
 from vidurai_pipeline.errors import ArchiveError
-from vidurai_pipeline.settings import Settings
+from vidurai_pipeline.settings import Settings, store_folder
 
 NOTE = ".mirror.json"
 #: For so many seconds files are copied before another run may have the archive.
@@ -143,6 +145,7 @@ class Mirror(Archive):
                 made.append(str(path))
             # What was added to a month's file stands in another one: one of them is enough.
             target.tombstones.sweep()
+            target.push()
         return made
 
     @staticmethod
@@ -176,6 +179,16 @@ class Mirror(Archive):
         unrecorded = sum(manifests.entry(file.relative) is None for file in files)
         return unrecorded + sum(1 for folder in manifests.folders(files) for _ in self._lacking(folder))
 
+    def refresh(self) -> None:
+        """See what the mirror holds now, and refuse a place that is not this archive's mirror; see :meth:`require`.
+
+        Raises:
+            ArchiveError: it can't be used.
+        """
+        if self.working_copy is not None:
+            self.working_copy.pull()
+        self.require()
+
     def require(self) -> None:
         """Refuse a folder that is not this archive's mirror; make the mirror at the first use.
 
@@ -183,18 +196,19 @@ class Mirror(Archive):
             ArchiveError: it is another archive, holds other files, or its disk is not mounted.
         """
         require_archive(self.root, "VIDURAI_MIRROR")
-        note, here = self.archive.root / NOTE, os.path.realpath(self.root)
+        note = self._archive_note()
+        here = self.place if self.working_copy else os.path.realpath(self.root)
         known, found = read_note(note), read_note(self.root / NOTE)
         if found is not None and known is not None and found["id"] == known["id"]:
             return
         if found is None and known is not None and known["mirror"] == here:
             raise ArchiveError(
-                f"VIDURAI_MIRROR={self.root}: the archive's mirror is not there",
+                f"VIDURAI_MIRROR={self.place}: the archive's mirror is not there",
                 hint=f"mount its disk; if it is gone for good, delete {note}, and a new one is made",
             )
         if list_files(self.root):
             raise ArchiveError(
-                f"VIDURAI_MIRROR={self.root} holds an archive that is not the mirror of {self.archive.root}",
+                f"VIDURAI_MIRROR={self.place} holds an archive that is not the mirror of {self.archive.root}",
                 hint="set VIDURAI_MIRROR to an empty folder, or to one that is not there yet",
             )
         make_folder(self.root)
@@ -203,12 +217,22 @@ class Mirror(Archive):
             with archive_errors(place):
                 durable_write(place, content)
 
+    def _archive_note(self) -> Path:
+        shared = self.archive.working_copy
+        if shared is None or self.working_copy is not None:
+            return self.archive.root / NOTE
+        # Each machine that shares the archive may have a mirror of its own in a folder.
+        return self.archive.root / f".mirror.{shared.machine}.json"
+
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
         """Within: the mirror is there, and what the file system refuses is told in one line."""
         try:
-            self.require()
+            self.refresh()
             yield
+            if self.working_copy is not None:
+                self.push()
+                self.working_copy.evict(0)
         except ArchiveError as error:
             if not isinstance(error.__cause__, OSError) or str(self.root) not in str(error):
                 raise
@@ -243,6 +267,9 @@ class Mirror(Archive):
                     if entry:
                         gone[relative] = None
         self.manifests.update(gone)
+        if self.working_copy is not None:
+            self.push()
+            self.working_copy.remove(files)
 
 
 def open_archive(settings: Settings, root: Path | None = None) -> Archive:
@@ -252,10 +279,35 @@ def open_archive(settings: Settings, root: Path | None = None) -> Archive:
         settings: the settings.
         root: another folder than that of the settings.
     """
+    if settings.archive_address is not None and root in (None, settings.archive_path):
+        copy = WorkingCopy.open(settings.archive_path, settings.archive_address, settings.machine_path)
+        copy.most_bytes = settings.cache_size
+        copy.pull()
     archive = Archive(root or settings.archive_path, settings.compression, KeyRing(settings.archive_key_file))
-    if settings.mirror_path is not None:
-        archive.mirror = Mirror(settings.mirror_path, archive)
+    mirror = settings.mirror_path
+    if mirror is not None and settings.mirror_address is not None:
+        WorkingCopy.open(mirror, settings.mirror_address, settings.machine_path)
+    if mirror is not None:
+        archive.mirror = Mirror(mirror, archive)
     return archive
+
+
+def open_root(settings: Settings) -> Path:
+    """The folder of the archive, or of the archives of all stores, as their bucket has them now.
+
+    Raises:
+        ArchiveError: the bucket can't be read.
+    """
+    if isinstance(settings.archive, str):
+        if settings.store_name is None:
+            open_archive(settings)
+        for name in ObjectStorage(settings.archive).folders():
+            if name.startswith(store_folder("")):
+                address = f"{settings.archive}/{name}"
+                copy = WorkingCopy.open(settings.archive_root / name, address, settings.machine_path)
+                copy.most_bytes = settings.cache_size
+                copy.pull()
+    return settings.archive_root
 
 
 def _below(folder: str, name: str) -> str:

@@ -38,6 +38,11 @@ def move_into_store(settings: Settings, name: str) -> Path:
         raise ConfigError(
             f"VIDURAI_STORE_NAME is {settings.store_name!r}, not {name!r}", hint="unset it, or give that name"
         )
+    if isinstance(settings.archive, str) or isinstance(settings.mirror, str):
+        raise ConfigError(
+            "an archive or a mirror in an object store can't be moved",
+            hint=f"give the store its name before its first run, or copy the objects below {store_folder(name)}/",
+        )
     root = settings.archive_root
     move = _Move(root, name)
     move.require("VIDURAI_ARCHIVE")

@@ -13,6 +13,9 @@ from pathlib import Path
 from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, sync_folder
 from vidurai_pipeline.errors import ArchiveError
 
+#: In an archive that several machines share, the file that holds this machine's id.
+MACHINE = ".machine"
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -47,8 +50,12 @@ def store_identity(store: Path, archive: Path) -> tuple[str, str]:
     """What marks know a hot store by: its real path, and its path relative to the archive.
 
     One of them is enough: a store that was moved alone keeps neither, one that was moved with its archive the second.
+    Where machines share an archive, both begin with the machine's id.
     """
     real = os.path.realpath(store)
+    if (archive / MACHINE).exists():
+        machine = (archive / MACHINE).read_text()
+        return f"{machine}:{real}", f"{machine}:{os.path.relpath(real, os.path.realpath(archive))}"
     return real, os.path.relpath(real, os.path.realpath(archive))
 
 

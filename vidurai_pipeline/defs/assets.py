@@ -143,6 +143,7 @@ def purge(context: dg.OpExecutionContext, archiver: dg.ResourceParam[MemoryArchi
         columns = archiver.backlog().columns
         before = archiver.size()
         began = time.monotonic()
+        traffic = archiver.archive.traffic
         purged = archiver.purge()
         seconds = time.monotonic() - began
         upkeep = archiver.keep_small(purged.purged)
@@ -155,6 +156,7 @@ def purge(context: dg.OpExecutionContext, archiver: dg.ResourceParam[MemoryArchi
     )
     context.add_output_metadata(
         metadata.of_purge(purged, upkeep, columns, sizes=sizes, archive=archive, seconds=seconds)
+        | metadata.of_traffic(archiver.archive, traffic)
     )
 
 

@@ -20,7 +20,8 @@ from vidurai_pipeline.care.compaction import CompactionReport
 from vidurai_pipeline.care.health import ArchiveSize
 from vidurai_pipeline.care.retention import ExpiryReport
 from vidurai_pipeline.care.scrub import ScrubReport
-from vidurai_pipeline.cold.archive import PublishedFile
+from vidurai_pipeline.cold.archive import Archive, PublishedFile
+from vidurai_pipeline.cold.storage import Traffic
 from vidurai_pipeline.hot.backlog import Backlog
 from vidurai_pipeline.hot.schema import MEANINGS, Column
 from vidurai_pipeline.hot.store import StoreSize
@@ -328,6 +329,16 @@ def of_purge(
         **_speed(purged.purged, seconds),
         NOTES: bullets(purged.notes + upkeep.notes),
     }
+
+
+def of_traffic(archive: Archive, before: Traffic) -> dict[str, Any]:
+    """What ``purged_rows`` reports of the object store that the archive is in; nothing of another archive.
+
+    Args:
+        archive: the archive.
+        before: its traffic before the step.
+    """
+    return {"object store": archive.traffic.since(before)} if archive.working_copy else {}
 
 
 def of_dream(report: DreamReport, policy: PolicySummary, seconds: float) -> dict[str, Any]:

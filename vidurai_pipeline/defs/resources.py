@@ -111,7 +111,7 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
         run = f"Dagster run {context.run.run_id}" if context.run else "Dagster"
         with heartbeat(one, context), contextlib.ExitStack() as stack:
             with readable_failures():
-                stack.enter_context(Archive(one.archive_path).lock(run, one.lock_timeout))
+                stack.enter_context(open_archive(one).lock(run, one.lock_timeout))
             yield
             if (
                 context.run

@@ -5,7 +5,7 @@ import time
 import dagster as dg
 
 from vidurai_pipeline.care.health import Finding
-from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.partitions import settings_of
 from vidurai_pipeline.errors import PipelineError, plural
@@ -62,7 +62,7 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
         ended: list[str] = []
         for run in suspects:
             try:
-                with Archive(settings_of(settings, run).archive_path).lock("looking for dead runs"):
+                with open_archive(settings_of(settings, run)).lock("looking for dead runs"):
                     _end(context.instance, run)
                 ended.append(run.run_id)
             except PipelineError as error:

@@ -23,6 +23,7 @@ from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_files, list_settled, quote_literal
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.cold.tombstones import Tombstones
+from vidurai_pipeline.cold.working_copy import refresh
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, DEFAULT_LEVEL, IMPORTANCES, MAX_TOKENS, SALIENCES
 
@@ -144,6 +145,7 @@ def read_archive(
     """
     tombstones = Tombstones(archive_base)
     for attempt in range(1, _READ_ATTEMPTS + 1):
+        refresh(archive_base)
         files = list_files(archive_base)
         try:
             require_sound(archive_base, files)

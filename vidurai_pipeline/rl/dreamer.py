@@ -35,6 +35,7 @@ from typing import Any
 import duckdb
 
 from vidurai_pipeline.cold.erasures import Erasures
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.errors import ConfigError, PipelineError, QTableError, refuse_to_run
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Order, read_checkpoint
 from vidurai_pipeline.rl.dataset import Watermark, open_experiences
@@ -172,7 +173,7 @@ class DreamCycle:
         file = TableFile(self.q_table_path or settings.q_table_path)
         # The table first: a damaged one should be known before minutes go into the archive.
         live = _read_table(file, report, rebuild)
-        archive = self.archive_base or settings.archive_path
+        archive = self.archive_base or open_archive(settings).root
         with open_experiences(settings, archive, self.connection) as experiences:
             erasures, exact = Erasures(archive).taught(), _exact_checkpoint(live)
             training = TrainingRun(

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vidurai_pipeline.cold.listing import list_files, store_roots
+from vidurai_pipeline.cold.mirror import open_root
+from vidurai_pipeline.cold.working_copy import refresh
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.rl.dataset import open_experiences
 from vidurai_pipeline.settings import Settings
@@ -47,7 +49,8 @@ def find_stores(settings: Settings, tables: Mapping[str, Path] | None = None) ->
         tables: the Q-tables of stores on this machine, by their names; of the settings' own store, theirs is known.
     """
     tables = tables or {}
-    base = settings.archive_root
+    base = open_root(settings)
+    refresh(base)
     roots = store_roots(base)
     if list_files(base):
         roots = {NO_NAME: base} | roots

@@ -313,11 +313,14 @@ def test_a_replaced_file_stays_while_what_took_its_place_cannot_be_copied(home: 
     assert parquet_files(mirror_folder) == before
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/x", "file:///x"])
-def test_an_address_is_no_folder(mirror_folder: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+@pytest.mark.parametrize("address", ["file:///x", "ftp://bucket/x", "s3:///x", "s3://key:password@bucket/x"])
+def test_an_address_that_is_no_bucket_is_refused(
+    mirror_folder: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
     monkeypatch.setenv("VIDURAI_MIRROR", address)
-    with pytest.raises(ConfigError, match=r"VIDURAI_MIRROR=.*an address"):
+    with pytest.raises(ConfigError, match=r"VIDURAI_MIRROR=.*an address") as error:
         load_settings()
+    assert "password" not in str(error.value)
 
 
 @pytest.mark.parametrize("place", ["archive", "archive/year=2026", ".", "mirror", "vidurai.db", "..", "q_table.json"])

@@ -137,11 +137,12 @@ def test_what_stands_in_the_way_is_left_alone(archived: Settings) -> None:
 
 
 def test_a_mirror_that_is_not_this_archives_is_left_alone(archived: Settings) -> None:
-    assert archived.mirror is not None
-    archived.mirror.rename(archived.mirror.with_name("unmounted"))
-    archived.mirror.mkdir()
-    (archived.mirror / "letter.txt").write_text("Dear")
+    folder = archived.mirror_path
+    assert folder is not None
+    folder.rename(folder.with_name("unmounted"))
+    folder.mkdir()
+    (folder / "letter.txt").write_text("Dear")
     with pytest.raises(ArchiveError, match="not the mirror of"):
         move_into_store(archived, "alice")
-    assert [path.name for path in archived.mirror.iterdir()] == ["letter.txt"]
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
     assert not (archived.archive_root / "store=alice").exists()

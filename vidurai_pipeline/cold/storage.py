@@ -1,0 +1,282 @@
+"""Objects below one prefix of a bucket, in any store that obstore speaks to: S3 and its likes, Google's, Azure's.
+
+Nothing is overwritten unseen. An object is made only where there is none, or in the place of exactly the one that was
+read before; the store itself sees to that (``If-None-Match``, ``If-Match``). What was written is read back. A write
+whose answer got lost is recognised: what is there already is what was to be written.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from vidurai_pipeline.errors import ArchiveError, ConfigError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+_Answer = TypeVar("_Answer")
+_ATTEMPTS = 3
+_PAGE = 1_000
+_RETRIES = {
+    "max_retries": 5,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2},
+}
+_CLIENT = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=120)}
+_CODE = re.compile(r"<Code>(\w+)</Code>|\"reason\": ?\"(\w+)\"")
+_STATUS = re.compile(r"status code: (\d{3})")
+
+
+class StoredObject(NamedTuple):
+    """An object as a listing shows it."""
+
+    etag: str
+    size: int
+    modified: datetime
+
+
+class ConflictError(ArchiveError):
+    """An object is not what it was when it was last read."""
+
+
+class UnreachableError(ArchiveError):
+    """The store did not answer; what was asked of it may have been done."""
+
+
+@dataclass
+class Traffic:
+    """The requests that were made of an object store, and the bytes of objects that went either way."""
+
+    lists: int = 0
+    reads: int = 0
+    writes: int = 0
+    deletes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    def since(self, before: "Traffic") -> dict[str, int]:
+        """What was added to an earlier count, by kind."""
+        return {name: count - getattr(before, name) for name, count in asdict(self).items()}
+
+
+class ObjectStorage:
+    """The objects below a prefix. Credentials come by the cloud's usual means: the environment, or the machine's role.
+
+    Args:
+        url: such as ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://account/container/prefix``.
+
+    Attributes:
+        traffic: what was asked of the store.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.traffic = Traffic()
+
+    @cached_property
+    def _store(self) -> "ObjectStore":
+        # Who names an endpoint without TLS, in the environment, means it.
+        client: Any = {**_CLIENT, "allow_http": True}
+        retries: Any = _RETRIES
+        try:
+            return self._library.store.from_url(self.url, client_options=client, retry_config=retries)
+        except (self._library.exceptions.BaseError, ValueError, TypeError):  # the text may hold what it was told
+            pass
+        raise ConfigError(
+            f"{self.url}: the object store's settings can't be used",
+            "check the address and the cloud's variables in the environment, such as AWS_ENDPOINT_URL",
+        )
+
+    @cached_property
+    def _library(self) -> Any:
+        try:
+            import obstore.exceptions  # noqa: PLC0415  (optional)
+            import obstore.store  # noqa: PLC0415
+        except ImportError:
+            raise ConfigError(
+                f"{self.url}: object stores need the package obstore", "pip install 'vidurai-pipeline[s3]'"
+            ) from None
+        return obstore
+
+    def objects(self) -> dict[str, StoredObject]:
+        """All objects by key, which is relative to the prefix.
+
+        Raises:
+            ArchiveError: the store can't be asked.
+        """
+
+        def pages() -> list[list[Any]]:
+            return [list(page) for page in self._store.list(chunk_size=_PAGE)]
+
+        found = self._asked(pages)
+        self.traffic.lists += max(1, len(found))
+        return {
+            meta["path"]: StoredObject(meta["e_tag"] or "", meta["size"], meta["last_modified"])
+            for page in found
+            for meta in page
+        }
+
+    def folders(self) -> list[str]:
+        """What the keys right below the prefix begin with, up to their first slash.
+
+        Raises:
+            ArchiveError: the store can't be asked.
+        """
+        self.traffic.lists += 1
+        return [name.strip("/") for name in self._asked(self._store.list_with_delimiter)["common_prefixes"]]
+
+    def find(self, key: str) -> StoredObject | None:
+        """An object, without its bytes; None if it is not there.
+
+        Raises:
+            ArchiveError: the store can't be asked.
+        """
+        self.traffic.lists += 1
+        try:
+            meta = self._asked(lambda: self._store.head(key))
+        except FileNotFoundError:
+            return None
+        return StoredObject(meta["e_tag"] or "", meta["size"], meta["last_modified"])
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        """An object's bytes, and the tag of this version of it.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ArchiveError: the store can't be asked.
+        """
+
+        def get() -> tuple[bytes, str]:
+            answer = self._store.get(key)
+            return bytes(answer.bytes()), answer.meta["e_tag"] or ""
+
+        self.traffic.reads += 1
+        data, etag = self._asked(get)
+        self.traffic.bytes_read += len(data)
+        return data, etag
+
+    def write(self, key: str, data: bytes, replaces: str | None = None) -> str:
+        """Make an object, or replace a version of it, and read it back.
+
+        Args:
+            key: the object's key.
+            data: its bytes.
+            replaces: the tag of the version that it takes the place of; None if there is none.
+
+        Returns:
+            the tag of the new version.
+
+        Raises:
+            ConflictError: another version is there.
+            ArchiveError: it could not be written, or did not read back equal.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            self.traffic.writes += 1
+            self.traffic.bytes_written += len(data)
+            try:
+                self._asked(lambda: self._put(key, data, replaces))
+                break
+            except UnreachableError:
+                if attempt == _ATTEMPTS:
+                    raise
+            except (ConflictError, FileNotFoundError):  # also where an earlier attempt was done, and its answer lost
+                break
+        try:
+            found, etag = self.read(key)
+        except FileNotFoundError:
+            found, etag = None, ""
+        if found != data:
+            raise ConflictError(
+                f"{self.url}/{key}: another machine changed it meanwhile, or it did not read back as it was written",
+                "run again",
+            )
+        return etag
+
+    def _put(self, key: str, data: bytes, replaces: str | None) -> None:
+        mode: Any = "create"
+        if replaces is not None:
+            mode = {"e_tag": replaces}
+            if urlsplit(self.url).scheme == "gs":  # which goes by numbers of generations
+                meta = self._store.head(key)
+                if meta["e_tag"] != replaces:
+                    raise ConflictError(f"{self.url}/{key}: another machine changed it meanwhile", "run again")
+                mode["version"] = meta["version"]
+        self._store.put(key, data, mode=mode, use_multipart=False)
+
+    def require_conditions(self, key: str) -> None:
+        """Make sure, with an object that is removed again, that the store overwrites nothing unseen.
+
+        Raises:
+            ArchiveError: it does, or can't be asked.
+        """
+        self.write(key, b"1")
+        try:
+            for replaces in (None, '"0"'):
+                try:
+                    self.write(key, b"2", replaces)
+                except ConflictError:
+                    continue
+                raise ArchiveError(
+                    f"{self.url}: the object store does not honour conditional writes (If-None-Match, If-Match), so "
+                    "nothing would be safe in it",
+                    "update it, or use another one",
+                )
+        finally:
+            self.delete([key])
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Delete objects; those that are not there are no matter.
+
+        Raises:
+            ArchiveError: the store can't be asked.
+        """
+        for key in keys:
+            self.traffic.deletes += 1
+            try:
+                self._asked(lambda key=key: self._store.delete(key))
+            except FileNotFoundError:
+                continue
+
+    def _asked(self, ask: Callable[[], _Answer]) -> _Answer:
+        """Ask the store, and tell what it refuses in one line without anything that it said of itself."""
+        kinds = self._library.exceptions
+        try:
+            return ask()
+        except (kinds.BaseError, OSError) as error:
+            explained = self._explained(error)
+        # Outside of the handler, so that no report of the error shows what the store's client said.
+        raise explained
+
+    def _explained(self, error: Exception) -> Exception:
+        kinds = self._library.exceptions
+        found = _STATUS.search(str(error))
+        status, code = int(found[1]) if found else None, _code(error)
+        name = f" ({code or status})" if code or status else ""
+        if isinstance(error, (kinds.AlreadyExistsError, kinds.PreconditionError)):
+            return ConflictError(f"{self.url}: an object was changed meanwhile", "run again")
+        if code in {"NoSuchBucket", "ContainerNotFound"}:
+            return ArchiveError(f"{self.url}: there is no such bucket", "make the bucket, or correct its name")
+        if isinstance(error, FileNotFoundError):
+            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.url)
+        if status in {401, 403}:
+            return ArchiveError(
+                f"{self.url}: the object store denies access{name}",
+                "check the credentials in the environment and what they may do; docs/deployment.md has a policy",
+            )
+        if status is None or status == 429 or status >= 500:
+            return UnreachableError(
+                f"{self.url}: the object store can't be reached, or is too busy{name}",
+                "check the network and the endpoint, and run again; no memory is lost",
+            )
+        return ArchiveError(f"{self.url}: the object store refused a request{name}")
+
+
+def _code(error: Exception) -> str | None:
+    found = _CODE.search(str(error))
+    return next(filter(None, found.groups()), None) if found else None

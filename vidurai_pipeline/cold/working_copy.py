@@ -1,0 +1,651 @@
+"""An archive in an object store, and the folder that is this machine's working copy of it.
+
+The bucket is the archive. It holds the same files as an archive's folder: Parquet files, manifests, tombstones, pending
+marks, intents. The working copy is a folder of that layout too, so that everything else works on a folder. Where the
+content of a Parquet file is in the bucket alone, a placeholder of its size and time, which nobody may read, stands for
+it until someone needs it.
+
+A rewriting takes effect when the month's manifest is replaced, under the condition that it is still the one that was
+read. A file that a flush wrote counts as soon as it is there, and its pending mark is there before it. A lease keeps
+two machines from working at the same time, but nothing rests on it: a machine that was held up and lost its lease fails
+at the condition.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import threading
+import uuid
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic, sleep
+from typing import NamedTuple, Self
+
+from filelock import FileLock, Timeout
+
+from vidurai_pipeline.cold.files import (
+    archive_errors,
+    durable_write,
+    fetchers,
+    is_placeholder,
+    make_folder,
+    make_placeholder,
+    written_beside,
+)
+from vidurai_pipeline.cold.listing import list_files, store_roots
+from vidurai_pipeline.cold.manifest import NAME as MANIFEST
+from vidurai_pipeline.cold.manifest import Manifest, Manifests
+from vidurai_pipeline.cold.pending import MACHINE, PendingMarks
+from vidurai_pipeline.cold.storage import ConflictError, ObjectStorage, StoredObject
+from vidurai_pipeline.errors import ArchiveError, LockedError
+from vidurai_pipeline.settings import store_folder
+
+RECORD = ".bucket.json"
+LEASE = ".lease.json"
+_PARQUET = re.compile(r"(?:(?!\.)[^/\0]+/)*(?!\.)[^/\0]+\.parquet")
+_STATE = re.compile(
+    r"(?:(?!\.)[^/\0]+/)*\.manifest\.json|\.(?:mirror(?:\.\w+)?|restored|erasures|secrets)\.json"
+    r"|\.(?:pending|intents|tombstones)/(?!\.)[^/\0]+(?<!\.part)"
+)
+#: The name of a file that a rewriting made: it counts only once the manifest names it.
+_REWRITTEN = re.compile(r"memories(?:_\d{8}_\d{6})?_[0-9a-f]{8}_\d{3}\b[^/]*")
+_AT_ONCE = 8
+#: Seconds to wait for what another process does with the working copy.
+_PATIENCE = 60.0
+
+_Stamp = tuple[int, int, int]
+
+
+class Synced(NamedTuple):
+    """A small file as it was when it was last the same here and in the bucket."""
+
+    etag: str
+    stamp: _Stamp | None
+
+
+class WorkingCopy:
+    """This machine's working copy of an archive in an object store; get it by :meth:`open` or :meth:`of`.
+
+    Args:
+        root: its folder.
+        url: the archive's address.
+
+    Attributes:
+        storage: the objects.
+    """
+
+    #: A lease that was not renewed for so many seconds is that of a machine that died.
+    lease_seconds = 90.0
+    #: So many bytes of files' content stay here after a run.
+    most_bytes = 20_000_000_000
+
+    _known: dict[Path, "WorkingCopy"] = {}  # noqa: RUF012
+
+    def __init__(self, root: Path, url: str) -> None:
+        self.root = root
+        self.storage = ObjectStorage(url)
+        self._manifests = Manifests(root)
+        self._marks = PendingMarks(root)
+        self._synced: dict[str, Synced] = {}
+        self._objects: dict[str, StoredObject] = {}
+        self._lost_lease = False
+
+    @property
+    def machine(self) -> str:
+        """This machine's id."""
+        return (self.root / MACHINE).read_text()
+
+    def __reduce__(self) -> tuple:
+        """In another process it is opened anew."""
+        return WorkingCopy.of, (self.root,)
+
+    @classmethod
+    def open(cls, root: Path, url: str, machine: Path) -> Self:
+        """The working copy in a folder, which is made if it is not there.
+
+        Args:
+            root: the folder.
+            url: the archive's address.
+            machine: a file that holds this machine's id, outside of the working copy; made if it is not there.
+
+        Raises:
+            ArchiveError: it can't be made.
+        """
+        make_folder(root)
+        for path, content in ((machine, uuid.uuid4().hex), (root / RECORD, json.dumps({"url": url, "synced": {}}))):
+            if not path.exists():
+                make_folder(path.parent)
+                with archive_errors(path):
+                    durable_write(path, content.encode())
+        with archive_errors(machine):
+            id_ = machine.read_bytes()
+        with archive_errors(root / MACHINE):
+            if not (root / MACHINE).exists() or (root / MACHINE).read_bytes() != id_:
+                durable_write(root / MACHINE, id_)
+        copy = cls.of(root)
+        assert copy is not None  # noqa: S101 - its record is there
+        return copy
+
+    @classmethod
+    def of(cls, root: Path) -> Self | None:
+        """The working copy in a folder; None if it is another folder."""
+        root = root.absolute()
+        record = root / RECORD
+        if not record.exists():
+            return None
+        if root not in cls._known:
+            with archive_errors(record):
+                url = json.loads(record.read_bytes())["url"]
+            cls._known[root] = cls(root, url)
+            fetchers[root] = cls._known[root].fetch
+        return cls._known[root]  # pyright: ignore[reportReturnType]
+
+    # One run
+
+    @contextlib.contextmanager
+    def session(self, purpose: str, timeout: float) -> Iterator[None]:
+        """Within: no other machine works on the archive, and the working copy is what the bucket holds.
+
+        At the end the bucket holds what was done.
+
+        Raises:
+            LockedError: another machine is at work, and did not finish in time.
+            ArchiveError: the bucket can't be used.
+        """
+        with self._guard(_PATIENCE):
+            self._require_ours(self.storage.objects())
+            with self._lease(purpose, timeout):
+                self._pull()
+                self._push()
+                yield
+                self._push()
+                self.evict(self.most_bytes)
+
+    @contextlib.contextmanager
+    def _guard(self, timeout: float) -> Iterator[None]:
+        """Within: no other process or thread of this machine changes the working copy's record."""
+        lock = FileLock(self.root / ".copy.lock", is_singleton=True, thread_local=True, mode=0o600)
+        try:
+            with archive_errors(self.root):
+                lock.acquire(timeout=timeout)
+        except ArchiveError as error:
+            if isinstance(error.__cause__, Timeout):
+                raise LockedError(f"another process of this machine is at work on {self.storage.url}") from None
+            raise
+        try:
+            self._load()
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _lease(self, purpose: str, timeout: float) -> Iterator[None]:
+        holder = {
+            "machine": self.machine,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "purpose": purpose,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        etag = self._take_lease(holder, timeout)
+        self._lost_lease, ended = False, threading.Event()
+
+        def renew() -> None:
+            nonlocal etag
+            while not ended.wait(self.lease_seconds / 6):
+                try:
+                    etag = self.storage.write(LEASE, _lease(holder), etag)
+                except ConflictError:
+                    self._lost_lease = True
+                    return
+                except ArchiveError:  # the next one may come through
+                    continue
+
+        heartbeat = threading.Thread(target=renew, daemon=True)
+        heartbeat.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            heartbeat.join()
+            with contextlib.suppress(ArchiveError):
+                self.storage.write(LEASE, _lease(None), etag)
+
+    def _take_lease(self, holder: dict[str, object], timeout: float) -> str:
+        until = monotonic() + timeout
+        while True:
+            found = self.storage.find(LEASE)
+            data, etag = self.storage.read(LEASE) if found else (b"{}", None)
+            try:
+                other = json.loads(data)
+            except ValueError:
+                other = {}
+            age = (datetime.now(UTC) - found.modified).total_seconds() if found else 0.0
+            # One of this machine's can't be alive: its process would hold the lock of the working copy.
+            if not other.get("machine") or other["machine"] == holder["machine"] or age > self.lease_seconds:
+                with contextlib.suppress(ConflictError):
+                    return self.storage.write(LEASE, _lease(holder), etag)
+            if monotonic() > until:
+                raise LockedError(
+                    f"another machine is at work on {self.storage.url}: process {other.get('pid')} on "
+                    f"{other.get('host')} ({other.get('purpose')}), since {other.get('since')}. Wait for it, or raise "
+                    "VIDURAI_LOCK_TIMEOUT"
+                )
+            sleep(0.5)
+
+    # From the bucket
+
+    def pull(self) -> None:
+        """Bring the working copy in line with the bucket, unless a run of this machine is at work, which does that.
+
+        Raises:
+            ArchiveError: the bucket can't be read, or holds no archive.
+        """
+        self._load()
+        with contextlib.suppress(LockedError), self._guard(0.0 if self._synced else _PATIENCE):
+            self._pull()
+
+    def _pull(self) -> None:
+        before = dict(self._synced)
+        with archive_errors(self.root):
+            for attempt in (1, 2):
+                # The archives of named stores, which may share the prefix, have working copies of their own.
+                self._objects = {
+                    key: found for key, found in self.storage.objects().items() if not key.startswith(store_folder(""))
+                }
+                self._require_ours(self._objects)
+                for key in sorted({key for key in self._objects if _STATE.fullmatch(key)} | set(self._synced)):
+                    self._pull_state(key)
+                # What a manifest names came after the listing, perhaps.
+                if attempt == 2 or not self._recorded() - self._objects.keys():
+                    break
+            self._place_files()
+        if self._synced != before:
+            self._save()
+
+    def _require_ours(self, objects: dict[str, StoredObject]) -> None:
+        ours = any(key == LEASE or _STATE.fullmatch(key) for key in objects)
+        if objects and not ours:
+            raise ArchiveError(
+                f"{self.storage.url} holds other objects and no archive", "name a prefix that nothing else uses"
+            )
+        if not ours and self._synced:
+            raise ArchiveError(
+                f"{self.storage.url} is empty, but this machine has seen an archive there",
+                f"restore the bucket; or remove the folder {self.root} to begin a new archive",
+            )
+
+    def _pull_state(self, key: str) -> None:
+        there, known, path = self._objects.get(key), self._synced.get(key), self.root / key
+        here = _stamp(path)
+        if there is None:
+            if known is not None:
+                del self._synced[key]
+                if key.startswith(".") and here == known.stamp and MANIFEST not in key:
+                    path.unlink(missing_ok=True)  # another machine removed it
+            return
+        if known is not None and known.etag == there.etag and (here is not None or self._may_go(key)):
+            return  # what was changed here goes to the bucket with the next run
+        if here is not None and self._is_newer_here(key):
+            self._synced[key] = Synced(there.etag, None)
+            return
+        try:
+            data, etag = self.storage.read(key)
+        except FileNotFoundError:
+            return
+        if here is None or path.read_bytes() != data:
+            make_folder(path.parent)
+            durable_write(path, data)
+        self._synced[key] = Synced(etag, _stamp(path))
+
+    def _is_newer_here(self, key: str) -> bool:
+        """Whether a file of which both sides have another version is one that this machine alone writes."""
+        if not key.startswith(".pending/"):
+            return False
+        with contextlib.suppress(ArchiveError, OSError, ValueError, TypeError, KeyError):
+            store = json.loads((self.root / key).read_bytes())["store"]
+            return store[0].startswith(self.machine)
+        return False
+
+    def _recorded(self) -> set[str]:
+        return {_key(folder, name) for folder in self._folders() for name in self._manifests.of(folder).entries}
+
+    def _folders(self) -> set[str]:
+        named = {"", *(key.rpartition("/")[0] for key in self._objects if _PARQUET.fullmatch(key))}
+        return named.union(*(self._manifests.of(folder).folders for folder in named))
+
+    def _place_files(self) -> None:
+        """Let a placeholder stand for each file of the bucket whose content is not here, and for no other."""
+        objects = {key: found for key, found in self._objects.items() if _PARQUET.fullmatch(key)}
+        here = {file.relative: file for file in list_files(self.root)}
+        for key, found in objects.items():
+            folder, _, name = key.rpartition("/")
+            if not self._counts(folder, name):
+                continue
+            entry, file = self._manifests.of(folder).entries.get(name), here.pop(key, None)
+            size = entry.bytes if entry else found.size
+            modified = entry.modified if entry else int(found.modified.timestamp() * 1e9)
+            marked = self._marks.path(name).exists() and not is_placeholder(self.root / key)
+            if file is None or not (marked or (file.size, file.modified) == (size, modified)):
+                make_folder((self.root / key).parent)
+                make_placeholder(self.root / key, size, modified)
+        for key in here:
+            folder, _, name = key.rpartition("/")
+            manifest = self._manifests.of(folder)
+            kept = self._marks.path(name).exists() or name in manifest.entries
+            withdrawn = name in manifest.replaced or _REWRITTEN.fullmatch(name)
+            if is_placeholder(self.root / key) or (withdrawn and not kept):
+                (self.root / key).unlink(missing_ok=True)
+
+    def _counts(self, folder: str, name: str) -> bool:
+        """Whether an object is a file of the archive, and not waste of a rewriting that was cut short."""
+        manifest = self._manifests.of(folder)
+        if name in manifest.entries:
+            return True
+        if name in manifest.replaced:
+            return False
+        return not _REWRITTEN.fullmatch(name) or self._has_lost_record(folder, manifest)
+
+    def _has_lost_record(self, folder: str, manifest: Manifest) -> bool:
+        announced = folder in self._manifests.of("").folders
+        return bool(manifest.damaged) or (announced and not (self.root / folder / MANIFEST).exists())
+
+    def fetch(self, path: Path) -> None:
+        """Bring the content of a placeholder.
+
+        Raises:
+            FileNotFoundError: the bucket does not have it.
+            ArchiveError: it can't be brought, or is not what was recorded.
+        """
+        relative = str(path.absolute().relative_to(self.root))
+        data, _ = self.storage.read(relative)
+        known = self._manifests.entry(relative) or self._marks.of(path.name)
+        if known is not None and not known.allows(hashlib.sha256(data).hexdigest()):
+            raise ArchiveError(
+                f"{self.storage.url}/{relative} is damaged: the SHA-256 differs",
+                "run `vidurai-pipeline scrub`, which says what can be done",
+            )
+        with archive_errors(path), written_beside(path, data) as beside:
+            now, modified = datetime.now(UTC).timestamp(), path.stat().st_mtime_ns
+            os.utime(beside, ns=(int(now * 1e9), modified))
+            if is_placeholder(path):
+                beside.replace(path)
+
+    def fetch_all(self, *, damaged: bool = False) -> None:
+        """Bring the content of all files that is not here, several at a time.
+
+        Args:
+            damaged: go on with the others where one can't be brought.
+
+        Raises:
+            ArchiveError: one can't be brought.
+        """
+        absent = [path for file in list_files(self.root) if is_placeholder(path := self.root / file.relative)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for answer in [pool.submit(self.fetch, path) for path in absent]:
+                with contextlib.suppress(FileNotFoundError, *([ArchiveError] if damaged else [])):
+                    answer.result()
+
+    def read(self, relative: str) -> bytes:
+        """A file as the bucket holds it.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ArchiveError: it can't be read.
+        """
+        return self.storage.read(relative)[0]
+
+    def evict(self, most: int) -> None:
+        """Give up the content of files, those that were not used for the longest time first, until few bytes are left.
+
+        Args:
+            most: so many bytes may stay.
+        """
+        found = []
+        for file in list_files(self.root):
+            path, entry = self.root / file.relative, self._manifests.entry(file.relative)
+            in_bucket = entry is not None and entry.same_file(file) and file.relative in self._objects
+            if in_bucket and not is_placeholder(path):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((path.stat().st_atime_ns, file))
+        size = sum(file.size for _, file in found)
+        for _, file in sorted(found):
+            if size <= most:
+                break
+            with archive_errors(self.root / file.relative):
+                make_placeholder(self.root / file.relative, file.size, file.modified)
+            size -= file.size
+
+    # To the bucket
+
+    def push(self) -> None:
+        """Bring the bucket in line with what this run has done; within a session.
+
+        Raises:
+            LockedError: another machine took over.
+            ArchiveError: it could not be done; the next run does the rest.
+        """
+        with self._guard(_PATIENCE):
+            self._push()
+
+    def _push(self) -> None:
+        self._require_lease()
+        with archive_errors(self.root):
+            local = {key: stamp for key in self._state_files() if (stamp := _stamp(self.root / key))}
+            changed = [
+                key for key, stamp in local.items() if key not in self._synced or self._synced[key].stamp != stamp
+            ]
+            before = dict(self._synced)
+            if changed and not self._synced:
+                self.storage.require_conditions(f".probe-{uuid.uuid4().hex}")
+            try:
+                # The manifests come last, and the archive's own after those of the months that it names.
+                for key in sorted(changed, key=lambda key: (key.endswith(MANIFEST), key == MANIFEST, key)):
+                    if key.endswith(MANIFEST):
+                        self._upload_recorded(key.rpartition("/")[0])
+                    self._write_state(key)
+                self._remove_replaced()
+                for key in self._synced.keys() - local.keys():
+                    if self._may_go(key):
+                        self.storage.delete([key])
+                        del self._synced[key]
+            finally:
+                if self._synced != before:
+                    self._save()
+
+    def _require_lease(self) -> None:
+        if self._lost_lease:
+            raise LockedError(f"another machine took over the archive {self.storage.url}; run again")
+        if not (self.root / RECORD).exists():
+            raise ArchiveError(f"{self.root}: the working copy was removed during a run", "run again")
+
+    def _state_files(self) -> Iterator[str]:
+        for folder in ("", ".pending", ".intents", ".tombstones", *self._folders_here()):
+            with contextlib.suppress(FileNotFoundError):
+                yield from (
+                    key for path in (self.root / folder).iterdir() if _STATE.fullmatch(key := _key(folder, path.name))
+                )
+
+    def _folders_here(self) -> list[str]:
+        return [folder for folder in self._manifests.folders(list_files(self.root)) if folder]
+
+    def _write_state(self, key: str) -> None:
+        path, known = self.root / key, self._synced.get(key)
+        stamp, data = _stamp(path), path.read_bytes()
+        etag = self.storage.write(key, data, known.etag if known else None)
+        self._synced[key] = Synced(etag, stamp)
+
+    def _upload_recorded(self, folder: str) -> None:
+        """Have in the bucket what the manifest is about to name."""
+        for name, entry in self._manifests.of(folder).entries.items():
+            path = self.root / _key(folder, name)
+            if _key(folder, name) not in self._objects and path.exists() and not is_placeholder(path):
+                data = path.read_bytes()
+                if entry.allows(hashlib.sha256(data).hexdigest()):  # what is damaged is no copy
+                    self.upload(_key(folder, name), data)
+
+    def _remove_replaced(self) -> None:
+        """Remove what the manifests, as the bucket has them, say was replaced."""
+        gone = [
+            key
+            for key in self._objects
+            if _PARQUET.fullmatch(key)
+            and (folder_name := key.rpartition("/"))[2] in (manifest := self._manifests.of(folder_name[0])).replaced
+            and folder_name[2] not in manifest.entries
+            and not self._marks.path(folder_name[2]).exists()
+        ]
+        self.remove(gone)
+
+    def _may_go(self, key: str) -> bool:
+        """Whether a small file that is no longer here was removed on purpose."""
+        folder, _, name = key.rpartition("/")
+        if folder == ".intents":
+            return True
+        if folder == ".tombstones":
+            month = name.partition(".")[0]
+            return any(path.name.startswith(f"{month}.") for path in (self.root / folder).glob("*"))
+        if folder == ".pending" and name.endswith(".json"):
+            file = name.removesuffix(".json")
+            objects = [found for found in self._objects if found.rpartition("/")[2] == file]
+            retired = (self.root / folder / name).with_suffix(".damaged").exists()
+            return retired or all(self._manifests.entry(found) for found in objects)
+        return False
+
+    def upload(self, relative: str, data: bytes, replaces: Collection[str] = (), *, keep_damaged: bool = False) -> None:
+        """Have a Parquet file in the bucket, read back and found equal.
+
+        Args:
+            relative: its path below the archive.
+            data: its bytes.
+            replaces: the digests that another file in that place may have.
+            keep_damaged: replace any other file too, and keep it in the working copy as ``*.damaged``.
+
+        Raises:
+            ConflictError: another file is there.
+            ArchiveError: it could not be done.
+        """
+        self._require_lease()
+        etag = None
+        if relative in self._objects:
+            with contextlib.suppress(FileNotFoundError):
+                found, etag = self.storage.read(relative)
+                if found == data:
+                    return
+                if hashlib.sha256(found).hexdigest() not in replaces:
+                    if not keep_damaged:
+                        raise ConflictError(f"{self.storage.url}/{relative}: another file is there", "run again")
+                    with archive_errors(self.root / relative):
+                        durable_write(self.root / f"{relative}.damaged-{uuid.uuid4().hex[:8]}", found)
+        etag = self.storage.write(relative, data, etag)
+        self._objects[relative] = StoredObject(etag, len(data), datetime.now(UTC))
+
+    def withdraw(self, relative: str, allowed: Collection[str]) -> None:
+        """Remove a pending file of which nothing is left, if it has one of some digests.
+
+        Raises:
+            ArchiveError: it could not be done.
+        """
+        if relative in self._objects:
+            with contextlib.suppress(FileNotFoundError):
+                if hashlib.sha256(self.read(relative)).hexdigest() in allowed:
+                    self.remove([relative])
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove Parquet files that no manifest in the bucket names any more.
+
+        Raises:
+            ArchiveError: it could not be done.
+        """
+        for key in list(keys):
+            self.storage.delete([key])
+            self._objects.pop(key, None)
+
+    def sweep(self) -> None:
+        """Remove the waste of rewritings that were cut short; within a session.
+
+        The manifest says so first: a machine that was held up amid such a rewriting can't take it up again.
+
+        Raises:
+            ArchiveError: it could not be done.
+        """
+        waste: dict[str, list[str]] = {}
+        for key in self._objects:
+            folder, _, name = key.rpartition("/")
+            manifest = self._manifests.of(folder)
+            if _PARQUET.fullmatch(key) and name not in manifest.replaced and not self._counts(folder, name):
+                waste.setdefault(folder, []).append(name)
+        for folder, names in waste.items():
+            manifest = Manifest.read(self.root / folder)
+            manifest.replaced |= dict.fromkeys(names, "")
+            make_folder(manifest.folder)
+            manifest.write()
+        if waste:
+            self.push()
+
+    # The record
+
+    def _load(self) -> None:
+        try:
+            synced = json.loads((self.root / RECORD).read_bytes())["synced"]
+            self._synced = {
+                key: Synced(etag, None if stamp is None else tuple(stamp)) for key, (etag, stamp) in synced.items()
+            }
+        except (OSError, ValueError, TypeError, KeyError):  # all is compared anew
+            self._synced = {}
+
+    def _save(self) -> None:
+        make_folder(self.root)
+        with archive_errors(self.root / RECORD):
+            durable_write(self.root / RECORD, json.dumps({"url": self.storage.url, "synced": self._synced}).encode())
+
+
+def refresh(root: Path, *, damaged: bool = False) -> None:
+    """Have in an archive's folder what its bucket holds, with all content; nothing is to be done for other archives.
+
+    Args:
+        root: the archive's folder.
+        damaged: leave damaged files as they are.
+
+    Raises:
+        ArchiveError: the bucket can't be read.
+    """
+    for copy in _copies_in(root):
+        copy.pull()
+        copy.fetch_all(damaged=damaged)
+
+
+def evict(root: Path) -> None:
+    """Give up what exceeds ``VIDURAI_CACHE_SIZE`` in an archive's folder; nothing is to be done for other archives.
+
+    Args:
+        root: the archive's folder, or that of the archives of several stores.
+    """
+    copies = _copies_in(root)
+    for copy in copies:
+        copy.evict(copy.most_bytes // len(copies))
+
+
+def _copies_in(root: Path) -> list[WorkingCopy]:
+    return [copy for folder in (root, *store_roots(root).values()) if (copy := WorkingCopy.of(folder)) is not None]
+
+
+def _lease(holder: dict[str, object] | None) -> bytes:
+    # Never twice the same: the tag of an object may be a digest of it.
+    return json.dumps({**(holder or {}), "renewed": uuid.uuid4().hex}).encode()
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _key(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
