@@ -325,6 +325,17 @@ class Settings(BaseSettings):
         description="Names, paths or ids of projects, separated by commas, whose memories `vidurai-pipeline mcp` never "
         "shows to an assistant",
     )
+    embed_model: str | None = Field(
+        default=None,
+        description="The model of the search by meaning: a folder with `model.onnx` and `tokenizer.json`, or the name "
+        "of an installed package that holds them. By default that of `vidurai-pipeline[semantic]`",
+    )
+    embed_minutes: float = Field(
+        default=10.0,
+        ge=0,
+        description="How long a nightly run may embed memories for the search by meaning. The next one goes on. 0 "
+        "turns it off",
+    )
     threads: int | None = Field(
         default=None, gt=0, description="How many threads DuckDB uses. By default one for each core"
     )

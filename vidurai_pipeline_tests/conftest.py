@@ -34,6 +34,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("VIDURAI_HOME", str(home / ".vidurai"))
     monkeypatch.setenv("VIDURAI_SECRETS_CHECK", "false")  # a second for each store; its own tests turn it on
+    monkeypatch.setenv("VIDURAI_EMBED_MINUTES", "0")  # minutes of the processor for each store; its own tests set it
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The DuckDB database in which the views of the archive live, kept up to date with the archive's files."""
 
 import contextlib
+import datetime as dt
 import itertools
 import json
 import shutil
@@ -34,10 +35,13 @@ from vidurai_pipeline.analytics.sandbox import Statement
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.search import RANKED, Search
 from vidurai_pipeline.analytics.sources import open_encrypted, table_name
+from vidurai_pipeline.analytics.vector_index import Hit
 from vidurai_pipeline.analytics.views import (
     COMMENTS,
     HOT,
     IN_BOTH,
+    NEAREST,
+    NEAREST_TYPE,
     SALIENCE_SCORE,
     SUPERSEDED,
     BothTiers,
@@ -46,12 +50,13 @@ from vidurai_pipeline.analytics.views import (
     hot_source,
     listed_memories,
     projects,
+    similar_memories,
 )
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_all_stores, quote_literal
 from vidurai_pipeline.cold.manifest import Flaw, StoreManifests
 from vidurai_pipeline.cold.working_copy import evict, refresh
-from vidurai_pipeline.errors import ArchiveError, ArchiveWarning
+from vidurai_pipeline.errors import ArchiveError, ArchiveWarning, QueryError
 from vidurai_pipeline.hot.view import HiddenProjects, HotSnapshot, RowFilter, UnusualRowError
 
 #: How often files may be rewritten while they are read, before that is an error. Between two times lies a moment.
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
 _INCOMING = f"{HOT}_incoming"
+_MOST_SIMILAR = 10_000
 _WORTH_A_QUERY = 4 * 1024 * 1024
 MakeSql = Callable[[str, Sequence[str]], tuple[str, dict[str, object]]]
 _MAKE_MEMORIES = "CREATE OR REPLACE TEMPORARY VIEW memories AS"
@@ -78,6 +84,7 @@ class ArchiveDatabase:
         hidden: says whenever a cursor is asked for which projects are left out.
         find_stores: says which stores share the archive.
         only_store: the one store whose archive is read.
+        near: finds the memories that are nearest to a text, for the table function ``similar_memories``; default none.
 
     Attributes:
         files: the files that the views read.
@@ -100,6 +107,7 @@ class ArchiveDatabase:
         hidden: Callable[[], HiddenProjects | None] = lambda: None,
         find_stores: Callable[[], Stores] = Stores,
         only_store: str | None = None,
+        near: Callable[[str, int], list[Hit]] | None = None,
     ) -> None:
         self.base = base
         self._find_stores = find_stores
@@ -109,6 +117,7 @@ class ArchiveDatabase:
         self.left_out: list[Flaw] = []
         self._listed: tuple[ArchiveFile, ...] = ()
         self._find_hidden = hidden
+        self._near = near
         self._hidden: HiddenProjects | None = None
         self._given = given
         self._memory_limit = memory_limit
@@ -424,6 +433,33 @@ class ArchiveDatabase:
             connection.execute(f"COMMENT ON COLUMN {view}.{name} IS {quote_literal(text)}")
         for statement in fill_in:
             connection.execute(statement)
+        if self._near is not None and self._given is None:
+            connection.create_function(NEAREST, self._nearest, ["VARCHAR", "BIGINT"], NEAREST_TYPE)  # pyright: ignore
+            connection.execute(f"CREATE MACRO {similar_memories(self.columns)}")
+
+    def require_meaning(self) -> None:
+        """Refuse to ask for similar memories where there are no vectors.
+
+        Raises:
+            SearchIndexError: there are none, or the model is not there; it says what to do.
+            QueryError: the connection is the caller's, and has no such function.
+        """
+        if self._near is None or self._given is not None:
+            raise QueryError("similar_memories() is only known to an analyst with a connection of its own")
+        self._near("", 1)
+
+    def _nearest(self, text: str, count: int) -> list[dict[str, Any]]:
+        assert self._near is not None  # noqa: S101  (or there is no such function)
+        epoch = dt.datetime(1970, 1, 1)
+        return [
+            {
+                "store": hit.store,
+                "id": hit.id,
+                "created": None if hit.created is None else epoch + dt.timedelta(microseconds=hit.created),
+                "similarity": hit.similarity,
+            }
+            for hit in self._near(text, max(0, min(count, _MOST_SIMILAR)))
+        ]
 
     def _register_encrypted(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> dict[str, list[str]]:
         """Make tables of the encrypted files; gives the columns of each."""

@@ -25,7 +25,9 @@ import duckdb
 import pyarrow as pa
 
 from vidurai_pipeline.analytics.database import ArchiveDatabase
+from vidurai_pipeline.analytics.embeddings import EmbeddingModel, load_model
 from vidurai_pipeline.analytics.execution import Parameters, Query, TimeLimit, unique_names, warn_of
+from vidurai_pipeline.analytics.meaning_search import MeaningSearch, deeper, fused
 from vidurai_pipeline.analytics.search import (
     Mode,
     Moment,
@@ -37,6 +39,7 @@ from vidurai_pipeline.analytics.search import (
     result_columns,
     snippet,
 )
+from vidurai_pipeline.analytics.vector_index import Hit, StoreVectors
 from vidurai_pipeline.analytics.views import Stores
 from vidurai_pipeline.analytics.word_index import StoreIndexes
 from vidurai_pipeline.analytics.word_search import WordSearch
@@ -154,7 +157,8 @@ class RepoAnalyst:
         self._memory_limit, self._threads = memory_limit or settings.memory_limit, threads or settings.threads
         self._keys = KeyRing(settings.archive_key_file)
         self._shared = connection is not None
-        self._words = StoreIndexes(self.archive_base)
+        self._words, self._vectors = StoreIndexes(self.archive_base), StoreVectors(self.archive_base)
+        self._embed_model = settings.embed_model
         if hot_store is None and self.archive_base not in (settings.archive_root, settings.archive_path):
             hot_store = store_in(self.archive_base.parent)
         hot_store = (hot_store or settings.db_path).expanduser().absolute()
@@ -169,6 +173,7 @@ class RepoAnalyst:
             hidden=self._hot.hidden,
             find_stores=lambda: self.stores,
             only_store=store,
+            near=self._near,
         )
         self._running: WeakSet[TimeLimit] = WeakSet()
         if connection is not None:
@@ -424,28 +429,61 @@ class RepoAnalyst:
         # An encrypted archive has no index.
         if mode != "exact" and not (mode == "auto" and self._keys.path):
             try:
-                return self._search_words(search, tier)
+                return self._search_index(search, tier, mode)
             except SearchIndexError as error:
-                if mode == "words":
+                if mode != "auto":
                     raise
                 if self.has_index:
                     warnings.warn(f"the archive was read without its search index: {error}", SearchIndexWarning, 3)
         rows = self._search_view("history", search, tier="cold") if tier == "cold" else self._search_both(search, tier)
         return rows, search.words
 
-    def _search_words(self, search: Search, tier: Tier) -> tuple[list[dict[str, Any]], str]:
-        """Search by the search index and the hot store's own."""
+    def _search_index(self, search: Search, tier: Tier, mode: Mode) -> tuple[list[dict[str, Any]], str]:
+        """Search by words, by meaning or by both, in the archive's index and the hot store's own."""
+        model = None if mode == "words" else self._model(mode, tier)
+        if mode == "auto" and model is not None:
+            search, limit = deeper(search), search.limit
+        else:
+            limit = search.limit
         scratch = self._database.scratch_folder()
         with contextlib.ExitStack() as stack:
             hot = None if tier == "cold" else stack.enter_context(self._hot.snapshot(scratch))
             database = self._database
             if tier == "hot":  # damaged files of the archive are no matter then
                 database = stack.enter_context(contextlib.closing(self._database_of_nothing()))
-            words = WordSearch(search, database, self._words, self._answered)
-            rows = words.ranked(hot, cold=tier != "hot")
+            cold, rows, marks = tier != "hot", [], search.words
+            if mode != "meaning":
+                words = WordSearch(search, database, self._words, self._answered)
+                rows, marks = words.ranked(hot, cold=cold), words.question.marks
+            if model is not None:
+                meaning = MeaningSearch(search, database, self._vectors, model, self._answered)
+                try:
+                    near = meaning.ranked(hot, cold=cold, only=mode == "meaning")
+                except SearchIndexError as error:
+                    if mode == "meaning":
+                        raise
+                    near = []
+                    warnings.warn(f"the search was by words alone: {error}", SearchIndexWarning, 4)
+                rows = near if mode == "meaning" else fused(rows, near, limit)
             if hot is not None:
                 warn_of(hot)
-        return rows, words.question.marks
+        return rows, marks
+
+    def _near(self, text: str, count: int) -> list[Hit]:
+        model = load_model(self._embed_model)
+        return self._vectors.nearest(model.embed([text])[0], count, model.digest, self._database.files)
+
+    def _model(self, mode: Mode, tier: Tier) -> EmbeddingModel | None:
+        """What embeds a question; None where it is to be answered by words alone."""
+        if mode == "auto" and (tier == "hot" or not self._vectors.exist()):
+            return None
+        try:
+            return load_model(self._embed_model)
+        except SearchIndexError as error:
+            if mode == "meaning":
+                raise
+            warnings.warn(f"the search was by words alone: {error}", SearchIndexWarning, 3)
+            return None
 
     def _answered(self, sql: str, parameters: Parameters) -> list[dict[str, Any]]:
         return self._answer(self._query(sql, parameters))

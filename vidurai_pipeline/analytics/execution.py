@@ -150,6 +150,8 @@ class Query:
                 self._connection = self._database.cursor()
                 if self._statement is None:
                     self._statement = sandbox.check(self._connection, self._sql, views_only=self._hot.hides)
+                if sandbox.asks_for_similar(self._statement):
+                    self._database.require_meaning()
                 self.about_nothing = not self._database.files
                 if sandbox.reads_hot_store(self._statement):
                     self._show_memories(self._statement)

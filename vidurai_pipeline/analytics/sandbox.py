@@ -38,6 +38,7 @@ _TABLE_FUNCTIONS = frozenset(
         "range",
         "repeat",
         "repeat_row",
+        "similar_memories",
         "unnest",
     }
 )
@@ -81,6 +82,11 @@ class Statement:
     def quotes_at_will(self) -> bool:
         """Whether the statement makes its own error messages, of a memory's text perhaps."""
         return any(_function(node) == "error" for node in _nodes(self.tree))
+
+
+def asks_for_similar(statement: Statement) -> bool:
+    """Whether a statement asks for memories that are similar to a text."""
+    return any(_function(node) == "similar_memories" for node in _nodes(statement.tree))
 
 
 def reads_hot_store(statement: Statement) -> bool:

@@ -41,8 +41,8 @@ _AROUND_TAGS = frozenset('[]",')
 
 Moment = str | dt.date | dt.datetime
 Tier = Literal["hot", "cold", "all"]
-#: How a search finds: by the search index, by reading every memory, or by the index where there is one.
-Mode = Literal["auto", "words", "exact"]
+#: How a search finds: by the search index's words, by its vectors, by reading every memory, or by what there is.
+Mode = Literal["auto", "words", "meaning", "exact"]
 
 
 _COLUMNS = (
@@ -81,6 +81,11 @@ class SearchFilters:
     until: dt.datetime | None = None
     salience: str | Sequence[str] | None = None
     outcome: int | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a filter."""
+        return any(value is not None for value in vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,13 @@ class Search:
         parameters: dict[str, object] = {"ids": list(ids)}
         conditions = ["id IN (SELECT unnest($ids::BIGINT[]))", *self._conditions(parameters)]
         return f"SELECT {_selected(self.found, '0')} FROM {source} WHERE {' AND '.join(conditions)}", parameters
+
+    def ids(self, source: str) -> tuple[str, dict[str, object]]:
+        """Make the query that gives the ids of all memories that the filters let pass, and its parameters."""
+        parameters: dict[str, object] = {}
+        conditions = ["id IS NOT NULL", *self._conditions(parameters)]
+        store = ", store" if self.several_stores else ""
+        return f"SELECT id{store} FROM {source} WHERE {' AND '.join(conditions)}", parameters
 
     def _conditions(self, parameters: dict[str, object]) -> list[str]:
         """The conditions of the filters; their values are added to the parameters."""

@@ -30,6 +30,9 @@ NOT_READ = "a column of the hot store was not read"
 
 PROJECT = ("project_name", "project_path")
 """Columns of a memory's project, which files of later versions have; of others, the hot store may know."""
+#: Gives the memories nearest to a text, as a list of ``NEAREST_TYPE``.
+NEAREST = "_nearest_memories"
+NEAREST_TYPE = "STRUCT(store VARCHAR, id BIGINT, created TIMESTAMP, similarity DOUBLE)[]"
 
 
 def projects(columns: Collection[str]) -> str:
@@ -44,6 +47,23 @@ def projects(columns: Collection[str]) -> str:
             count(*) FILTER (tier = 'hot') AS hot, count(*) FILTER (tier = 'cold') AS cold,
             min(created_ts) AS oldest, max(created_ts) AS newest
         FROM memories GROUP BY ALL ORDER BY {store}id
+    """
+
+
+def similar_memories(columns: Collection[str]) -> str:
+    """Make the table macro that gives the memories most similar to a text.
+
+    Args:
+        columns: those of ``history``.
+    """
+    same_store = " AND history.store IS NOT DISTINCT FROM near.store" if "store" in columns else ""
+    return f"""
+        similar_memories(question, number := 20) AS TABLE
+        SELECT history.*, near.similarity
+        FROM (SELECT unnest({NEAREST}(question::VARCHAR, number::BIGINT), recursive := true)) AS near
+        JOIN history
+        ON history.id = near.id AND history.created_ts IS NOT DISTINCT FROM near.created{same_store}
+        ORDER BY near.similarity DESC
     """
 
 

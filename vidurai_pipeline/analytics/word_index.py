@@ -37,6 +37,7 @@ from vidurai_pipeline.settings import store_folder
 #: Changed with whatever changes what a document is made of; an index of another format is made anew.
 FORMAT = 1
 NAME = ".index"
+_ANY_FORMAT = "words-*"
 _HEAP_BYTES = 64_000_000
 _MEMORY_LIMIT = "512MB"
 #: After so many documents, what was read so far is kept, should the rest fail.
@@ -107,9 +108,13 @@ class WordIndex:
         """Whether there is an index of this format."""
         return (self._path / "meta.json").exists()
 
+    def present(self) -> bool:
+        """Whether there is anything in its place, of this format or another, whole or not."""
+        return self.folder.is_file() or next(self.folder.glob(_ANY_FORMAT), None) is not None
+
     def bytes(self) -> int:
         """Its size on the disk."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in self._path.rglob("*") if path.is_file())
 
     @property
     def index(self) -> tantivy.Index:
@@ -175,13 +180,13 @@ class WordIndex:
             ArchiveError: a manifest can't be read.
         """
         held = self.held() if held is None else held
-        wanted = {_key(file, manifests): file for file in files}
+        wanted = {file_key(file, manifests): file for file in files}
         lacking = []
         for key, file in wanted.items():
             entry = manifests.entry(file.relative)
             if key not in held if entry is None else held.get(key, 0) != entry.rows:
                 lacking.append(file)
-        whole = wanted.keys() - {_key(file, manifests) for file in lacking}
+        whole = wanted.keys() - {file_key(file, manifests) for file in lacking}
         return Lag(lacking, sorted(held.keys() - whole))
 
     def recall(self, archive: Archive) -> Recall:
@@ -192,7 +197,7 @@ class WordIndex:
             ArchiveError: the file can't be read.
         """
         held = self.held()
-        files = [file for file in list_settled(self.root) if _key(file, archive.manifests) in held]
+        files = [file for file in list_settled(self.root) if file_key(file, archive.manifests) in held]
         if not files:
             return Recall(0, 0)
         table = archive.columns(random.choice(files), COLUMNS)  # noqa: S311
@@ -221,8 +226,9 @@ class WordIndex:
             ArchiveError: it can't be removed.
         """
         self._open = None
-        with archive_errors(self.folder), contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
+        with archive_errors(self.folder):
+            for path in self.folder.glob(_ANY_FORMAT):
+                shutil.rmtree(path)
 
     def update(
         self,
@@ -250,7 +256,8 @@ class WordIndex:
         if not files and not self.exists():
             return IndexReport(0, 0, 0, 0, 0, 0.0)
         if archive.keys.path is not None or any(file.key for file in files):
-            self.discard()
+            with archive_errors(self.folder):
+                shutil.rmtree(self.folder, ignore_errors=not self.folder.exists())
             raise SearchIndexError(
                 "an encrypted archive has no search index, which would hold its words in plain",
                 "search without one, which reads the archive",
@@ -273,7 +280,7 @@ class WordIndex:
         with self.errors():
             held = self.held()
         with archive_errors(self.folder):
-            for other in self.folder.iterdir():
+            for other in self.folder.glob(_ANY_FORMAT):
                 if other != self._path:
                     shutil.rmtree(other, ignore_errors=True)
             for path in self._path.iterdir():  # the folder is private; a copy of it, as in a backup, must be as well
@@ -311,7 +318,7 @@ class StoreIndexes:
 
     def exist(self) -> bool:
         """Whether there is one at least, whole or not."""
-        return any(self.of_store(store).folder.exists() for store in (None, *store_roots(self._base)))
+        return any(self.of_store(store).present() for store in (None, *store_roots(self._base)))
 
 
 class _Writer:
@@ -358,7 +365,7 @@ class _Writer:
         rows: dict[str, int] = {}
         for file in files:
             table = self._archive.columns(file, COLUMNS)
-            key = _key(file, self._archive.manifests)
+            key = file_key(file, self._archive.manifests)
             self.added += 1
             for document in documents(self._connection, table, key):
                 self._writer.add_json(document)
@@ -395,8 +402,8 @@ def documents(connection: duckdb.DuckDBPyConnection, table: Any, file: str = "")
         connection.unregister("documents_source")
 
 
-def _key(file: ArchiveFile, manifests: Manifests) -> str:
-    """What a file is called in the index: another content, another key."""
+def file_key(file: ArchiveFile, manifests: Manifests) -> str:
+    """What the search index calls a file of the archive: another content, another key."""
     entry = manifests.entry(file.relative)
     if entry is not None and entry.same_file(file):
         return f"{file.relative} {entry.sha256}"

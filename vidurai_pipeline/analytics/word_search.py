@@ -23,8 +23,8 @@ _LOOKED_AT = 20_000
 _RANKED = 20
 _HEAP_BYTES = 15_000_000
 Row = dict[str, Any]
-# By what an index knows a memory: its store, its id, and when it was created, in microseconds.
-_Identity = tuple[str | None, int | None, int | None]
+#: By what an index knows a memory: its store, its id, and when it was created, in microseconds.
+Identity = tuple[str | None, int | None, int | None]
 
 
 class WordSearch:
@@ -98,7 +98,7 @@ class WordSearch:
         files: dict[str | None, list[ArchiveFile]] = {}
         for file in self._database.files:
             files.setdefault(file.store, []).append(file)
-        scores: dict[_Identity, float] = {}
+        scores: dict[Identity, float] = {}
         lacking: list[ArchiveFile] = []
         for store, those in (files or {None: []}).items():
             try:
@@ -112,15 +112,13 @@ class WordSearch:
         self._require_most(lacking)
         ids = sorted({int(id_) for _, id_, _ in scores if id_ is not None})
         rows = self._answer(*self._search.sql_of("history", ids)) if ids else []
-        known = [row | {"score": round(scores[key], 3)} for row in rows if (key := _identity(row)) in scores]
+        known = [row | {"score": round(scores[key], 3)} for row in rows if (key := identity(row)) in scores]
         if lacking:
             return self._unindexed(lacking, known), False
         # Scores of several indexes can't be compared.
         return self._search.best(row | {"tier": "cold"} for row in known), len({store for store, _, _ in scores}) < 2
 
-    def _by_index(
-        self, store: str | None, files: list[ArchiveFile]
-    ) -> tuple[dict[_Identity, float], list[ArchiveFile]]:
+    def _by_index(self, store: str | None, files: list[ArchiveFile]) -> tuple[dict[Identity, float], list[ArchiveFile]]:
         """The best memories of one store by its index, with their scores; and its files that the index lacks."""
         words = self._indexes.of_store(store)
         listed = {file.within_store(): file for file in files}
@@ -137,7 +135,7 @@ class WordSearch:
             searcher = index.searcher()
             ids = searcher.fast_field_values("id", addresses)
             created = searcher.fast_field_values("created", addresses)
-        scores: dict[_Identity, float] = {}
+        scores: dict[Identity, float] = {}
         for (score, _), id_, moment in zip(hits, ids, created, strict=True):
             known = [None if value is None else int(value) for value in (id_, moment)]
             scores.setdefault((store, known[0], known[1]), score)
@@ -160,7 +158,7 @@ class WordSearch:
         )
         names = ", ".join(quote_literal(str(self._database.base / file.relative)) for file in lacking)
         found = self._answer(*self._search.sql(f"(SELECT * FROM history_all WHERE filename IN ({names}))"))
-        newer = {_identity(row): row for row in [*found, *known]}
+        newer = {identity(row): row for row in [*found, *known]}
         return [row | {"tier": "cold"} for row in newer.values()]
 
     def _with_hot(self, cold: list[Row], hot: HotSnapshot, ways: list[Iterable[int]] | None) -> list[Row]:
@@ -213,6 +211,7 @@ class WordSearch:
         return self._search.best(scored)
 
 
-def _identity(row: Row) -> _Identity:
+def identity(row: Row) -> Identity:
+    """By what an index knows a memory."""
     moment = row["created_ts"]
     return row.get("store"), row["id"], None if moment is None else microseconds(moment)

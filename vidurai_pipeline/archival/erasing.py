@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from platformdirs import user_cache_path
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.analytics.vector_index import VectorIndex
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.archival.report import ChoiceReport
 from vidurai_pipeline.archival.restoring import by_folder, holders, mask, take_out
@@ -154,9 +155,10 @@ class Erasing:
         self._erase_hot()
         finished = self._erase_cold()
         words = WordIndex(self._archive.root)
-        indexed = words.folder.exists()
+        indexed = words.exists()
         words.discard()
         self._report.add("search index of the archive", int(indexed), how="deleted; the next flush makes it anew")
+        self._report.add("search index: vectors", VectorIndex(self._archive.root).forget(self._archive))
         self._prove()
         left = sum(place.left > 0 for place in self._report.places)
         chosen = str(self._intent.options["chosen"])

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.analytics.vector_index import VectorIndex
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.care.secrets import find_secrets
 from vidurai_pipeline.cold.archive import Archive, PublishedFile
@@ -219,22 +220,27 @@ def no_credentials(archive: Archive, seconds: float) -> Finding:
 
 def search_index(archive: Archive) -> Finding:
     """Whether the search index holds what the archive does; without one, searches read the archive."""
-    words = WordIndex(archive.root)
+    words, vectors = WordIndex(archive.root), VectorIndex(archive.root)
     if not words.exists():
         return Finding("search index", "ok", "there is none: searches read the archive")
     try:
         lag = words.lag(list_settled(archive.root), archive.manifests)
         recall = words.recall(archive)
+        covered = vectors.lag(archive)
     except PipelineError as error:
         return Finding("search index", "warning", str(error))
-    if lag.lacking or lag.gone:
-        detail = f"{plural(len(lag.lacking), 'file')} of the archive are not in it, {len(lag.gone):,} in it are gone"
+    if lag.lacking or lag.gone or covered.gone:
+        gone = len(lag.gone) + covered.gone
+        detail = f"{plural(len(lag.lacking), 'file')} of the archive are not in it, {gone:,} in it are gone"
         return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index`")
     if recall.found < recall.asked:
         detail = f"it does not find {recall.asked - recall.found} of {recall.asked} memories by their own words"
         return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index --rebuild`")
-    size = words.bytes() / 1e6
-    return Finding("search index", "ok", f"{plural(sum(words.held().values()), 'memory')}, {size:,.1f} MB")
+    size = (words.bytes() + vectors.bytes()) / 1e6
+    detail = f"{plural(sum(words.held().values()), 'memory')}, {size:,.1f} MB"
+    if covered.vectors:
+        detail += f", {covered.vectors:,} of them with a vector"
+    return Finding("search index", "ok", detail)
 
 
 def archive_proved(archive: Archive, days: int) -> Finding:

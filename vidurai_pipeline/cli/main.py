@@ -448,11 +448,11 @@ def query(sql: str, store: str | None, skip_damaged: bool, timeout: float | None
 )
 @click.option(
     "--mode",
-    type=click.Choice(["auto", "words", "exact"]),
+    type=click.Choice(["auto", "words", "meaning", "exact"]),
     default="auto",
     show_default=True,
-    help="How to look: by the search index (words), by reading every memory (exact), or by the index where it can be "
-    "used (auto).",
+    help="How to look: by the index of words, by meaning, by reading every memory (exact), or by words and meaning "
+    "as far as they can be used (auto).",
 )
 @_store_option
 @_skip_option
@@ -477,6 +477,9 @@ def search(
     With --mode exact, all words must occur as plain text, in any case, also within longer words. Without a search
     index, `vidurai-pipeline index` makes one, and searches are exact until then.
 
+    With --mode meaning, the memories come whose texts are most like the question's, whatever their words. This needs
+    vidurai-pipeline[semantic]. Hot memories are found so only if Vidurai stored a vector with them.
+
     Times are written like 7d, 2w, today, yesterday, 2026, 2026-11, 2026-11-27 or 2026-11-27T08:30. 7d is seven days
     ago. today and yesterday are days of your time zone; the others are in UTC, as Vidurai stores them, unless they name
     a zone (2026-11-27T08:30+01:00). --until 2026-11 includes November; --until 2026-11-27 ends before that day.
@@ -495,7 +498,7 @@ def search(
         else:
             project = filters["project"]
             click.echo((project and analyst.unknown_project(project)) or "no memory matches", err=True)
-            if filters["mode"] != "exact" and analyst.has_index:
+            if filters["mode"] in {"auto", "words"} and analyst.has_index:
                 click.echo("note: `--mode exact` also finds what stands within longer words", err=True)
         if filters["mode"] == "auto" and not (
             analyst.has_index or analyst.is_empty() or load_settings().archive_key_file

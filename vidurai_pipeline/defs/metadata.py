@@ -14,6 +14,7 @@ from typing import Any, NewType
 
 import dagster as dg
 
+from vidurai_pipeline.analytics.vector_index import VectorReport
 from vidurai_pipeline.analytics.word_index import IndexReport, Recall
 from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
 from vidurai_pipeline.care.compaction import CompactionReport
@@ -67,6 +68,12 @@ LAG = Label("files that were missing")
 INDEX_MB = Label("index (MB)")
 #: The share of some memories that their own words find.
 INDEX_RECALL = Label("recall of a sample")
+EMBEDDED = Label("memories embedded")
+WITH_VECTOR = Label("memories with a vector")
+#: What later runs embed, as long as `VIDURAI_EMBED_MINUTES` lets them.
+WITHOUT_VECTOR = Label("memories without a vector")
+VECTORS_MB = Label("vectors (MB)")
+EMBEDDING_SECONDS = Label("embedding (s)")
 
 # parquet_archive
 
@@ -435,7 +442,7 @@ def of_expiry(report: ExpiryReport) -> dict[str, Any]:
     }
 
 
-def of_index(report: IndexReport, recall: Recall) -> dict[str, Any]:
+def of_index(report: IndexReport, recall: Recall, vectors: VectorReport) -> dict[str, Any]:
     """What ``search_index`` reports."""
     return {
         INDEXED: report.documents,
@@ -444,6 +451,11 @@ def of_index(report: IndexReport, recall: Recall) -> dict[str, Any]:
         INDEX_MB: _mb(report.bytes),
         SECONDS: report.seconds,
         **({INDEX_RECALL: recall.found / recall.asked} if recall.asked else {}),
+        EMBEDDED: vectors.embedded,
+        WITH_VECTOR: vectors.vectors,
+        WITHOUT_VECTOR: vectors.memories - vectors.vectors,
+        VECTORS_MB: _mb(vectors.bytes),
+        EMBEDDING_SECONDS: vectors.seconds,
     }
 
 

@@ -166,7 +166,7 @@ class HotStore:
         """
         with self.errors():
             try:
-                return read_schema(con, vectors=_can_read_vectors(con), to_purge=to_purge)
+                return read_schema(con, vectors=can_read_vectors(con), to_purge=to_purge)
             except SchemaError as error:
                 raise SchemaError(f"the hot store {self.path} {error}") from None
 
@@ -181,7 +181,7 @@ class HotStore:
         return StoreSize(self.path.stat().st_size + log_bytes, (pages - free) * size, free * size, log_bytes)
 
 
-def _can_read_vectors(con: sqlite3.Connection) -> bool:
+def can_read_vectors(con: sqlite3.Connection) -> bool:
     """Whether the store has vectors that this connection can read."""
     if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'vec_memories'").fetchone() is None:
         return False

@@ -20,14 +20,15 @@ import pyarrow.compute as pc
 from vidurai_pipeline.hot.rows import light_array, read_all
 from vidurai_pipeline.hot.salvage import Rejected
 from vidurai_pipeline.hot.schema import PROJECT_FIELDS, PYTHON_TYPES, Column, StoreSchema
-from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, snapshot, tolerant_text
-from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.hot.sql import error_name, is_row_error, json_ids, quote_identifier, snapshot, tolerant_text
+from vidurai_pipeline.hot.store import HotStore, can_read_vectors
 from vidurai_pipeline.hot.word_search import ids_with_words
 
 _NAMED = 3
 #: Columns of a few bytes each, which need no bound but the number of rows.
 _SHORT = {"salience", "created_at", "expires_at", "event_type", "file_path"}
 _AT_ONCE = 1_000_000
+_MOST_NEIGHBOURS = 4_096  # sqlite-vec gives no more
 _INTEGERS = re.compile(r"\[-?\d[\d,-]*\]")
 _SEARCHED = ("verbatim", "gist", "tags", "file_path")
 # Tags are JSON, which may write a letter as its number: such tags are looked at by whoever reads them. A word of
@@ -244,6 +245,29 @@ class HotSnapshot:
     def with_words(self, terms: Sequence[tuple[str, Sequence[str]]], most: int) -> list[Iterable[int]] | None:
         """The ids of the memories that may answer; see :func:`ids_with_words`."""
         return [] if self.missing else ids_with_words(self._con, terms, most)
+
+    def nearest(self, vector: bytes, most: int) -> dict[int, float] | None:
+        """The memories whose vectors are nearest to another one, by their ids, with the cosines of their angles.
+
+        Args:
+            vector: 32-bit floating-point numbers.
+            most: how many to give.
+
+        Returns:
+            None if the store has no vectors, or they can't be read.
+        """
+        if self.missing or not can_read_vectors(self._con):
+            return None
+        near = "SELECT memory_id FROM vec_memories WHERE embedding MATCH ? AND k = ?"
+        cosines = "SELECT memory_id, 1 - vec_distance_cosine(embedding, ?1) FROM vec_memories WHERE memory_id IN ({})"
+        try:
+            ids = json_ids(id_ for (id_,) in self._con.execute(near, (vector, min(most, _MOST_NEIGHBOURS))))
+            wanted = "SELECT value FROM json_each(?2)"
+            return dict(self._con.execute(cosines.format(wanted), (vector, ids)).fetchall())
+        except sqlite3.Error as error:
+            if error_name(error) != "SQLITE_ERROR":
+                raise
+            return None  # vectors of another length
 
     def filtered(self, names: Collection[str], rows: RowFilter) -> Iterator[pa.RecordBatch]:
         """Read columns of the memories that a filter wants, and perhaps of others.

@@ -234,7 +234,7 @@ def test_a_broken_index_is_worked_around_and_mended(archive: Archive, harm: Call
     with RepoAnalyst(archive.root) as analyst:
         with pytest.raises(SearchIndexError):
             analyst.search_archive("pytest", mode="words")
-        with pytest.warns(SearchIndexWarning) if words.folder.exists() else contextlib.nullcontext():
+        with pytest.warns(SearchIndexWarning) if words.present() else contextlib.nullcontext():
             found = ids(analyst, "pytest", mode="auto")
         assert found == ids(analyst, "pytest", mode="exact")
         words.update(archive)
