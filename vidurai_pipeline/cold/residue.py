@@ -215,3 +215,6 @@ if __name__ == "__main__":
         _main()
     except Exception as error:  # whose text may quote a memory
         sys.exit(f"{type(error).__name__} {getattr(error, 'filename', None) or ''}")
+    # Arrow's own threads sometimes abort a process that ends in the usual way: its answer would be lost.
+    sys.stdout.flush()
+    os._exit(0)
