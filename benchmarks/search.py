@@ -33,12 +33,14 @@ from typing import get_args
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.search import Mode
+from vidurai_pipeline.analytics.vector_index import update_vectors
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.errors import SearchIndexError
 from vidurai_pipeline.hot.fresh_store import new_store
 from vidurai_pipeline.hot.sample_store import make_store
+from vidurai_pipeline.settings import load_settings
 
 AMONG = 10
 #: Gists of the sample store, and what a person may ask for them.
@@ -191,18 +193,27 @@ def cost_of_index(store: Path, folder: Path, rounds: int) -> None:
     print(f"flush {medians}: {ratio:+.0%}")
 
 
+def embed(archive: Path, minutes: float) -> None:
+    """Embed memories for the search by meaning, and say how fast that is."""
+    report, note = update_vectors(Archive(archive), load_settings(), minutes=minutes)
+    pace = report.embedded / report.seconds if report.seconds else 0.0
+    print(note or f"{report.vectors:,} of {report.memories:,} memories have a vector; {pace:.0f} embedded a second")
+
+
 def main() -> None:
     """Make the stores, flush and index them, and ask."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--questions", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=0.0, help="how long to embed, each time")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(name)
         make_store(folder / "vidurai.db", arguments.rows)
         cost_of_index(folder / "vidurai.db", folder, arguments.rounds)
+        embed(folder / "with" / "archive", arguments.minutes)
         with RepoAnalyst(folder / "with" / "archive") as analyst:
             for way, questions in about_samples(analyst, arguments.questions):
                 compare(analyst, way, questions)
@@ -211,6 +222,7 @@ def main() -> None:
         MemoryArchiver(folder / "docs" / "vidurai.db", archive).flush()
         WordIndex(archive).update(Archive(archive))
         print(f"{len(lines):,} docstrings")
+        embed(archive, arguments.minutes)
         with RepoAnalyst(archive) as analyst:
             chosen = random.Random(0).sample(sorted(lines.items()), min(arguments.questions, len(lines)))
             compare(analyst, "docstrings", [(line, {id_}) for id_, line in chosen])

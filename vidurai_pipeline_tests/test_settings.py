@@ -42,7 +42,8 @@ def rows() -> list[tuple[str, str, str]]:
 def test_every_printed_default_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = {name: default.strip("`") for name, _, default in rows() if default.startswith("`")}
     assert len(defaults) > 20
-    monkeypatch.delenv("VIDURAI_SECRETS_CHECK")  # which the tests turn off
+    for name in ("VIDURAI_SECRETS_CHECK", "VIDURAI_EMBED_MINUTES"):  # which the tests turn off
+        monkeypatch.delenv(name)
     usual = Settings()
     for name, default in defaults.items():
         monkeypatch.setenv(name, default)
