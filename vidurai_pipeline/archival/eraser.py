@@ -1,11 +1,11 @@
 """Erase memories from everywhere: which ones, by id, by a condition or by words."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.search import READABLE_TAGS
-from vidurai_pipeline.archival.command import MemoryCommand
+from vidurai_pipeline.archival.command import MemoryCommand, own_lines, select
 from vidurai_pipeline.archival.erasing import EraseReport, Erasing
 from vidurai_pipeline.archival.restoring import Refusal
 from vidurai_pipeline.cold.erasures import Erasure
@@ -15,6 +15,7 @@ from vidurai_pipeline.errors import ConfigError, QueryError
 
 # All words, as they stand: a search by the index would give memories of nearly the same words too.
 _HAS_WORD = f"contains(lower(concat_ws(chr(10), verbatim, gist, tags, {READABLE_TAGS}, file_path)), lower(?))"
+_BORN = "id, created_at FROM memories"
 _Memory = tuple[int, str | None]
 
 
@@ -95,16 +96,16 @@ class MemoryEraser(MemoryCommand):
         chosen: set[_Memory] = set()
         with self._analyst() as analyst:
             if ids:
-                listed = set(_born(analyst, f"id IN ({', '.join(map(str, ids))})"))
+                listed = set(select(analyst, _BORN, f"id IN ({', '.join(map(str, ids))})"))
             if where is not None:
-                # On lines of its own: a comment at its end hides nothing of ours.
-                chosen |= set(_born(analyst, f"(\n{where}\n)"))
+                chosen |= set(select(analyst, _BORN, own_lines(where), given=where))
             if match is not None:
                 if not (words := match.split()):
                     raise QueryError("there is no word to find")
-                chosen |= set(_born(analyst, " AND ".join([_HAS_WORD] * len(words)), words))
+                condition = " AND ".join([_HAS_WORD] * len(words))
+                chosen |= set(select(analyst, _BORN, condition, parameters=words))
         # Of those that are gone, something may have been left.
-        gone = sorted(set(ids) - {id_ for id_, _ in listed})
+        gone = sorted(id_ for id_ in set(ids) - {id_ for id_, _ in listed} if abs(id_) < 2**63)
         listed |= {(row["id"], row["created_at"]) for row in archive.tombstones.of(gone).to_pylist()}
         several = {id_ for id_, count in Counter(id_ for id_, _ in listed).items() if count > 1}
         unknown = set(ids) - {id_ for id_, _ in listed}
@@ -116,8 +117,3 @@ class MemoryEraser(MemoryCommand):
         chosen |= {(id_, born) for id_, born in listed if id_ not in several}
         report.erased = len(chosen)
         return sorted(chosen, key=lambda one: (one[0], one[1] or ""))
-
-
-def _born(analyst: RepoAnalyst, condition: str, parameters: Sequence[str] = ()) -> Iterator[_Memory]:
-    _, rows = analyst.query_rows(f"SELECT id, created_at FROM memories WHERE {condition}", parameters or None)
-    return ((id_, born) for id_, born in rows)

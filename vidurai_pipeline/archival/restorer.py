@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.archival.command import MemoryCommand
+from vidurai_pipeline.archival.command import MemoryCommand, own_lines, select
 from vidurai_pipeline.archival.restoring import (
     Refusal,
     RestoreReport,
@@ -26,6 +26,7 @@ from vidurai_pipeline.hot.store import HotStore
 
 # Vidurai's own judgement, the utility score of its Guardian: what scores less than this is set aside.
 _DECAY_SCORE = 0.15
+_ORDER = " ORDER BY archived_ts, archived_at"
 
 
 class MemoryRestorer(MemoryCommand):
@@ -110,9 +111,8 @@ class MemoryRestorer(MemoryCommand):
         if Path(os.path.realpath(archive.root)) in Path(os.path.realpath(path)).parents:
             raise ConfigError(f"{path} lies in the archive, {archive.root}", "choose another place")
         with RepoAnalyst(archive.root, hot_store=path) as analyst:
-            _, rows = analyst.query_rows(
-                f"SELECT id, created_at, archived_at FROM history WHERE {_condition(ids, where)} "
-                "ORDER BY archived_ts, archived_at"
+            rows = select(
+                analyst, "id, created_at, archived_at FROM history", _condition(ids, where) + _ORDER, given=where
             )
             chosen = _newest_of_each_id(list(map(_identity, rows)), report)
         _refuse_unknown(ids, {row[0] for row in chosen}, report)
@@ -140,10 +140,7 @@ class MemoryRestorer(MemoryCommand):
         found, waiting = set(), []
         with self._analyst() as analyst:
             columns = "id, created_at, archived_at, tier, status, access_count, outcome, pinned, created_ts"
-            _, rows = analyst.query_rows(
-                f"SELECT {columns} FROM memories WHERE {_condition(ids, where)} ORDER BY archived_ts, archived_at"
-            )
-            for row in rows:
+            for row in select(analyst, f"{columns} FROM memories", _condition(ids, where) + _ORDER, given=where):
                 found.add(row[0])
                 if row[3] == "hot":
                     report.already_hot += 1
@@ -160,8 +157,7 @@ class MemoryRestorer(MemoryCommand):
 
 def _condition(ids: Collection[int], where: str | None) -> str:
     listed = f"id IN ({', '.join(map(str, ids)) or 'NULL'})"
-    # On lines of its own: a comment at its end hides nothing of ours.
-    return listed if where is None else f"({listed} OR (\n{where}\n))"
+    return listed if where is None else f"({listed} OR {own_lines(where)})"
 
 
 def _identity(row: tuple) -> Identity:

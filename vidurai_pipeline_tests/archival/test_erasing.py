@@ -396,7 +396,8 @@ def test_words_that_are_nearly_the_same_are_not_meant(home: Path) -> None:
 
 
 def test_what_cannot_be_chosen(db: Path) -> None:
-    assert [refusal.id for refusal in erase(db, 987_654_321).refused] == [987_654_321]
+    for unknown in (987_654_321, -(10**30), 10**30):
+        assert [refusal.id for refusal in erase(db, unknown).refused] == [unknown]
     with pytest.raises(ConfigError, match="name memories"):
         erase(db)
     for where in ("1) --", "nothing > 1", "id = (SELECT count(*) FROM read_text('/etc/passwd'))"):
@@ -409,6 +410,16 @@ def test_what_cannot_be_chosen(db: Path) -> None:
     assert "several memories had this id" in refusal.reason
     assert erase(db, where=f"id = {id_} AND created_at LIKE '2026-01%'").success
     assert id_ in hot_rows(db)
+
+
+@pytest.mark.parametrize("where", ["17", "id", "'true'", "CASE WHEN true THEN id END"])
+def test_what_is_no_condition_chooses_nothing(db: Path, where: str) -> None:
+    hot = hot_rows(db)
+    with pytest.raises(QueryError, match="not true or false"):
+        erase(db, where=where)
+    with pytest.raises(QueryError, match="not true or false"):
+        MemoryRestorer(db, db.parent / "archive").restore(where=where)
+    assert hot_rows(db) == hot
 
 
 def test_a_memory_that_the_store_keeps_is_reported(db: Path) -> None:
