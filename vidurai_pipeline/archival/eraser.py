@@ -12,9 +12,8 @@ from vidurai_pipeline.cold.erasures import Erasure
 from vidurai_pipeline.cold.generation import require_exchange
 from vidurai_pipeline.cold.intents import Intent
 from vidurai_pipeline.errors import ConfigError, QueryError
+from vidurai_pipeline.hot.erasing import TEXTS
 
-# All words, as they stand: a search by the index would give memories of nearly the same words too.
-_HAS_WORD = f"contains(lower(concat_ws(chr(10), verbatim, gist, tags, {READABLE_TAGS}, file_path)), lower(?))"
 _BORN = "id, created_at FROM memories"
 _Memory = tuple[int, str | None]
 
@@ -102,7 +101,7 @@ class MemoryEraser(MemoryCommand):
             if match is not None:
                 if not (words := match.split()):
                     raise QueryError("there is no word to find")
-                condition = " AND ".join([_HAS_WORD] * len(words))
+                condition = " AND ".join([_has_word(analyst)] * len(words))
                 chosen |= set(select(analyst, _BORN, condition, parameters=words))
         # Of those that are gone, something may have been left.
         gone = sorted(id_ for id_ in set(ids) - {id_ for id_, _ in listed} if abs(id_) < 2**63)
@@ -117,3 +116,12 @@ class MemoryEraser(MemoryCommand):
         chosen |= {(id_, born) for id_, born in listed if id_ not in several}
         report.erased = len(chosen)
         return sorted(chosen, key=lambda one: (one[0], one[1] or ""))
+
+
+def _has_word(analyst: RepoAnalyst) -> str:
+    """SQL for the memories in whose texts a word stands: a search by the index would give nearly the same words too."""
+    columns, _ = analyst.query_rows("SELECT * FROM memories LIMIT 0")
+    texts = [name for name in TEXTS if name in columns] + [READABLE_TAGS]
+    if "audience_gists" in columns:
+        texts.append("array_to_string(list_transform(audience_gists, lambda one: one.gist), chr(10))")
+    return f"contains(lower(concat_ws(chr(10), {', '.join(texts)})), lower(?))"

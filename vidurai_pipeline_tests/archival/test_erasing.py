@@ -422,6 +422,18 @@ def test_what_is_no_condition_chooses_nothing(db: Path, where: str) -> None:
     assert hot_rows(db) == hot
 
 
+@pytest.mark.parametrize("status", ["ACTIVE", "ARCHIVED"])
+def test_words_of_a_memory_are_found_wherever_it_has_them(db: Path, status: str) -> None:
+    id_ = canary(db, status=status, pin_reason=f"{CANARY}pin", decay_reason=f"{CANARY}decay")
+    flush(db)
+    for place in ("verbatim", "gist", "tag", "aud", "pin", "decay"):
+        found = MemoryEraser(db, db.parent / "archive").erase(match=CANARY + place, dry_run=True)
+        assert found.erased == 1, place
+    assert erase(db, match=f"{CANARY}aud").success
+    assert id_ not in hot_rows(db)
+    assert left_in_files(db.parent, CANARY) == []
+
+
 def test_a_memory_that_the_store_keeps_is_reported(db: Path) -> None:
     id_ = canary(db, status="ACTIVE")
     change(db, "CREATE TABLE notes (memory_id INTEGER REFERENCES memories (id))")
