@@ -348,11 +348,12 @@ def dream(rebuild: bool, order: Any, fleet: bool, form: str) -> None:
 
 def _dream_of_the_fleet(settings: Settings, form: str, *, alone: bool) -> None:
     from vidurai_pipeline.cli.policy import print_fleet
+    from vidurai_pipeline.hot.stores import q_tables
     from vidurai_pipeline.rl.fleet import learn_fleet
 
     if not alone:
         raise ConfigError("--fleet goes with neither --rebuild nor --order", "it always counts everything, in no order")
-    report = learn_fleet(settings)
+    report = learn_fleet(settings, q_tables(settings))
     _end_with(int(report.refused is not None))
     if form == "json":
         output.print_json(report.to_dict())

@@ -6,9 +6,9 @@ import dagster as dg
 
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import OWNERS, q_table
-from vidurai_pipeline.defs.resources import Tiers, readable_failures
+from vidurai_pipeline.defs.resources import Fleet, readable_failures
 from vidurai_pipeline.errors import plural, some_of
-from vidurai_pipeline.rl.fleet import FleetReport, learn_fleet
+from vidurai_pipeline.rl.fleet import FleetReport
 
 NOT_WORSE = "fleet_q_table_is_not_worse"
 
@@ -27,7 +27,7 @@ NOT_WORSE = "fleet_q_table_is_not_worse"
         )
     ],
 )
-def fleet_q_table(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tiers]) -> dg.MaterializeResult:
+def fleet_q_table(context: dg.AssetExecutionContext, fleet: dg.ResourceParam[Fleet]) -> dg.MaterializeResult:
     """What all stores of the archive have learned together: one Q-table, in Vidurai's own format.
 
     It is solved from the counts of all their archived experiences, by value iteration. The gate then compares it with
@@ -37,7 +37,7 @@ def fleet_q_table(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tie
     """
     began = time.monotonic()
     with readable_failures():
-        report = learn_fleet(tiers.settings)
+        report = fleet.learn()
     for name, reason in report.left_out.items():
         context.log.warning(f"The store {name} was left out: {reason}")
     context.log.info(f"{plural(report.experiences, 'experience')} of {plural(len(report.stores), 'store')} counted")

@@ -18,7 +18,9 @@ from vidurai_pipeline.defs.partitions import settings_of
 from vidurai_pipeline.defs.runs import what_was_done
 from vidurai_pipeline.errors import BusyError, HotStoreError, PipelineError
 from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.hot.stores import q_tables
 from vidurai_pipeline.rl.dreamer import DreamCycle
+from vidurai_pipeline.rl.fleet import FleetReport, learn_fleet
 from vidurai_pipeline.rl.summary import PolicySummary, read_summary
 from vidurai_pipeline.settings import Hyperparameters, Settings
 
@@ -79,6 +81,17 @@ class Tiers:
     def policy(self) -> PolicySummary:
         """What the table in use has learned."""
         return read_summary(self.settings.q_table_path, Hyperparameters.of(self.settings))
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All stores of the archive, to learn from together."""
+
+    settings: Settings
+
+    def learn(self) -> FleetReport:
+        """Make their common Q-table."""
+        return learn_fleet(self.settings, q_tables(self.settings))
 
 
 class ArchiveReader(DuckDBResource):
@@ -152,5 +165,6 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
         "archiver": archiver,
         "dream": dream,
         "tiers": Tiers(settings) if settings.stores is None else tiers,
+        "fleet": Fleet(settings),
         "duckdb": ArchiveReader(database=":memory:", connection_config=limits),
     }

@@ -168,6 +168,7 @@ def _schedule(
 ) -> dg.ScheduleDefinition:
     zone = schedule_zone(settings)
     cron, variable = getattr(settings, setting), f"VIDURAI_{setting.upper()}"
+    once = settings.stores is None or job == fleet_job.name
     try:
         return dg.ScheduleDefinition(
             name=name,
@@ -176,7 +177,7 @@ def _schedule(
             execution_timezone=zone.name,
             default_status=dg.DefaultScheduleStatus.RUNNING,
             description=f"{description} {variable} sets the time, {_in(zone)}",
-            execution_fn=None if settings.stores is None else for_each_store(settings, partitioned=partitioned),
+            execution_fn=None if once else for_each_store(settings, partitioned=partitioned),
         )
     except dg.DagsterInvalidDefinitionError:
         raise ConfigError(

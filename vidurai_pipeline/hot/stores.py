@@ -76,6 +76,13 @@ def find_stores(settings: Settings, only: str | None = None) -> StoreList:
     return StoreList(stores, problems, frozenset(left_out))
 
 
+def q_tables(settings: Settings) -> dict[str, Path]:
+    """The Q-tables of the stores, by the stores' names; none where ``VIDURAI_STORES`` is not set."""
+    if settings.stores is None:
+        return {}
+    return {name: one.q_table_path for name, one in find_stores(settings).stores.items()}
+
+
 def _sharing(named: list[tuple[str, Path]], which: int) -> dict[str, list[str]]:
     """What shares a name (0), whatever its case, or a file (1)."""
     found: dict[str, list[str]] = {}

@@ -27,6 +27,7 @@ from vidurai_pipeline_tests.rl.dreams import Rows, dream, generated
 from vidurai_pipeline_tests.support.archives import experience, flip, write_file
 from vidurai_pipeline_tests.support.cli import cli, loads
 from vidurai_pipeline_tests.support.dagster_runs import materialized
+from vidurai_pipeline_tests.support.stores import small_store
 
 ACTIONS = (Action.COMPRESS_NOW, Action.DO_NOTHING)
 FEW = st.lists(
@@ -251,3 +252,26 @@ def test_the_fleet_s_asset(settings: Settings, fill: Callable[[str, Rows], Path]
     assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "odd" in (evaluation.description or "")
     assert materialized(result)["fleet_q_table"]["experiences learned"] == 2300
+
+
+def test_one_run_makes_the_table_of_all_the_stores_that_a_setting_names(
+    settings: Settings, fill: Callable[[str, Rows], Path]
+) -> None:
+    lines = []
+    for name in ("alice", "bob"):
+        root = fill(name, outcomes(900, 100))
+        small_store(settings.home / name / "vidurai.db")
+        dream(root, settings.home / name / "q_table.json")
+        lines.append(f"{name},{settings.home / name / 'vidurai.db'}\n")
+    (settings.home / "stores.csv").write_text("".join(lines))
+    listed = str(settings.home / "stores.csv")
+    several = {"stores": listed, "fleet_q_table": settings.fleet_q_table_path}
+    definitions = build_definitions(settings.model_copy(update=several))
+    with dg.DagsterInstance.ephemeral() as instance, dg.build_schedule_context(instance) as context:
+        tick = definitions.resolve_schedule_def("daily_fleet").evaluate_tick(context)
+        assert [request.partition_key for request in tick.run_requests or ()] == [None]
+        result = definitions.resolve_job_def("fleet").execute_in_process(instance=instance)
+    assert result.success
+    report = loads(cli("dream", "--fleet", "--format", "json", VIDURAI_HOME=str(settings.home), VIDURAI_STORES=listed))
+    own = {name: one["own_table"] for name, one in report["stores"].items()}
+    assert own == {name: str(settings.home / name / "q_table.json") for name in ("alice", "bob")}
