@@ -32,6 +32,7 @@ from vidurai_pipeline.errors import (
     QueryError,
     QueryTimeoutError,
     SearchIndexWarning,
+    plural,
 )
 from vidurai_pipeline.settings import Hyperparameters, Settings, load_settings, memory_bytes, unknown_variables
 
@@ -133,6 +134,7 @@ _store_option = click.option(
 def _analyst(timeout: float | None, skip_damaged: bool, store: str | None = None) -> "Iterator[RepoAnalyst]":
     """An analyst whose warnings are lines on stderr, and so is that there is nothing to ask yet."""
     from vidurai_pipeline.analytics.engine import RepoAnalyst
+    from vidurai_pipeline.cold.working_copy import traffic_of
 
     settings = load_settings()
     bound_memory(memory_bytes(settings.memory_limit), settings.threads)
@@ -145,6 +147,11 @@ def _analyst(timeout: float | None, skip_damaged: bool, store: str | None = None
                     yield analyst
                 finally:
                     _end_with(3 if analyst.left_out else 0)
+                if (traffic := traffic_of(analyst.archive_base)).bytes_read:
+                    requests = plural(traffic.lists + traffic.reads, "request")
+                    click.echo(
+                        f"note: {traffic.bytes_read:,} bytes came from the object store, in {requests}", err=True
+                    )
                 if analyst.is_empty():
                     click.echo(
                         f"no archive yet at {analyst.archive_base}; `vidurai-pipeline run` makes one, and VIDURAI_HOME "

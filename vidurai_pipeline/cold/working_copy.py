@@ -21,6 +21,7 @@ import threading
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -41,7 +42,7 @@ from vidurai_pipeline.cold.listing import list_files, store_roots
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import Manifest, Manifests
 from vidurai_pipeline.cold.pending import MACHINE, PendingMarks
-from vidurai_pipeline.cold.storage import ConflictError, ObjectStorage, StoredObject
+from vidurai_pipeline.cold.storage import ConflictError, ObjectStorage, StoredObject, Traffic
 from vidurai_pipeline.errors import ArchiveError, LockedError
 from vidurai_pipeline.settings import store_folder
 
@@ -628,6 +629,16 @@ def evict(root: Path) -> None:
     copies = _copies_in(root)
     for copy in copies:
         copy.evict(copy.most_bytes // len(copies))
+
+
+def traffic_of(root: Path) -> Traffic:
+    """What this process has asked of the object store that an archive's folder belongs to; nothing for others.
+
+    Args:
+        root: the archive's folder, or that of the archives of several stores.
+    """
+    counts = [asdict(copy.storage.traffic) for copy in _copies_in(root)]
+    return Traffic(**{name: sum(count[name] for count in counts) for name in asdict(Traffic())})
 
 
 def _copies_in(root: Path) -> list[WorkingCopy]:

@@ -17,6 +17,7 @@ import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.eraser import MemoryEraser
 from vidurai_pipeline.care.healing import prove
 from vidurai_pipeline.cold.files import is_placeholder
 from vidurai_pipeline.cold.listing import list_files
@@ -166,6 +167,32 @@ def a_rewriting_that_is_cut_off_loses_nothing_and_brings_nothing_back(one: Scena
     if number % 2:
         shutil.rmtree(one.home / "cache")
     in_child(lambda: compact(without_sevenths), one.check_without_sevenths)
+
+
+def an_erasure_that_is_cut_off_is_finished_and_takes_nothing_else(one: Scenario, number: int) -> None:
+    in_child(flush)
+    others = Counter(row for id_, row in one.before.items() if id_ % 7)
+
+    def erase() -> None:
+        MemoryEraser().erase(where="id % 7 = 0")
+
+    def broken() -> None:
+        one.proxy.break_request(number, FAULTS[number // 5 % len(FAULTS)])
+        erase()
+
+    def erase_what_is_left() -> None:
+        flush()
+        if any(id_ % 7 == 0 for id_ in hot_rows(one.home / "vidurai.db")):
+            erase()
+
+    def check() -> None:
+        copy = one.downloaded()
+        assert Counter([*hot_rows(one.home / "vidurai.db").values(), *cold_rows(copy)]) == others
+        assert not list(copy.glob(".intents/*"))
+
+    run_child(broken)
+    one.proxy.pass_all()
+    in_child(erase_what_is_left, check)
 
 
 def two_machines_at_once_lose_nothing(one: Scenario) -> None:

@@ -36,8 +36,9 @@ def environment(proxy: object_store.Proxy, monkeypatch: pytest.MonkeyPatch) -> N
     ("scenario", "numbers"),
     [
         ("another_machine_sees_all_and_a_second_question_transfers_nothing", []),
-        ("a_flush_that_is_cut_off_loses_nothing", range(2, 60, 7)),
+        ("a_flush_that_is_cut_off_loses_nothing", range(2, 60, 8)),
         ("a_rewriting_that_is_cut_off_loses_nothing_and_brings_nothing_back", range(9, 33, 5)),
+        ("an_erasure_that_is_cut_off_is_finished_and_takes_nothing_else", [10, 26, 41]),
         ("two_machines_at_once_lose_nothing", []),
         ("a_machine_that_was_held_up_does_no_harm", []),
         ("a_lease_is_respected_unless_its_machine_died", []),
