@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from vidurai_pipeline.archival.erasing import finish_erasures
+from vidurai_pipeline.archival.erasing import finish_erasures, remove_returned
 from vidurai_pipeline.archival.report import (
     ArchivedCount,
     FlushReport,
@@ -210,7 +210,7 @@ class MemoryArchiver:
 
 
 def _resume(run: Run) -> list[str]:
-    return finish_restorations(run) + finish_erasures(run)
+    return finish_restorations(run) + finish_erasures(run) + remove_returned(run)
 
 
 if __name__ == "__main__":

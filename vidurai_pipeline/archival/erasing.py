@@ -5,6 +5,7 @@ A tombstone without text comes first, so that nothing brings a memory back. What
 short pieces of each memory's text that no other memory has.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -97,6 +98,25 @@ def finish_erasures(run: "Run") -> list[str]:
                 + (f"left: {'; '.join(left)}" if left else "nothing left")
             )
     return notes
+
+
+def remove_returned(run: "Run") -> list[str]:
+    """Take erased memories out of files that came back, as with a backup of the archive; says what was done.
+
+    Only files without a record are read: what is recorded was looked at before.
+
+    Raises:
+        ArchiveError: it could not be done; the next run tries again.
+    """
+    archive = run.archive
+    files = [file for file in list_settled(archive.root) if archive.manifests.entry(file.relative) is None]
+    erased = archive.tombstones.erased() if files else set()
+    holding = []
+    for file in files if erased else ():
+        with contextlib.suppress(ArchiveError, KeyError):  # what can't be read is named by those who must read it
+            holding += [file] * bool(mask(archive.columns(file, ("id", "created_at")), erased).true_count)
+    gone = sum(take_out(run, folder, found, erased).left_out for folder, found in by_folder(holding).items())
+    return [f"{plural(gone, 'memory')} had been erased, came back with a file and were removed again"] if gone else []
 
 
 class Erasing:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from vidurai_pipeline import DreamCycle, MemoryArchiver, MemoryEraser, MemoryRestorer
 from vidurai_pipeline.archival.erasing import EraseReport
+from vidurai_pipeline.care.scrub import scrub
+from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.tombstones import Tombstones
 from vidurai_pipeline.errors import ConfigError, HotStoreError, QueryError
 from vidurai_pipeline.hot.erasing import HotEraser
@@ -312,6 +314,25 @@ def test_a_restored_backup_brings_nothing_back(db: Path, status: str) -> None:
     assert "1 memory had been erased, came back and were purged again" in report.notes
     assert id_ not in hot_rows(db)
     assert {**hot_rows(db), **{dict(row)["id"]: row for row in cold_rows(db.parent / "archive")}}.keys() == hot.keys()
+
+
+@pytest.mark.parametrize("scrubbed", [False, True])
+def test_a_restored_backup_of_the_archive_brings_nothing_back(db: Path, *, scrubbed: bool) -> None:
+    id_ = canary(db)
+    flush(db)
+    root = db.parent / "archive"
+    backup = db.parent.parent / "backup"
+    shutil.copytree(root, backup)
+    assert erase(db, id_).success
+    cold = cold_rows(root)
+    for path in backup.rglob("*.parquet"):
+        shutil.copy2(path, root / path.relative_to(backup))
+    if scrubbed:
+        scrub(Archive(root))
+    report = MemoryArchiver(db, root).flush()
+    assert "1 memory had been erased, came back with a file and were removed again" in report.notes
+    assert left_in_files(db.parent, CANARY) == []
+    assert set(map(repr, cold_rows(root))) == set(map(repr, cold))
 
 
 def test_another_memory_with_the_id_of_an_erased_one_is_left_alone(db: Path) -> None:
