@@ -28,7 +28,7 @@ class RestoreOptions:
 
     Attributes:
         drop_columns: leave out columns and child rows that the store has no place for.
-        make_projects: make a project that is gone anew, from the name and path in the archive.
+        make_projects: make a project that is gone anew, from the name and path in the archive, or find it by its path.
         keep_expiry: keep ``expires_at`` although it has passed; Vidurai may then delete the memory at once.
     """
 
@@ -106,8 +106,7 @@ class Restorer:
             same, taken = self._present(copies)
             refused |= taken
             wanted = _without(copies, same | refused.keys())
-            if self._options.make_projects:
-                wanted = self._with_projects(wanted)
+            wanted = _without(self._with_projects(wanted, refused), refused)
             reasons = {row["id"]: self._insert(row) for row in wanted.to_pylist()}
             refused |= {id_: reason for id_, reason in reasons.items() if reason}
             wanted = _without(wanted, refused)
@@ -178,19 +177,32 @@ class Restorer:
         same = {id_ for id_, created in rows if created == born[id_]}
         return same, {id_: "its id belongs to another memory by now" for id_, _ in rows if id_ not in same}
 
-    def _with_projects(self, copies: pa.RecordBatch) -> pa.RecordBatch:
-        """The copies with the ids of the projects that the store has; those that are gone are made."""
+    def _with_projects(self, copies: pa.RecordBatch, refused: dict[int, str]) -> pa.RecordBatch:
+        """The copies with the ids of the projects that the store has; those that are gone are made, if they may be."""
         if not self._schema.projects or not {"project_id", *PROJECT_FIELDS.names} <= set(copies.schema.names):
             return copies
-        columns = (copies.column(name).to_pylist() for name in ("project_id", *PROJECT_FIELDS.names))
+        columns = (copies.column(name).to_pylist() for name in ("id", "project_id", *PROJECT_FIELDS.names))
         ids = []
-        for id_, name, path in zip(*columns, strict=True):
-            found = self._con.execute("SELECT id FROM projects WHERE id = ? OR path = ?", (id_, path)).fetchall()
-            if id_ is not None and path is not None and not found:
-                self._con.execute("INSERT INTO projects (id, name, path) VALUES (?, ?, ?)", (id_, name or path, path))
-                found = [(id_,)]
-            ids.append(id_ if (id_,) in found or not found else found[0][0])
+        for memory, *project in zip(*columns, strict=True):
+            id_, name, path = project
+            # A project that was moved keeps its name, one that was renamed its path.
+            found = dict(
+                self._con.execute(
+                    "SELECT id, path = ?3 OR (id = ?1 AND name = ?2) FROM projects WHERE id = ?1 OR path = ?3", project
+                ).fetchall()
+            )
+            if not (id_ is None or path is None or found.get(id_)):
+                if self._options.make_projects:
+                    same = next((known for known, is_same in found.items() if is_same), None)
+                    id_ = same or self._make_project(None if id_ in found else id_, name or path, path)
+                elif id_ in found:
+                    refused[memory] = "the id of its project belongs to another project by now"
+            ids.append(id_)
         return _replaced(copies, "project_id", ids)
+
+    def _make_project(self, id_: int | None, name: str, path: str) -> int | None:
+        sql = "INSERT INTO projects (id, name, path) VALUES (?, ?, ?)"
+        return self._con.execute(sql, (id_, name, path)).lastrowid
 
     # Insert
 

@@ -201,6 +201,29 @@ def test_a_project_made_anew_has_its_name_and_path(db: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_memory_does_not_come_back_to_another_project(db: Path, *, elsewhere: bool) -> None:
+    id_ = cold_ids(db)[0]
+    copy = archived(db, id_)
+    change(db, ("UPDATE projects SET name = 'other', path = '/other' WHERE id = ?", (copy["project_id"],)))
+    if elsewhere:
+        change(db, ("INSERT INTO projects (name, path) VALUES ('x', ?)", (copy["project_path"],)))
+    (refusal,) = restore(db, id_).refused
+    assert "belongs to another project" in refusal.reason
+    assert archived(db, id_) == copy
+    assert restore(db, id_, options=RestoreOptions(make_projects=True)).restored == 1
+    assert ask(
+        db, f"SELECT p.path FROM memories AS m JOIN projects AS p ON p.id = m.project_id WHERE m.id = {id_}"
+    ) == [(copy["project_path"],)]
+
+
+@pytest.mark.parametrize("column", ["name", "path"])
+def test_a_project_that_was_moved_or_renamed_is_the_same(db: Path, column: str) -> None:
+    id_ = cold_ids(db)[0]
+    change(db, (f"UPDATE projects SET {column} = '/new' WHERE id = ?", (archived(db, id_)["project_id"],)))
+    assert restore(db, id_).restored == 1
+
+
 def test_a_new_store_from_the_archive_alone(sample_store: Store, tmp_path: Path) -> None:
     db = sample_store("guardian")
     waiting = hot_rows(db, "status = 'ARCHIVED'")
