@@ -12,7 +12,7 @@ from vidurai_pipeline.analytics.embeddings import EmbeddingModel
 from vidurai_pipeline.analytics.search import Search
 from vidurai_pipeline.analytics.vector_index import StoreVectors
 from vidurai_pipeline.analytics.word_search import Identity, Row, identity
-from vidurai_pipeline.errors import SearchIndexWarning
+from vidurai_pipeline.errors import SearchIndexError, SearchIndexWarning
 from vidurai_pipeline.hot.view import HotSnapshot
 
 #: A memory must be at least so similar to a question to stand among those that its words found.
@@ -58,11 +58,25 @@ class MeaningSearch:
             only: whether there is no other ranking beside this one, so that what it lacks must be told.
 
         Raises:
-            SearchIndexError: the archive has no vectors, or they can't be read.
+            SearchIndexError: the archive has no vectors, or they can't be read, and the hot store has none either.
         """
-        found = self._cold() if cold else []
-        if hot is not None:
-            found = self._with_hot(found, hot, only=only)
+        near = None if hot is None else self._near_hot(hot)
+        try:
+            found = self._cold() if cold else []
+        except SearchIndexError as error:
+            if near is None or not only:
+                raise
+            warnings.warn(f"the archive was not searched by meaning: {error}", SearchIndexWarning, stacklevel=2)
+            found = []
+        if hot is not None and near is not None:
+            found = self._with_hot(found, hot, near)
+        elif hot is not None and only and not hot.missing:
+            warnings.warn(
+                "memories that are still hot were not searched by meaning: the hot store has no vectors that this "
+                "Python can read",
+                SearchIndexWarning,
+                stacklevel=2,
+            )
         return sorted(found, key=lambda row: -row["score"])[: self._search.limit]
 
     def _cold(self) -> list[Row]:
@@ -80,19 +94,12 @@ class MeaningSearch:
             row | {"score": round(scores[key], 3), "tier": "cold"} for row in rows if (key := identity(row)) in scores
         ]
 
-    def _with_hot(self, cold: list[Row], hot: HotSnapshot, *, only: bool) -> list[Row]:
-        """Add the hot store's memories; one that is in both tiers for the moment counts as hot."""
+    def _near_hot(self, hot: HotSnapshot) -> dict[int, float] | None:
         most = self._search.limit * (20 if self._search.filters.any else 1) + _SPARE
-        near = hot.nearest(self._vector.tobytes(), most) if self._model.is_vidurais else None
-        if near is None:
-            if only and not hot.missing:
-                warnings.warn(
-                    "memories that are still hot were not searched by meaning: the hot store has no vectors that this "
-                    "Python can read",
-                    SearchIndexWarning,
-                    stacklevel=2,
-                )
-            return cold
+        return hot.nearest(self._vector.tobytes(), most) if self._model.is_vidurais else None
+
+    def _with_hot(self, cold: list[Row], hot: HotSnapshot, near: dict[int, float]) -> list[Row]:
+        """Add the hot store's memories; one that is in both tiers for the moment counts as hot."""
         rows = self._database.hot_reader(hot, self._search)(sorted(near))
         waiting = [row | {"score": round(near[row["id"]], 3), "tier": "hot"} for row in rows]
         own = self._database.stores.own

@@ -160,3 +160,18 @@ def test_vectors_under_another_key_are_refused(
     with pytest.raises(SchemaError, match="has a table `vec_memories` that is not Vidurai's"):
         MemoryArchiver(db, db.parent / "archive").flush_archived_memories()
     assert archived_ids(db) == archived
+
+
+def test_hot_memories_are_found_by_meaning_though_the_archive_has_no_vectors(
+    sample_store: Callable[[str], Path], drive: Callable[..., Any]
+) -> None:
+    """Those that have a vector, the nearest first; the archive is told to be left out."""
+    db = sample_store("guardian")
+    drive("add", db)
+    found = drive("search", db)
+    ids, tiers, scores = zip(*found["rows"], strict=True)
+    assert len(set(ids)) == 5
+    assert all(id_ % 3 == 0 for id_ in ids)
+    assert set(tiers) == {"hot"}
+    assert list(scores) == sorted(scores, reverse=True)
+    assert [text for text in found["said"] if text.startswith("the archive was not searched by meaning: ")]

@@ -5,6 +5,7 @@ python vector_driver.py flush STORE       archive
 python vector_driver.py race STORE        archive, while the vector of one memory changes before the purge
 python vector_driver.py other KIND STORE  give memory 3 a vector in a table of another kind
 python vector_driver.py erase STORE       erase every ninth memory
+python vector_driver.py search STORE      search both tiers by meaning, and print what was found
 python vector_driver.py read STORE        print the vectors that the store holds
 """
 
@@ -13,10 +14,12 @@ import random
 import sqlite3
 import struct
 import sys
+import warnings
 from pathlib import Path
 
 import sqlite_vec
 
+from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.eraser import MemoryEraser
 
@@ -53,6 +56,13 @@ def flush(path: Path) -> None:
 
 def erase(path: Path) -> None:
     sys.stdout.write(json.dumps(MemoryEraser(path, path.parent / "archive").erase(where="id % 9 = 0").to_dict()))
+
+
+def search(path: Path) -> None:
+    with warnings.catch_warnings(record=True) as said, RepoAnalyst(path.parent / "archive", hot_store=path) as analyst:
+        found = analyst.search_archive("why did the tests fail", 5, mode="meaning", tier="all")
+    rows = [[row["id"], row["tier"], row["score"]] for row in found]
+    sys.stdout.write(json.dumps({"rows": rows, "said": [str(one.message) for one in said]}))
 
 
 def race(path: Path) -> None:
@@ -96,4 +106,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "other":
         other(sys.argv[2], Path(sys.argv[3]))
     else:
-        {"add": add, "flush": flush, "erase": erase, "race": race, "read": read}[sys.argv[1]](Path(sys.argv[2]))
+        {"add": add, "flush": flush, "erase": erase, "race": race, "read": read, "search": search}[sys.argv[1]](
+            Path(sys.argv[2])
+        )
