@@ -198,10 +198,8 @@ class Tombstones:
         self.add(pa.Table.from_pylist(records, SCHEMA), utc=True)
         for file in self.files():
             table = _read(self.root / file.relative)
-            rows = table.select(["id", "created_at", "reason"]).to_pylist()
-            keep = [row["reason"] == ERASED or (row["id"], row["created_at"]) not in memories for row in rows]
-            if not all(keep):
-                self._replace(_month(file), table.filter(pa.array(keep, pa.bool_())))
+            if (kept := _forgotten(table, memories)).num_rows < table.num_rows:
+                self._replace(_month(file), kept)
 
     def add(self, records: pa.Table, *, utc: bool) -> None:
         """Write tombstones, durably. The archive must be locked.
@@ -220,7 +218,9 @@ class Tombstones:
         """Add records to a month's file: write it anew under another name, then remove the old one."""
         old = [self.root / file.relative for file in self.files() if _month(file) == month]
         # A run that died here left the same records in two files.
-        self._replace(month, _distinct(pa.concat_tables([*map(_read, old), records.cast(SCHEMA)])))
+        table = _distinct(pa.concat_tables([*map(_read, old), records.cast(SCHEMA)]))
+        # One of two files can be older than an erasure, as one that came back from a mirror.
+        self._replace(month, _forgotten(table, self.erased()) if len(old) > 1 else table)
 
     def _replace(self, month: str, table: pa.Table) -> None:
         old = [self.root / file.relative for file in self.files() if _month(file) == month]
@@ -281,6 +281,13 @@ def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
         if hashlib.sha256(data).hexdigest() not in path.name:
             raise ArchiveError(f"{path} is damaged", hint="restore it from a backup")
         return pq.read_table(pa.BufferReader(data), columns=columns)
+
+
+def _forgotten(table: pa.Table, memories: Collection[tuple[int, str | None]]) -> pa.Table:
+    """Tombstones without what is known of the versions of erased memories."""
+    rows = table.select(["id", "created_at", "reason"]).to_pylist()
+    keep = [row["reason"] == ERASED or (row["id"], row["created_at"]) not in memories for row in rows]
+    return table.filter(pa.array(keep, pa.bool_()))
 
 
 def _distinct(table: pa.Table) -> pa.Table:

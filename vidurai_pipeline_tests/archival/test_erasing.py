@@ -20,7 +20,7 @@ from vidurai_pipeline import DreamCycle, MemoryArchiver, MemoryEraser, MemoryRes
 from vidurai_pipeline.archival.erasing import EraseReport
 from vidurai_pipeline.care.scrub import scrub
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.tombstones import Tombstones
+from vidurai_pipeline.cold.tombstones import SCHEMA, Tombstones
 from vidurai_pipeline.errors import ConfigError, HotStoreError, QueryError
 from vidurai_pipeline.hot.erasing import HotEraser
 from vidurai_pipeline.settings import load_settings
@@ -333,6 +333,19 @@ def test_a_restored_backup_of_the_archive_brings_nothing_back(db: Path, *, scrub
     assert "1 memory had been erased, came back with a file and were removed again" in report.notes
     assert left_in_files(db.parent, CANARY) == []
     assert set(map(repr, cold_rows(root))) == set(map(repr, cold))
+
+
+def test_what_an_erased_memory_taught_does_not_come_back_with_an_older_file(tmp_path: Path) -> None:
+    tombstones = Tombstones(tmp_path)
+    taught = {"archived_at": "2026-01-01", "outcome": "1", "salience": "HIGH", "characters": 9}
+    known = {"id": 1, "created_at": "2025", "digest": b"x", "removed_at": "2026", "reason": "expired: all=1d"}
+    tombstones.add(pa.Table.from_pylist([{**known, "experience": taught}], SCHEMA), utc=True)
+    (file,) = tombstones.folder.iterdir()
+    before = file.read_bytes()
+    tombstones.erase({(1, "2025")})
+    file.write_bytes(before)
+    tombstones.sweep()
+    assert [(row["reason"], row["experience"]) for row in tombstones.of([1]).to_pylist()] == [("erased", None)]
 
 
 def test_another_memory_with_the_id_of_an_erased_one_is_left_alone(db: Path) -> None:
