@@ -134,7 +134,13 @@ def _settings_of(settings: Settings, name: str, path: Path) -> Settings:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     q_table = path.with_name("q_table.json" if path.name in _USUAL else f"{path.stem}.q_table.json")
-    own = {"db": path, "store_name": name, "archive": settings.archive_root, "q_table": q_table, "stores": None}
+    own = {
+        "db": path,
+        "store_name": name,
+        "archive": settings.archive or settings.archive_root,
+        "q_table": q_table,
+        "stores": None,
+    }
     try:
         return Settings.model_validate({**dict(settings), **own})
     except ValidationError as error:

@@ -32,6 +32,15 @@ def test_a_pattern_names_stores_by_what_it_leaves_open(team: Path, monkeypatch: 
     assert (bob.q_table_path, bob.stores) == (team / "bob/q_table.json", None)
 
 
+def test_each_store_archives_to_the_bucket_that_they_share(team: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDURAI_ARCHIVE", "s3://bucket/shared")
+    monkeypatch.setenv("VIDURAI_MIRROR", "s3://other/shared")
+    bob = _found(monkeypatch, team / "*/vidurai.db").settings_of("bob")
+    assert bob.archive_address == "s3://bucket/shared/store=bob"
+    assert bob.mirror_address == "s3://other/shared/store=bob"
+    assert bob.archive_root == load_settings().archive_root
+
+
 def test_stores_in_one_folder_are_called_as_their_files(team: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_store(team / "all/carol.db")
     small_store(team / "all/dave.db")
