@@ -231,7 +231,10 @@ def _memories_info(con: sqlite3.Connection, *, to_purge: bool) -> list[tuple[str
     """The names and declared types of the columns of ``memories``."""
     kind = con.execute("SELECT type FROM sqlite_master WHERE name = 'memories'").fetchone()
     if kind is None:
-        raise SchemaError("has no table `memories`: not a Vidurai store, or one that Vidurai has not yet set up")
+        raise SchemaError(
+            "has no table `memories`: it is not a Vidurai store, or Vidurai has not set it up yet",
+            hint="start Vidurai once, or point the settings at its own file",
+        )
     if kind[0] != "table":
         raise SchemaError(f"`memories` is a {kind[0]}, not a table: nothing can be purged from it")
     info = con.execute("SELECT name, type, pk FROM pragma_table_xinfo('memories') WHERE hidden <> 1").fetchall()

@@ -130,8 +130,9 @@ class HotStore:
             return
         if found is None:
             raise SchemaError(
-                f"the hot store {self.path} has no table `memories`: not a Vidurai store, or one that Vidurai has not "
-                "yet set up"
+                f"the hot store {self.path} has no table `memories`: it is not a Vidurai store, or Vidurai has not "
+                "set it up yet",
+                hint="start Vidurai once, or point the settings at its own file",
             )
 
     def _open(self, mode: str, check_same_thread: bool) -> sqlite3.Connection:

@@ -129,10 +129,16 @@ def _settings_of(settings: Settings, name: str, path: Path) -> Settings:
         raise ConfigError(f"{path}: {name!r} is {error}", hint="name it in a file") from None
     try:
         with path.open("rb") as file:
-            if file.read(len(_HEADER)) != _HEADER:
-                raise ConfigError(f"{path} is no SQLite database")
+            header = file.read(len(_HEADER))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        hint = "correct VIDURAI_STORES, or let this user read and write the file"
+        raise ConfigError(f"{path}: {error.strerror}", hint=hint) from None
+    if not header:
+        raise ConfigError(f"{path} is empty", hint="start Vidurai once, or remove the file")
+    if header != _HEADER:
+        raise ConfigError(
+            f"{path} is not an SQLite database", hint="name Vidurai's own file, or restore it from a backup"
+        )
     q_table = path.with_name("q_table.json" if path.name in _USUAL else f"{path.stem}.q_table.json")
     own = {
         "db": path,
@@ -140,6 +146,7 @@ def _settings_of(settings: Settings, name: str, path: Path) -> Settings:
         "archive": settings.archive or settings.archive_root,
         "q_table": q_table,
         "stores": None,
+        "heartbeat_url": None,  # one store's good run does not say that all is well
     }
     try:
         return Settings.model_validate({**dict(settings), **own})

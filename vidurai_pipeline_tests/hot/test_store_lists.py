@@ -63,8 +63,9 @@ def test_a_file_lists_names_and_paths(team: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("eve,eve.db", "the store eve: {team}/eve.db: No such file or directory"),
-        ("eve,notes.db", "the store eve: {team}/notes.db is no SQLite database"),
+        ("eve,eve.db", "the store eve: {team}/eve.db: No such file or directory: correct VIDURAI_STORES"),
+        ("eve,notes.db", "the store eve: {team}/notes.db is not an SQLite database: name Vidurai's own file"),
+        ("eve,empty.db", "the store eve: {team}/empty.db is empty: start Vidurai once"),
         ("eve,alice", "the store eve: {team}/alice: Is a directory"),
         ("e/ve,eve/vidurai.db", "the store e/ve: {team}/eve/vidurai.db: 'e/ve' is not a store's name"),
         ("eve,shared/vidurai.db", "the store eve: VIDURAI_DB={team}/shared/vidurai.db lies in the archive"),
@@ -74,6 +75,7 @@ def test_a_store_that_cannot_be_used_is_named_and_the_others_go_on(
     team: Path, monkeypatch: pytest.MonkeyPatch, line: str, problem: str
 ) -> None:
     (team / "notes.db").write_text("Dear")
+    (team / "empty.db").touch()
     small_store(team / "eve/vidurai.db")
     small_store(team / "shared/vidurai.db")
     (team / "stores.csv").write_text(f"{line}\nbob,bob/vidurai.db\n")
