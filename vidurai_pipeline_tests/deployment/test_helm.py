@@ -88,3 +88,11 @@ def test_the_guide_names_the_chart_of_the_images_dagster() -> None:
     (pinned,) = re.findall(r"^dagster==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert set(re.findall(r"--version (\S+) --values deploy/helm/values.yaml", text)) == {pinned}
     assert dg.__version__ == pinned
+
+
+def test_a_pod_for_a_run_has_the_rights_of_the_pod_that_its_code_is_from() -> None:
+    pods = yaml.safe_load((ROOT / "deploy/helm/run-pods.yaml").read_text())
+    launcher = pods["runLauncher"]["config"]["k8sRunLauncher"]
+    for deployment in VALUES["dagster-user-deployments"]["deployments"]:
+        assert launcher["runK8sConfig"]["podSpecConfig"]["securityContext"] == deployment["podSecurityContext"]
+        assert launcher["securityContext"] == deployment["securityContext"]
