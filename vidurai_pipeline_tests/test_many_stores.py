@@ -1,5 +1,6 @@
 """Many stores under Dagster: a partition and a nightly run for each; what is wrong with one never touches another."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vidurai_pipeline import RepoAnalyst
 from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.assets import POOL
 from vidurai_pipeline.settings import load_settings
+from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.dagster_runs import holding
 from vidurai_pipeline_tests.support.stores import small_store
 
@@ -73,7 +75,8 @@ def test_a_sensor_registers_and_retires_stores(team: Path, definitions: dg.Defin
     tick = _tick(definitions, instance)
     assert instance.get_dynamic_partitions("stores") == ["alice", "bob", "dave"]
     assert tick.skip_message == (
-        f"3 stores, 3 new, 0 gone; the store carol: {team}/carol/vidurai.db is no SQLite database"
+        f"3 stores, 3 new, 0 gone; the store carol: {team}/carol/vidurai.db is not an SQLite database: name Vidurai's "
+        "own file, or restore it from a backup"
     )
     assert {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}[POOL] == 3
     (team / "bob/vidurai.db").unlink()
@@ -135,3 +138,26 @@ def test_a_run_for_no_store_says_so(definitions: dg.Definitions, instance: dg.Da
     result = definitions.resolve_job_def("health").execute_in_process(instance=instance, raise_on_error=False)
     assert not result.success
     assert any("this run is for no store" in str(event.event_specific_data) for event in result.all_events)
+
+
+@pytest.mark.fast
+def test_doctor_tells_of_each_store_in_one_line(team: Path):
+    (team / "dave/vidurai.db").unlink()
+    small_store(team / "dave/vidurai.db", schema="CREATE TABLE letters (text)")
+    done = cli("doctor", "--format", "json")
+    found = {
+        line["check"]: (line["status"], line["detail"]) for line in json.loads(done.stdout) if "store" in line["check"]
+    }
+    dave = found.pop("store dave")
+    assert done.returncode == 1
+    assert found == {
+        "stores": (
+            "failed",
+            f"the store carol: {team}/carol/vidurai.db is not an SQLite database: name Vidurai's own file, or restore "
+            "it from a backup",
+        ),
+        "store alice": ("ok", f"{team}/alice/vidurai.db: 2 ARCHIVED"),
+        "store bob": ("ok", f"{team}/bob/vidurai.db: 2 ARCHIVED"),
+    }
+    assert dave[0] == "failed"
+    assert f"{team}/dave/vidurai.db has no table `memories`" in dave[1]

@@ -30,6 +30,7 @@ from vidurai_pipeline.cold.pending import store_identity
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural, some_of
 from vidurai_pipeline.hot.backlog import read_backlog
 from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.hot.stores import find_stores
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
 from vidurai_pipeline.settings import Settings, unknown_variables
@@ -44,6 +45,46 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield definitions
     if unknown := unknown_variables():
         yield Finding("unknown variables", "warning", "; ".join(unknown))
+    waiting = yield from _tiers(settings) if settings.stores is None else _stores(settings)
+    if definitions.status != "failed":  # with which Dagster can't be asked
+        yield from _last_run(settings, waiting)
+
+
+def _stores(settings: Settings) -> Generator[Finding, None, int]:
+    """A line for each store that ``VIDURAI_STORES`` names; returns how many memories wait in all of them."""
+    found = find_stores(settings)
+    total = 0
+    for problem in found.problems:
+        yield Finding("stores", "failed", problem)
+    for name, own in found.stores.items():
+        finding, waiting = _store(name, own)
+        yield finding
+        total += waiting
+    return total
+
+
+def _store(name: str, settings: Settings) -> tuple[Finding, int]:
+    """What is wrong with one store, in one line, and how many memories wait in it."""
+    findings: list[Finding] = []
+    tiers, waiting = _tiers(settings), 0
+    try:
+        while True:
+            findings.append(next(tiers))
+    except StopIteration as end:
+        waiting = end.value
+    except PipelineError as error:
+        findings.append(Finding("archive", "failed", str(error)))
+    wrong = sorted((finding for finding in findings if finding.status != "ok"), key=lambda one: one.status)
+    if not wrong:
+        return Finding(f"store {name}", "ok", f"{settings.db_path}: {waiting:,} ARCHIVED"), waiting
+    said = f"{wrong[0].check}: {wrong[0].detail}"
+    if more := len(wrong) - 1:
+        said += f" (and {more} more: unset VIDURAI_STORES, set VIDURAI_DB and VIDURAI_STORE_NAME, and ask again)"
+    return Finding(f"store {name}", wrong[0].status, said), waiting
+
+
+def _tiers(settings: Settings) -> Generator[Finding, None, int]:
+    """What is to be said of one store and its archive; returns how many memories wait in it."""
     archive = open_archive(settings)
     store = HotStore(settings.db_path, settings.busy_timeout)
     waiting = yield from _hot_store(store, archive, settings.wal_limit)
@@ -56,8 +97,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield dates_plausible(archive)
     yield _q_table(settings.q_table_path)
     yield disk_room(store, archive)
-    if definitions.status != "failed":  # with which Dagster can't be asked
-        yield from _last_run(settings, waiting)
+    return waiting
 
 
 def _definitions(settings: Settings) -> Finding:
