@@ -410,7 +410,8 @@ class Settings(BaseSettings):
     heartbeat_url: SecretStr | None = Field(
         default=None,
         description="An address that is called after each successful run of the nightly job (with `/start` when it "
-        "begins, `/fail` when it fails), as healthchecks.io and similar services take it",
+        "begins, `/fail` when it fails), as healthchecks.io and similar services take it. With `VIDURAI_STORES`, it is "
+        "called once a night, after every store had a successful run",
     )
     alert_link: str | None = Field(default=None, description="The address of Dagster's UI. Alerts then link to the run")
 

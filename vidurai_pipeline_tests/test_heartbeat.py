@@ -3,16 +3,21 @@
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from unittest import mock
 
 import dagster as dg
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.heartbeat import ping
+from vidurai_pipeline.defs.stores import store_sensor
+from vidurai_pipeline.hot.stores import find_stores
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.dagster_runs import execute, holding
+from vidurai_pipeline_tests.support.stores import small_store
 
 
 class Switch:
@@ -122,3 +127,28 @@ def test_the_address_is_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDURAI_HEARTBEAT_URL", "https://hc.example/hush-hush")
     assert "hush-hush" not in repr(load_settings())
     assert "hush-hush" not in (ping("http://127.0.0.1:1/hush-hush") or "")
+
+
+def test_a_night_of_many_stores_is_told_of_once_all_had_a_good_run(
+    tmp_path: Path, switch: Switch, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("alice", "bob"):
+        small_store(tmp_path / name / "vidurai.db")
+    monkeypatch.setenv("VIDURAI_STORES", str(tmp_path / "*/vidurai.db"))
+    settings = load_settings()
+    assert find_stores(settings).settings_of("alice").heartbeat_url is None
+    job = build_definitions(settings).resolve_job_def("maintenance")
+    cursor = None
+    for store, status, pings in (
+        ("alice", dg.DagsterRunStatus.SUCCESS, 0),
+        ("bob", dg.DagsterRunStatus.FAILURE, 0),
+        ("bob", dg.DagsterRunStatus.SUCCESS, 1),
+        ("bob", dg.DagsterRunStatus.SUCCESS, 1),
+    ):
+        instance.create_run_for_job(job, status=status, tags={"dagster/partition": store})
+        context = dg.build_sensor_context(instance=instance, cursor=cursor)
+        cursor = store_sensor(settings).evaluate_tick(context).cursor
+        assert switch.called == ["/token"] * pings
+    (tmp_path / "bob/vidurai.db").write_text("Dear")
+    store_sensor(settings).evaluate_tick(dg.build_sensor_context(instance=instance))  # without a cursor, all is new
+    assert switch.called == ["/token"]

@@ -2,7 +2,8 @@
 
 All alerts come from Dagster's daemon, which can't tell of its own death. A service such as https://healthchecks.io
 takes a ping at ``VIDURAI_HEARTBEAT_URL`` when a run has ended well (at ``…/start`` when it begins, at ``…/fail`` when
-it fails), and tells people when the ping does not come.
+it fails), and tells people when the ping does not come. Where there are many stores, the sensor `stores` sends one ping
+a night, after all of them had a good run.
 """
 
 import contextlib

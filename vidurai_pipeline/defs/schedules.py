@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,10 @@ from tzlocal import get_localzone_name
 from vidurai_pipeline.defs.automation import health_job, maintenance
 from vidurai_pipeline.defs.care import care
 from vidurai_pipeline.defs.fleet import fleet_job
+from vidurai_pipeline.defs.partitions import STORE_TAG, STORES
 from vidurai_pipeline.defs.run_retention import PruneConfig, prune, prune_history
-from vidurai_pipeline.defs.stores import for_each_store
 from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.hot.stores import find_stores
 from vidurai_pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -177,12 +179,31 @@ def _schedule(
             execution_timezone=zone.name,
             default_status=dg.DefaultScheduleStatus.RUNNING,
             description=f"{description} {variable} sets the time, {_in(zone)}",
-            execution_fn=None if once else for_each_store(settings, partitioned=partitioned),
+            execution_fn=None if once else _for_each_store(settings, partitioned=partitioned),
         )
     except dg.DagsterInvalidDefinitionError:
         raise ConfigError(
             f"{variable}={cron!r}: not a cron line of five fields, such as `0 2 * * *` (at 02:00)"
         ) from None
+
+
+def _for_each_store(settings: Settings, *, partitioned: bool = True) -> Callable[..., Iterator[dg.RunRequest]]:
+    """Make what a schedule requests: a run for each store, once for each tick."""
+
+    def requests(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        found = find_stores(settings)
+        for problem in found.problems:
+            context.log.warning(problem)
+        # One that was made since the sensor looked last has no partition yet.
+        context.instance.add_dynamic_partitions(str(STORES.name), list(found.stores))
+        for name in found.stores:
+            key = f"{context.scheduled_execution_time.isoformat()} {name}"
+            if partitioned:
+                yield dg.RunRequest(run_key=key, partition_key=name)
+            else:
+                yield dg.RunRequest(run_key=key, tags={STORE_TAG: name})
+
+    return requests
 
 
 def _in(zone: Zone) -> str:

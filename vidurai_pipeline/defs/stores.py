@@ -1,43 +1,22 @@
-"""Many stores: a partition for each, registered by a sensor, and each night a run for each."""
+"""Many stores: a partition for each, registered by a sensor, and what is told of all of them."""
 
 import time
-from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import POOL, purged_rows, vidurai_store
+from vidurai_pipeline.defs.automation import maintenance
 from vidurai_pipeline.defs.care import POOL as CARE_POOL
-from vidurai_pipeline.defs.partitions import STORE_TAG, STORES
+from vidurai_pipeline.defs.heartbeat import ping
+from vidurai_pipeline.defs.partitions import STORES, store_of
+from vidurai_pipeline.defs.schedules import last_due
 from vidurai_pipeline.errors import plural, some_of
 from vidurai_pipeline.hot.stores import StoreList, find_stores
 from vidurai_pipeline.settings import Settings
 
 _PAGE = 1_000
-
-
-def for_each_store(settings: Settings, *, partitioned: bool = True) -> Callable[..., Iterator[dg.RunRequest]]:
-    """Make what a schedule requests: a run for each store, once for each tick.
-
-    Args:
-        settings: they name the stores.
-        partitioned: whether the job has a partition for each store.
-    """
-
-    def requests(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        found = find_stores(settings)
-        for problem in found.problems:
-            context.log.warning(problem)
-        # One that was made since the sensor looked last has no partition yet.
-        context.instance.add_dynamic_partitions(str(STORES.name), list(found.stores))
-        for name in found.stores:
-            key = f"{context.scheduled_execution_time.isoformat()} {name}"
-            if partitioned:
-                yield dg.RunRequest(run_key=key, partition_key=name)
-            else:
-                yield dg.RunRequest(run_key=key, tags={STORE_TAG: name})
-
-    return requests
 
 
 def store_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -61,12 +40,13 @@ def store_sensor(settings: Settings) -> dg.SensorDefinition:
         requests += [STORES.build_delete_request(gone)] if gone else []
         behind = _behind(instance, found, settings.stale_hours)
         said = "\n".join([*found.problems, *behind])
-        events = [] if said == context.cursor else [_evaluation(found, behind)]
+        told, _, before = (context.cursor or "").partition("\n")
+        events = [] if context.cursor and said == before else [_evaluation(found, behind)]
         note = f"{plural(len(found.stores), 'store')}, {len(new):,} new, {len(gone):,} gone"
         return dg.SensorResult(
             dynamic_partitions_requests=requests,
             asset_events=events,
-            cursor=said,
+            cursor=f"{_tell_of_night(settings, context, found, told)}\n{said}",
             skip_reason=dg.SkipReason("; ".join([note, *found.problems])),
         )
 
@@ -101,6 +81,24 @@ def _limit_runs(instance: dg.DagsterInstance, most: int) -> None:
     for pool in (POOL, CARE_POOL):
         if limits.get(pool) != most:
             storage.set_concurrency_slots(pool, most)
+
+
+def _tell_of_night(settings: Settings, context: dg.SensorEvaluationContext, found: StoreList, told: str) -> str:
+    """Ping the heartbeat's address once all stores had a good run since the night was due.
+
+    Returns:
+        The night that it was told of last.
+    """
+    due = last_due(settings, datetime.now(UTC))
+    if settings.heartbeat_url is None or found.problems or due is None or told == due.isoformat():
+        return told
+    good = dg.RunsFilter(job_name=maintenance.name, statuses=[dg.DagsterRunStatus.SUCCESS], created_after=due)
+    if found.stores.keys() - {store_of(run) for run in context.instance.get_runs(good)}:
+        return told
+    if trouble := ping(settings.heartbeat_url.get_secret_value()):
+        context.log.warning(f"The heartbeat's address could not be told of this night: {trouble}")
+        return told
+    return due.isoformat()
 
 
 def _behind(instance: dg.DagsterInstance, found: StoreList, hours: float) -> list[str]:
