@@ -508,8 +508,10 @@ def search(
             click.echo((project and analyst.unknown_project(project)) or "no memory matches", err=True)
             if filters["mode"] in {"auto", "words"} and analyst.has_index:
                 click.echo("note: `--mode exact` also finds what stands within longer words", err=True)
-        if filters["mode"] == "auto" and filters["tier"] != "hot" and not (
-            analyst.has_index or analyst.is_empty() or load_settings().archive_key_file
+        if (
+            filters["mode"] == "auto"
+            and filters["tier"] != "hot"
+            and not (analyst.has_index or analyst.is_empty() or load_settings().archive_key_file)
         ):
             click.echo("note: there is no search index: `vidurai-pipeline index` makes one", err=True)
         if more:

@@ -48,6 +48,10 @@ def environment(tmp_path: Path, broker: str) -> dict[str, str]:
     content = yaml.safe_load(LAUNCHER.read_text())
     content["run_coordinator"] = {"module": "dagster._core.run_coordinator", "class": "DefaultRunCoordinator"}
     (home / "dagster.yaml").write_text(yaml.safe_dump(content))
+    # Before the workers do: two processes can't make one SQLite database at the same time.
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.add_dynamic_partitions("stores", ["alice"])
+        instance.get_runs_count()
     return {
         **os.environ,
         "DAGSTER_HOME": str(home),
@@ -94,7 +98,6 @@ def test_a_worker_dies_and_no_memory_is_lost(
     db, archive = tmp_path / "alice/vidurai.db", tmp_path / "archive/store=alice"
     before = hot_rows(db)
     with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
-        instance.add_dynamic_partitions("stores", ["alice"])
         _launch(environment)
         wait_until(lambda: bool(list(archive.glob(".pending/*.json"))))
         holder = json.loads((archive / ".lock.json").read_text())
