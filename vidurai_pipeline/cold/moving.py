@@ -41,7 +41,8 @@ def move_into_store(settings: Settings, name: str) -> Path:
     if isinstance(settings.archive, str) or isinstance(settings.mirror, str):
         raise ConfigError(
             "an archive or a mirror in an object store can't be moved",
-            hint=f"give the store its name before its first run, or copy the objects below {store_folder(name)}/",
+            hint=f"while nothing runs, move its objects below {store_folder(name)}/ with the cloud's tools, and delete "
+            "the folder `cache` in Vidurai's folder on each machine",
         )
     root = settings.archive_root
     move = _Move(root, name)

@@ -159,7 +159,9 @@ class WorkingCopy:
             ArchiveError: the bucket can't be used.
         """
         with self._guard(_PATIENCE):
-            self._require_ours(self.storage.objects())
+            objects = self.storage.objects()
+            self._require_place(objects)
+            self._require_ours(objects)
             with self._lease(purpose, timeout):
                 self._pull()
                 self._push()
@@ -280,6 +282,29 @@ class WorkingCopy:
                 f"{self.storage.url} is empty, but this machine has seen an archive there",
                 f"restore the bucket; or remove the folder {self.root} to begin a new archive",
             )
+
+    def _require_place(self, objects: Collection[str]) -> None:
+        """Refuse to have the archive of a store without a name beside those of named ones."""
+        stores = store_folder("")
+        if named := min((key.partition("/")[0] for key in objects if key.startswith(stores)), default=None):
+            raise ArchiveError(
+                f"{self.storage.url} holds the archives of several stores, such as {named.removeprefix(stores)}",
+                "set VIDURAI_STORE_NAME to the name of this one",
+            )
+        place, _, name = self.storage.url.rpartition("/")
+        if objects or not name.startswith(stores):
+            return
+        beside = [folder for folder in ObjectStorage(place).folders() if not folder.startswith(".")]
+        if any(folder.startswith(stores) for folder in beside):
+            return
+        # Some object stores go on listing a folder when nothing is in it any more.
+        beside = [folder for folder in beside if ObjectStorage(f"{place}/{folder}").objects()]
+        if any(folder.startswith("year=") for folder in beside):
+            raise ArchiveError(
+                f"{place} is the archive of one store without a name", "name another prefix for stores with names"
+            )
+        if beside:
+            raise ArchiveError(f"{place} holds other objects and no archive", "name a prefix that nothing else uses")
 
     def _pull_state(self, key: str) -> None:
         there, known, path = self._objects.get(key), self._synced.get(key), self.root / key

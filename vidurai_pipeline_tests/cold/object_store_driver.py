@@ -269,6 +269,24 @@ def a_lease_is_respected_unless_its_machine_died(one: Scenario) -> None:
     in_child(wait_in_vain, take_over)
 
 
+def an_archive_without_a_name_and_those_of_named_stores_never_share_a_prefix(one: Scenario) -> None:
+    def refuse(store: str | None, reason: str) -> None:
+        one.be_at(one.folder / f"home of {store}")
+        archiver = MemoryArchiver(
+            one.home / "vidurai.db", settings=load_settings().model_copy(update={"store_name": store})
+        )
+        with pytest.raises(ArchiveError, match=reason):
+            archiver.flush()
+        assert hot_rows(one.home / "vidurai.db") == one.before
+
+    storage = ObjectStorage(one.url)
+    storage.write("year=2026/month=11/.manifest.json", b"{}")
+    refuse("alice", "is the archive of one store without a name")
+    storage.delete(["year=2026/month=11/.manifest.json"])
+    storage.write("store=bob/.manifest.json", b"{}")
+    refuse(None, "holds the archives of several stores, such as bob")
+
+
 def a_mirror_in_a_bucket_heals_the_archive(one: Scenario) -> None:
     del os.environ["VIDURAI_ARCHIVE"]
     os.environ["VIDURAI_MIRROR"] = one.url

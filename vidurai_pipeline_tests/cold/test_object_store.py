@@ -42,6 +42,7 @@ def environment(proxy: object_store.Proxy, monkeypatch: pytest.MonkeyPatch) -> N
         ("two_machines_at_once_lose_nothing", []),
         ("a_machine_that_was_held_up_does_no_harm", []),
         ("a_lease_is_respected_unless_its_machine_died", []),
+        ("an_archive_without_a_name_and_those_of_named_stores_never_share_a_prefix", []),
         ("a_mirror_in_a_bucket_heals_the_archive", []),
         ("a_scrub_reads_the_bucket_and_heals_it_from_a_mirror", []),
     ],
