@@ -11,9 +11,12 @@ import contextlib
 import itertools
 import json
 import random
+import re
 import shutil
+import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
+import numpy as np
 import tantivy
 from tantivy import FieldType, Occur, Query
 
@@ -43,6 +47,10 @@ _MEMORY_LIMIT = "512MB"
 #: After so many documents, what was read so far is kept, should the rest fail.
 _COMMIT_EVERY = 500_000
 _SAMPLE, _RAREST, _SAME_MOMENT = 20, 4, 10_000
+#: What tantivy raises where damaged bytes break its own assumptions; it is no Exception, and can't be imported.
+_PANIC = "PanicException"
+_SEGMENT = re.compile(r'"segment_id": *"([-0-9a-f]+)"')
+_FOOTER_END = struct.Struct("<II")
 _REBUILD = "run `vidurai-pipeline index --rebuild`"
 
 #: Called with what is being done, how many memories are done, and how many there are.
@@ -137,7 +145,9 @@ class WordIndex:
         """Turn what the index raises into one error that says what to do."""
         try:
             yield
-        except (ValueError, OSError) as error:
+        except BaseException as error:
+            if not isinstance(error, (ValueError, OSError)) and type(error).__name__ != _PANIC:
+                raise
             self._open = None
             if "LockBusy" in str(error):
                 raise SearchIndexError(f"{self.folder}: another process is updating it", "try again later") from None
@@ -189,6 +199,18 @@ class WordIndex:
         whole = wanted.keys() - {file_key(file, manifests) for file in lacking}
         return Lag(lacking, sorted(held.keys() - whole))
 
+    def intact(self) -> bool:
+        """Whether its files are still as they were written; all of them are read.
+
+        Raises:
+            SearchIndexError: it can't be read.
+        """
+        with self.errors():
+            segments = [
+                segment.replace("-", "") for segment in _SEGMENT.findall((self._path / "meta.json").read_text())
+            ]
+            return all(_as_written(path) for segment in segments for path in self._path.glob(f"{segment}.*"))
+
     def recall(self, archive: Archive) -> Recall:
         """Ask for some memories of a file by their rarest words.
 
@@ -235,6 +257,7 @@ class WordIndex:
         archive: Archive,
         *,
         rebuild: bool = False,
+        verify: bool = False,
         progress: Progress | None = None,
         more: Callable[[], bool] = lambda: False,
     ) -> IndexReport:
@@ -243,6 +266,7 @@ class WordIndex:
         Args:
             archive: the archive, whose folder is this one's.
             rebuild: make it from nothing.
+            verify: read all of it first, and make it from nothing if it is damaged.
             progress: told how far the work is.
             more: asked after each look at the archive whether it should look again.
 
@@ -262,7 +286,7 @@ class WordIndex:
                 "an encrypted archive has no search index, which would hold its words in plain",
                 "search without one, which reads the archive",
             )
-        if rebuild or not self._sound():
+        if rebuild or not self._sound(verify=verify):
             self.discard()
         make_folder(self._path)
         with self.errors(), _Writer(self._path, archive, progress) as writer:
@@ -288,13 +312,14 @@ class WordIndex:
         seconds = time.monotonic() - began
         return IndexReport(sum(held.values()), len(held), writer.added, writer.removed, self.bytes(), round(seconds, 3))
 
-    def _sound(self) -> bool:
+    def _sound(self, *, verify: bool) -> bool:
         """Whether it is worth an update: it is there, can be read, and is not for the most part what was deleted."""
         try:
             with self.errors():
                 searcher = self.index.searcher()
                 stored = sum(count for _, count in searcher.terms_with_prefix("file", ""))
-                return stored <= 2 * searcher.num_docs or stored < _COMMIT_EVERY // 10
+                kept = stored <= 2 * searcher.num_docs or stored < _COMMIT_EVERY // 10
+                return kept and (not verify or self.intact())
         except SearchIndexError:
             return False
 
@@ -377,6 +402,18 @@ class _Writer:
                 self._writer.commit()
                 self._since_commit = 0
         return rows
+
+
+def _as_written(path: Path) -> bool:
+    """Whether a file has the checksum that tantivy wrote at its end."""
+    try:
+        content = np.memmap(path, mode="r")
+    except FileNotFoundError:  # merged meanwhile
+        return True
+    if len(content) < _FOOTER_END.size:
+        return False
+    size = _FOOTER_END.unpack(content[-_FOOTER_END.size :].tobytes())[0] + _FOOTER_END.size
+    return b'"crc":%d}' % zlib.crc32(content[:-size].data) in content[-size:].tobytes()
 
 
 @contextlib.contextmanager

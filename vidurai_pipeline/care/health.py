@@ -225,6 +225,7 @@ def search_index(archive: Archive) -> Finding:
         return Finding("search index", "ok", "there is none: searches read the archive")
     try:
         lag = words.lag(list_settled(archive.root), archive.manifests)
+        intact = words.intact()
         recall = words.recall(archive)
         covered = vectors.lag(archive)
     except PipelineError as error:
@@ -233,6 +234,8 @@ def search_index(archive: Archive) -> Finding:
         gone = len(lag.gone) + covered.gone
         detail = f"{plural(len(lag.lacking), 'file')} of the archive are not in it, {gone:,} in it are gone"
         return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index`")
+    if not intact:
+        return Finding("search index", "warning", "it is damaged: run `vidurai-pipeline index`")
     if recall.found < recall.asked:
         detail = f"it does not find {recall.asked - recall.found} of {recall.asked} memories by their own words"
         return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index --rebuild`")

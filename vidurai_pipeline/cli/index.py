@@ -35,7 +35,7 @@ def index(rebuild: bool, minutes: float | None, form: str) -> None:
     archive = open_archive(settings)
     words = WordIndex(archive.root)
     with output.ProgressLine() as progress:
-        report = words.update(archive, rebuild=rebuild, progress=progress)
+        report = words.update(archive, rebuild=rebuild, verify=True, progress=progress)
         vectors, note = update_vectors(archive, settings, minutes=minutes, rebuild=rebuild, progress=progress)
     if form == "json":
         output.print_json({**asdict(report), "vectors": asdict(vectors), "note": note})

@@ -40,7 +40,7 @@ def search_index(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tier
         return
     try:
         words = WordIndex(archive.root)
-        report = words.update(archive)
+        report = words.update(archive, verify=True)
         recall = words.recall(archive)
         vectors, note = update_vectors(archive, tiers.settings, progress=_Log(context))
     except PipelineError as error:

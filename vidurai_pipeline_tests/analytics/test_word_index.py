@@ -240,7 +240,24 @@ def test_a_broken_index_is_worked_around_and_mended(archive: Archive, harm: Call
         words.update(archive)
         assert agrees(archive)
         assert set(ids(analyst, "pytest", limit=9_999)) >= set(found)
-    assert len(list(words.folder.iterdir())) == 1
+    assert len(list(words.folder.glob("words-*"))) == 1
+
+
+@pytest.mark.parametrize("suffix", ["term", "idx", "pos", "fast", "store", "fieldnorm"])
+def test_changed_bytes_are_noticed_and_mended(archive: Archive, suffix: str) -> None:
+    words = WordIndex(archive.root)
+    (path, *_) = words.folder.glob(f"*/*.{suffix}")
+    content = bytearray(path.read_bytes())
+    for place in range(0, len(content) - 120, 7):
+        content[place] ^= 0x55
+    path.write_bytes(content)
+    with RepoAnalyst(archive.root) as analyst, warnings.catch_warnings():
+        warnings.simplefilter("ignore", SearchIndexWarning)
+        ids(analyst, "pytest faild", mode="auto")
+    assert search_index(archive).status == "warning"
+    words.update(archive, verify=True)
+    assert search_index(archive).status == "ok"
+    assert words.update(archive, verify=True).added == 0
 
 
 def test_an_index_that_lost_memories_of_a_file_reads_it_again(archive: Archive) -> None:
