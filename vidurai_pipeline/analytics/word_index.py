@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import tantivy
+from filelock import FileLock, Timeout
 from tantivy import FieldType, Occur, Query
 
 from vidurai_pipeline.analytics.connection import connect
@@ -286,21 +287,23 @@ class WordIndex:
                 "an encrypted archive has no search index, which would hold its words in plain",
                 "search without one, which reads the archive",
             )
-        if rebuild or not self._sound(verify=verify):
-            self.discard()
-        make_folder(self._path)
-        with self.errors(), _Writer(self._path, archive, progress) as writer:
-            self._open = writer.index
-            held = self.held()
-            while True:
-                lag = self.lag(files, archive.manifests, held)
-                for key in lag.gone:
-                    writer.remove(key)
-                    del held[key]
-                held |= writer.add(lag.lacking)
-                if not more():
-                    break
-                files = list_settled(self.root)
+        make_folder(self.folder)
+        with self._alone():
+            if rebuild or not self._sound(verify=verify):
+                self.discard()
+            make_folder(self._path)
+            with self.errors(), _Writer(self._path, archive, progress) as writer:
+                self._open = writer.index
+                held = self.held()
+                while True:
+                    lag = self.lag(files, archive.manifests, held)
+                    for key in lag.gone:
+                        writer.remove(key)
+                        del held[key]
+                    held |= writer.add(lag.lacking)
+                    if not more():
+                        break
+                    files = list_settled(self.root)
         with self.errors():
             held = self.held()
         with archive_errors(self.folder):
@@ -311,6 +314,19 @@ class WordIndex:
                 path.chmod(0o600)
         seconds = time.monotonic() - began
         return IndexReport(sum(held.values()), len(held), writer.added, writer.removed, self.bytes(), round(seconds, 3))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other updates out. Its own lock goes with :meth:`discard`, and what updates it goes on for a while."""
+        lock = FileLock(self.folder / ".lock", timeout=0, mode=0o600)
+        try:
+            with archive_errors(self.folder):
+                lock.acquire()
+            yield
+        except Timeout:
+            raise SearchIndexError(f"{self.folder}: another process is updating it", "try again later") from None
+        finally:
+            lock.release()
 
     def _sound(self, *, verify: bool) -> bool:
         """Whether it is worth an update: it is there, can be read, and is not for the most part what was deleted."""

@@ -229,7 +229,7 @@ def test_files_that_the_index_lacks_are_read(archive: Archive) -> None:
 )
 def test_a_broken_index_is_worked_around_and_mended(archive: Archive, harm: Callable[[Path], object]) -> None:
     words = WordIndex(archive.root)
-    (folder,) = words.folder.iterdir()
+    (folder,) = words.folder.glob("words-*")
     harm(folder)
     with RepoAnalyst(archive.root) as analyst:
         with pytest.raises(SearchIndexError):
