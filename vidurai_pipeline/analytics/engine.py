@@ -29,6 +29,7 @@ from vidurai_pipeline.analytics.embeddings import EmbeddingModel, load_model
 from vidurai_pipeline.analytics.execution import Parameters, Query, TimeLimit, unique_names, warn_of
 from vidurai_pipeline.analytics.meaning_search import MeaningSearch, deeper, fused
 from vidurai_pipeline.analytics.search import (
+    MOST,
     Mode,
     Moment,
     Search,
@@ -388,7 +389,7 @@ class RepoAnalyst:
             raise QueryError(f"nothing is since {since} and until {until}", "since must be the earlier time")
         filters = SearchFilters(project, begin, end, salience, outcome)
         stores = self.stores
-        search = Search(words, limit, filters, ids, stores.is_own, stores.several)
+        search = Search(words, min(limit, MOST), filters, ids, stores.is_own, stores.several)
         if tier == "hot" and not stores.hot:
             raise QueryError(f"the hot store of {self._only!r} is not the one of this machine", "search its archive")
         if tier == "all" and not (stores.hot and self._hot.exists()):

@@ -26,8 +26,10 @@ TIMES = "7d, 2w, today, yesterday, 2026, 2026-11, 2026-11-27 or 2026-11-27T08:30
 
 _SNIPPET = 160
 _LAST_MONTH = 10_000 * 12
-_MOST = 2**31 - 1
+#: No answer has more memories than these.
+MOST = 2**31 - 1
 _MOST_WORDS, _LONGEST = 32, 1_000
+_LONGEST_ID = 19
 _AGO = re.compile(r"(\d{1,6}) ?(h|hours?|d|days?|w|weeks?)( ago)?", re.ASCII)
 _PERIOD = re.compile(r"(\d{4})(?:-(\d{2}))?", re.ASCII)
 _RE2_SPECIAL = re.compile(r"[!-/:-@\[-`{-~]")
@@ -147,7 +149,7 @@ class Search:
             source: what to search: a view, or a subquery with its columns.
             columns: what to give; by default :attr:`found`.
         """
-        parameters: dict[str, object] = {"most": min(self.limit, _MOST)}
+        parameters: dict[str, object] = {"most": self.limit}
         conditions: list[str] = []
         scores: list[str] = []
         # The longest word is the rarest, as a rule, and what it rules out need not be searched for the others.
@@ -198,7 +200,7 @@ class Search:
         """The filters: parameter, condition and value of each."""
         filters, project = self.filters, "project_id = $project"
         wanted = filters.project
-        if isinstance(wanted, str) and wanted.isdecimal():
+        if isinstance(wanted, str) and wanted.isdecimal() and len(wanted) <= _LONGEST_ID:
             wanted = int(wanted)
         elif isinstance(wanted, str):
             known = ", ".join(map(str, self.project_ids)) or "NULL"

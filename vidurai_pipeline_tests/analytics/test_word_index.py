@@ -149,10 +149,18 @@ def test_no_question_is_a_command(both: RepoAnalyst, question: str, tier: Tier) 
         assert isinstance(both.search_archive(question, 5, tier=tier), list)
 
 
-@pytest.mark.parametrize("limit", [0, 1, 10**12])
-def test_any_limit_is_kept(tmp_path: Path, limit: int) -> None:
-    analyst = indexed(tmp_path, *(memory(number, verbatim="needle") for number in range(5)))
-    assert len(ids(analyst, "needle", limit=limit)) == min(limit, 5)
+@pytest.mark.parametrize("limit", [0, 1, 10**12, 10**30])
+def test_any_limit_is_kept(both: RepoAnalyst, limit: int) -> None:
+    write_file(both.archive_base, [memory(100_000 + number, verbatim="zyzzyva") for number in range(5)])
+    WordIndex(both.archive_base).update(Archive(both.archive_base))
+    assert len(ids(both, "zyzzyva", limit=limit, tier="all")) == min(limit, 5)
+
+
+@pytest.mark.parametrize("mode", ["words", "exact"])
+def test_a_number_that_can_be_no_id_is_a_projects_name(both: RepoAnalyst, mode: Mode) -> None:
+    WordIndex(both.archive_base).update(Archive(both.archive_base))
+    for digits in (19, 20, 5_000):
+        assert ids(both, "e", mode=mode, tier="all", project="9" * digits) == []
 
 
 def test_of_several_versions_the_newest_is_given_once(tmp_path: Path) -> None:
@@ -294,6 +302,21 @@ def test_two_updates_at_once_are_one_error_and_no_harm(archive: Archive) -> None
     with pytest.raises(SearchIndexError, match="another process"):
         WordIndex(archive.root).update(archive)
     writer.wait_merging_threads()
+    WordIndex(archive.root).update(archive)
+    assert agrees(archive)
+
+
+def test_what_updates_a_deleted_index_keeps_others_from_making_it_anew(archive: Archive) -> None:
+    write_file(archive.root, [memory(77_777, verbatim="zyzzyva pytest")], month="2020-05")
+
+    def delete(*_: object) -> None:
+        WordIndex(archive.root).discard()
+        with pytest.raises(SearchIndexError, match="another process"):
+            WordIndex(archive.root).update(archive)
+
+    with pytest.raises(SearchIndexError):
+        WordIndex(archive.root).update(archive, progress=delete)
+    assert not WordIndex(archive.root).present()
     WordIndex(archive.root).update(archive)
     assert agrees(archive)
 
