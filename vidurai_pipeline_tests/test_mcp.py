@@ -143,6 +143,9 @@ def test_answers_fit_their_budget_and_say_what_is_left_out(archived: Path, max_t
         assert "limit" in few["left_out"]
         rows = await assistant.ask("query_history", sql="FROM range(300)", max_tokens=200)
         assert rows["left_out"].startswith(f"{300 - len(rows['rows'])} more rows")
+        for sql in ("FROM range(90000)", f"SELECT '{'x' * 90_000}'", "SELECT unnest(range(5000))"):
+            _, text = await assistant.raw("query_history", {"sql": sql, "max_tokens": max_tokens})
+            assert len(text.encode()) < 4 * max_tokens + 200, sql
 
     talk(archived, script)
 
@@ -168,6 +171,8 @@ HOSTILE: list[tuple[str, dict[str, Any], str]] = [
     ("read_memory", {"id": "1 OR 1=1"}, "id"),
     ("read_memory", {"id": 1, "offset": -1}, "offset"),
     ("read_memory", {"id": 1, "version": 99}, "version"),
+    ("search_history", {"question": "x", "since": "9" * 5_000}, "time"),
+    ("query_history", {"sql": f"SELECT {', '.join(map(str, range(5_000)))}"}, "fewer columns"),
     ("query_history", {"sql": ""}, "SELECT"),
     ("query_history", {"sql": "DROP TABLE history"}, "can only be read"),
     ("query_history", {"sql": "SELECT 1; SELECT 2"}, "2 statements"),
@@ -187,6 +192,7 @@ HARMLESS: list[tuple[str, dict[str, Any]]] = [
     ("search_history", {"question": "データ ошибка שגיאה 🦘 e\u0301"}),
     ("search_history", {"question": "% _ * ( [ \\ ?"}),
     ("search_history", {"question": "x", "project": "' OR 1=1"}),
+    ("search_history", {"question": "x", "project": "9" * 5_000}),
     ("query_history", {"sql": "SELECT 'a' || chr(0) || chr(27) AS \"\n\", 'NaN'::DOUBLE, 1e400::VARCHAR, NULL"}),
     ("query_history", {"sql": "SELECT 170141183460469231731687303715884105727, '\\xFF'::BLOB, [1, NULL], {'a': 1}"}),
     ("query_history", {"sql": "SELECT now(), INTERVAL 3 DAY, DATE '0044-03-15 (BC)'"}),

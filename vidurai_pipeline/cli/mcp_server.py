@@ -205,7 +205,11 @@ class History:
         SELECT project_name, count(*) FROM memories WHERE salience_score >= 4 GROUP BY ALL ORDER BY 2 DESC
         """
         names, rows = self.analyst.query_rows(sql)
-        shown, rest = _that_fit(([_cell(value, _LONGEST_CELL) for value in row] for row in rows), max_tokens)
+        names = [_cell(name, _LONGEST_LINE) for name in names]
+        left = max_tokens - _size(names) // _BYTES_PER_TOKEN
+        if left < 0:
+            raise QueryError(f"the names of {len(names):,} columns need more than max_tokens", "select fewer columns")
+        shown, rest = _that_fit(([_cell(value, _LONGEST_CELL) for value in row] for row in rows), left)
         answer: Answer = {"columns": names, "rows": shown}
         if rest:
             number = f"{rest:,}" if rest < _COUNTED else f"{_COUNTED:,} or more"
@@ -273,7 +277,8 @@ class History:
                 self.analyst.interrupt()
                 raise
             except PipelineError as error:
-                raise ToolError("\n".join(filter(None, [error.args[0], error.hint]))) from None
+                said = _cell(error.args[0], _LONGEST_CELL)  # it may quote a long argument
+                raise ToolError("\n".join(filter(None, [str(said), error.hint]))) from None
             except MemoryError:
                 raise ToolError(MORE_MEMORY) from None
             except OSError as error:
@@ -366,7 +371,7 @@ def _that_fit(rows: Iterable[Any], max_tokens: int) -> tuple[list[Any], int]:
     shown: list[Any] = []
     rows = iter(rows)
     for row in rows:
-        left -= _size(row)
+        left -= _size(row) + len(", ")
         if left < 0:
             return shown, 1 + sum(1 for _ in islice(rows, _COUNTED - 1))
         shown.append(row)
