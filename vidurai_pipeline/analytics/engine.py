@@ -27,7 +27,7 @@ import pyarrow as pa
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.embeddings import EmbeddingModel, load_model
 from vidurai_pipeline.analytics.execution import Parameters, Query, TimeLimit, unique_names, warn_of
-from vidurai_pipeline.analytics.meaning_search import MeaningSearch, deeper, fused
+from vidurai_pipeline.analytics.meaning_search import MeaningSearch, deeper, fused, ids_by_store
 from vidurai_pipeline.analytics.search import (
     MOST,
     Mode,
@@ -471,8 +471,11 @@ class RepoAnalyst:
         return rows, marks
 
     def _near(self, text: str, count: int) -> list[Hit]:
-        model = load_model(self._embed_model)
-        return self._vectors.nearest(model.embed([text])[0], count, model.digest, self._database.files)
+        model, among = load_model(self._embed_model), None
+        if self._database.hidden is not None:  # what is hidden must not take the place of others, and so be noticed
+            columns = ", ".join(["id", *self.stores.columns])
+            among = ids_by_store(self.query_archive(f"SELECT {columns} FROM history WHERE id IS NOT NULL"))
+        return self._vectors.nearest(model.embed([text])[0], count, model.digest, self._database.files, among)
 
     def _model(self, mode: Mode, tier: Tier) -> EmbeddingModel | None:
         """What embeds a question; None where it is to be answered by words alone."""

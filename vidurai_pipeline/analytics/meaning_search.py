@@ -82,10 +82,7 @@ class MeaningSearch:
     def _cold(self) -> list[Row]:
         among: dict[str | None, np.ndarray] | None = None
         if self._search.filters.any or self._database.hidden is not None:
-            ids: dict[str | None, list[int]] = {}
-            for row in self._answer(*self._search.ids("history")):
-                ids.setdefault(row.get("store"), []).append(row["id"])
-            among = {store: np.array(those, np.int64) for store, those in ids.items()}
+            among = ids_by_store(self._answer(*self._search.ids("history")))
         most = self._search.limit + _SPARE
         hits = self._indexes.nearest(self._vector, most, self._model.digest, self._database.files, among)
         scores: dict[Identity, float] = {(hit.store, hit.id, hit.created): hit.similarity for hit in hits}
@@ -105,6 +102,14 @@ class MeaningSearch:
         own = self._database.stores.own
         both = {(own, row["id"], row["created_at"]) for row in waiting}
         return [row for row in cold if (row.get("store"), row["id"], row["created_at"]) not in both] + waiting
+
+
+def ids_by_store(rows: Sequence[Row]) -> dict[str | None, np.ndarray]:
+    """The ids of memories, by their stores."""
+    ids: dict[str | None, list[int]] = {}
+    for row in rows:
+        ids.setdefault(row.get("store"), []).append(row["id"])
+    return {store: np.array(those, np.int64) for store, those in ids.items()}
 
 
 def fused(words: Sequence[Row], meaning: Sequence[Row], limit: int) -> list[Row]:

@@ -226,6 +226,13 @@ def test_sql_asks_for_what_is_similar(texts: RepoAnalyst) -> None:
     assert texts.query_archive(joined)[0]["n"] == 20
 
 
+def test_what_is_hidden_takes_no_place_among_what_is_similar(texts: RepoAnalyst) -> None:
+    sql = "SELECT id FROM similar_memories('TLS is no longer valid', 1)"
+    assert texts.query_archive(sql) == [{"id": 19}]
+    (found,) = RepoAnalyst(texts.archive_base, exclude_projects=["p1"]).query_archive(sql)
+    assert found["id"] % 2 == 0
+
+
 # The index and the archive
 
 
