@@ -143,7 +143,7 @@ class ArchiveDatabase:
                     self._connection.close()
             self._connection = self._scratch = None
             self._remove_scratch()
-            evict(self.base)
+            evict(self.base, self)
 
     def forget(self) -> None:
         """Start afresh with the next query: DuckDB may have given up on this database."""
@@ -170,7 +170,7 @@ class ArchiveDatabase:
         with self._lock:
             self._follow_hidden()
             for last in [*[False] * CHANGES, True]:
-                refresh(self.base, damaged=self._filter is not None)
+                refresh(self.base, self, damaged=self._filter is not None)
                 files = self._list()
                 if self._connection is not None and files == self._listed:
                     break

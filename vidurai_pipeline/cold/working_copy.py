@@ -12,6 +12,7 @@ at the condition.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 from typing import NamedTuple, Self
+from weakref import WeakSet
 
 from filelock import FileLock, Timeout
 
@@ -55,6 +57,8 @@ _STATE = re.compile(
 )
 #: The name of a file that a rewriting made: it counts only once the manifest names it.
 _REWRITTEN = re.compile(r"memories(?:_\d{8}_\d{6})?_[0-9a-f]{8}_\d{3}\b[^/]*")
+#: Locked, for sharing, by each process that reads files.
+_READERS = ".readers"
 _AT_ONCE = 8
 #: Seconds to wait for what another process does with the working copy.
 _PATIENCE = 60.0
@@ -78,6 +82,7 @@ class WorkingCopy:
 
     Attributes:
         storage: the objects.
+        readers: who in this process still reads files of it.
     """
 
     #: A lease that was not renewed for so many seconds is that of a machine that died.
@@ -95,6 +100,9 @@ class WorkingCopy:
         self._synced: dict[str, Synced] = {}
         self._objects: dict[str, StoredObject] = {}
         self._lost_lease = False
+        self._keeping = threading.Lock()
+        self._kept: int | None = None
+        self.readers: WeakSet[object] = WeakSet()
 
     @property
     def machine(self) -> str:
@@ -158,6 +166,7 @@ class WorkingCopy:
             LockedError: another machine is at work, and did not finish in time.
             ArchiveError: the bucket can't be used.
         """
+        self.keep()
         with self._guard(_PATIENCE):
             objects = self.storage.objects()
             self._require_place(objects)
@@ -388,6 +397,7 @@ class WorkingCopy:
             FileNotFoundError: the bucket does not have it.
             ArchiveError: it can't be brought, or is not what was recorded.
         """
+        self.keep()
         relative = str(path.absolute().relative_to(self.root))
         data, _ = self.storage.read(relative)
         known = self._manifests.entry(relative) or self._marks.of(path.name)
@@ -411,6 +421,7 @@ class WorkingCopy:
         Raises:
             ArchiveError: one can't be brought.
         """
+        self.keep()
         absent = [path for file in list_files(self.root) if is_placeholder(path := self.root / file.relative)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for answer in [pool.submit(self.fetch, path) for path in absent]:
@@ -426,12 +437,39 @@ class WorkingCopy:
         """
         return self.storage.read(relative)[0]
 
+    def keep(self) -> None:
+        """Keep the content of files here until this process gives it up itself, or ends."""
+        with self._keeping:
+            if self._kept is None:
+                kept = self._open_readers()
+                fcntl.flock(kept, fcntl.LOCK_SH)
+                self._kept = kept
+
+    def _open_readers(self) -> int:
+        with archive_errors(self.root / _READERS):
+            return os.open(self.root / _READERS, os.O_RDWR | os.O_CREAT, 0o600)
+
     def evict(self, most: int) -> None:
         """Give up the content of files, those that were not used for the longest time first, until few bytes are left.
+
+        Where others still read them, the last one of these does it.
 
         Args:
             most: so many bytes may stay.
         """
+        with self._keeping:
+            if self.readers or not self.root.exists():
+                return
+            kept = self._open_readers() if self._kept is None else self._kept
+            self._kept = None
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._evict(most)
+            finally:
+                os.close(kept)
+
+    def _evict(self, most: int) -> None:
         found = []
         for file in list_files(self.root):
             path, entry = self.root / file.relative, self._manifests.entry(file.relative)
@@ -630,29 +668,34 @@ class WorkingCopy:
             durable_write(self.root / RECORD, json.dumps({"url": self.storage.url, "synced": self._synced}).encode())
 
 
-def refresh(root: Path, *, damaged: bool = False) -> None:
+def refresh(root: Path, reader: object = None, *, damaged: bool = False) -> None:
     """Have in an archive's folder what its bucket holds, with all content; nothing is to be done for other archives.
 
     Args:
         root: the archive's folder.
+        reader: reads files until :func:`evict` is called for it, or it is gone.
         damaged: leave damaged files as they are.
 
     Raises:
         ArchiveError: the bucket can't be read.
     """
     for copy in _copies_in(root):
+        if reader is not None:
+            copy.readers.add(reader)
         copy.pull()
         copy.fetch_all(damaged=damaged)
 
 
-def evict(root: Path) -> None:
+def evict(root: Path, reader: object) -> None:
     """Give up what exceeds ``VIDURAI_CACHE_SIZE`` in an archive's folder; nothing is to be done for other archives.
 
     Args:
         root: the archive's folder, or that of the archives of several stores.
+        reader: reads nothing more.
     """
     copies = _copies_in(root)
     for copy in copies:
+        copy.readers.discard(reader)
         copy.evict(copy.most_bytes // len(copies))
 
 

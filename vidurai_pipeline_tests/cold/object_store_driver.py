@@ -135,9 +135,24 @@ def another_machine_sees_all_and_a_second_question_transfers_nothing(one: Scenar
         assert all(is_placeholder(path) for path in open_archive(load_settings()).files())
         assert count() == moved
 
+    def read_while_others_ask() -> None:
+        archive = open_archive(load_settings())
+        with RepoAnalyst() as analyst:
+            analyst.query_archive("SELECT count(*) FROM history_all")
+            (one.folder / "reading").touch()
+            wait_until((one.folder / "asked").exists)
+            assert count() == moved
+            assert not any(is_placeholder(path) for path in archive.files())
+        assert all(is_placeholder(path) for path in archive.files())
+
     in_child(ask)
     os.environ["VIDURAI_CACHE_SIZE"] = "1B"
     in_child(ask_with_little_room)
+    reader = start_child(read_while_others_ask)
+    wait_until((one.folder / "reading").exists)
+    in_child(count)
+    (one.folder / "asked").touch()
+    assert os.waitpid(reader, 0)[1] == 0
 
 
 def a_flush_that_is_cut_off_loses_nothing(one: Scenario, number: int) -> None:
