@@ -469,6 +469,7 @@ class _Update:
         path = self._folder / name
         with archive_errors(path):
             durable_write(path, found.to_bytes(self._made_by))
+            self._damaged = [other for other in self._damaged if other != path]
             if self._files[name] not in list_files(self._archive.root, self._files[name].relative.rpartition("/")[0]):
                 path.unlink()  # erased or rewritten meanwhile
 

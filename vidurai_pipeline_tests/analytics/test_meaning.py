@@ -331,7 +331,8 @@ def test_a_broken_file_is_said_and_made_anew(
         with pytest.warns(SearchIndexWarning, match="words alone"):
             assert ids(analyst, "g1", mode="auto")
     assert search_index(archive).status == "warning"
-    assert index.update(archive, model, seconds=600).embedded == 3
+    report = index.update(archive, model, seconds=600)
+    assert (report.embedded, report.vectors) == (3, 6)
     assert search_index(archive).status == "ok"
     assert not list(index.folder.glob("*.part"))
 
