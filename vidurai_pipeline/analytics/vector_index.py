@@ -10,7 +10,6 @@ A vector tells something of its memory's text, so there is none of an encrypted 
 
 import contextlib
 import hashlib
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.analytics.embeddings import BATCH, EmbeddingModel, load_model, normalized
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.analytics.vectors import Vectors, nearest, whole_numbers
-from vidurai_pipeline.analytics.word_index import NAME, Progress, file_key
+from vidurai_pipeline.analytics.word_index import NAME, Progress, file_key, remove_folder
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled, require_archive, store_roots
@@ -222,8 +221,8 @@ class VectorIndex:
             ArchiveError: it can't be removed.
         """
         self._read = {}
-        with archive_errors(self.folder), contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
+        with archive_errors(self.folder):
+            remove_folder(self.folder)
 
     def forget(self, archive: Archive) -> int:
         """Remove the vectors of memories that are no longer archived; returns of how many.

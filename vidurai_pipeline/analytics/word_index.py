@@ -16,6 +16,7 @@ import shutil
 import struct
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -251,7 +252,7 @@ class WordIndex:
         self._open = None
         with archive_errors(self.folder):
             for path in self.folder.glob(_ANY_FORMAT):
-                shutil.rmtree(path)
+                remove_folder(path)
 
     def update(
         self,
@@ -453,6 +454,15 @@ def documents(connection: duckdb.DuckDBPyConnection, table: Any, file: str = "")
             yield from itertools.chain.from_iterable(rows)
     finally:
         connection.unregister("documents_source")
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder of the index, if it is there; also while others write into it."""
+    # They know it by its name, and can put nothing into one of another name; an update removes it if this dies here.
+    gone = path.with_name(_ANY_FORMAT.replace("*", f"gone-{uuid.uuid4().hex}"))
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(gone)
+        shutil.rmtree(gone)
 
 
 def file_key(file: ArchiveFile, manifests: Manifests) -> str:
