@@ -16,7 +16,7 @@ endif
 # More for pytest: make test PYTEST_ARGS="-k query -x"
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub bench-search bench-fleet clean
+.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub bench-search bench-fleet bench-objects clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -73,6 +73,9 @@ bench-scrub: $(VENV)/installed  ## compare the proof of archived files with SHA-
 
 bench-fleet: $(VENV)/installed  ## one Q-table from 100,000,000 experiences of 200 stores: some minutes, and 2 GB of disk
 	$(BIN)/python -m benchmarks.fleet
+
+bench-objects: $(VENV)/installed  ## count what an archive in an object store takes in requests and bytes
+	$(BIN)/python -m benchmarks.objects
 
 clean:  ## remove the sample stores and the virtual environments
 	rm -rf sample another $(VENV) .venvs
