@@ -319,13 +319,15 @@ class WordIndex:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other updates out. Its own lock goes with :meth:`discard`, and what updates it goes on for a while."""
+        busy = f"{self.folder}: another process is updating it"
         lock = FileLock(self.folder / ".lock", timeout=0, mode=0o600)
-        try:
-            with archive_errors(self.folder):
+        with archive_errors(self.folder):
+            try:
                 lock.acquire()
+            except Timeout:  # an OSError, too
+                raise SearchIndexError(busy, "try again later") from None
+        try:
             yield
-        except Timeout:
-            raise SearchIndexError(f"{self.folder}: another process is updating it", "try again later") from None
         finally:
             lock.release()
 
