@@ -309,13 +309,17 @@ def test_two_updates_at_once_are_one_error_and_no_harm(archive: Archive) -> None
 def test_what_updates_a_deleted_index_keeps_others_from_making_it_anew(archive: Archive) -> None:
     write_file(archive.root, [memory(77_777, verbatim="zyzzyva pytest")], month="2020-05")
 
+    refused = []
+
     def delete(*_: object) -> None:
         WordIndex(archive.root).discard()
-        with pytest.raises(SearchIndexError, match="another process"):
+        with pytest.raises(SearchIndexError, match="another process") as error:
             WordIndex(archive.root).update(archive)
+        refused.append(error)
 
     with pytest.raises(SearchIndexError):
         WordIndex(archive.root).update(archive, progress=delete)
+    assert refused
     assert not WordIndex(archive.root).present()
     WordIndex(archive.root).update(archive)
     assert agrees(archive)
