@@ -57,10 +57,12 @@ def similar_memories(columns: Collection[str]) -> str:
         columns: those of ``history``.
     """
     same_store = " AND history.store IS NOT DISTINCT FROM near.store" if "store" in columns else ""
+    taken = {name.lower() for name in columns}
+    question, number = (next(free for n in range(1, 99) if (free := "_" * n + name) not in taken) for name in "qn")
     return f"""
-        similar_memories(question, number := 20) AS TABLE
+        similar_memories({question}, {number} := 20) AS TABLE
         SELECT history.*, near.similarity
-        FROM (SELECT unnest({NEAREST}(question::VARCHAR, number::BIGINT), recursive := true)) AS near
+        FROM (SELECT unnest({NEAREST}({question}::VARCHAR, {number}::BIGINT), recursive := true)) AS near
         JOIN history
         ON history.id = near.id AND history.created_ts IS NOT DISTINCT FROM near.created{same_store}
         ORDER BY near.similarity DESC
@@ -223,7 +225,7 @@ class Views:
             SELECT substr(filename, {len(self._listing.root) + 2}), place
             FROM ({self._union([*key, "created_at", "archived_at", "filename", "place"])}) AS copy
             SEMI JOIN repeated ON {same}
-            QUALIFY 1 < row_number() OVER (
+            QUALIFY (filename, place) <> first_value((filename, place)) OVER (
                 PARTITION BY {keys}, created_at
                 ORDER BY {utc_timestamp("archived_at")} DESC NULLS LAST, archived_at DESC NULLS LAST, filename DESC,
                     place DESC

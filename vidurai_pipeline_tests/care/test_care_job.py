@@ -99,7 +99,7 @@ def test_the_nightly_job_never_finds_the_archive_locked_by_reading(
             free.append(True)
         return "", 0, 0
 
-    monkeypatch.setattr("vidurai_pipeline.care.scrub.digest_file", read)
+    monkeypatch.setattr(Archive, "digest", read)
     execute(settings, instance, "care")
     assert free == [True]
 
