@@ -108,8 +108,10 @@ def test_a_killed_process_is_named_and_costs_nothing(sample_store: Store) -> Non
     ):
         MemoryArchiver(db, db.parent / "archive", rows_per_file=300).flush()
     assert len(hot_rows(db)) < len(before)
+    # It may have written its second file before it died.
+    waiting = len(hot_rows(db, "status = 'ARCHIVED'"))
     result = MemoryArchiver(db, db.parent / "archive", rows_per_file=300).flush()
-    assert len(result.files) == 2
+    assert len(result.files) == -(-waiting // 300)
     assert_one_tier(before, db, db.parent / "archive")
     assert not [path for path in (db.parent / "archive").rglob("*") if path.name.endswith(".part")]
 
