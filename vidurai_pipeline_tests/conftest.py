@@ -13,7 +13,7 @@ import pytest
 from vidurai_pipeline.cold.keys import add_key
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import DATA
-from vidurai_pipeline_tests.support.stores import change
+from vidurai_pipeline_tests.support.stores import QUICK, change
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -33,8 +33,8 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("VIDURAI_HOME", str(home / ".vidurai"))
-    monkeypatch.setenv("VIDURAI_SECRETS_CHECK", "false")  # a second for each store; its own tests turn it on
-    monkeypatch.setenv("VIDURAI_EMBED_MINUTES", "0")  # minutes of the processor for each store; its own tests set it
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

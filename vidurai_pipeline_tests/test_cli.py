@@ -19,7 +19,7 @@ import pytest
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline_tests.support.archives import experience, write_file
 from vidurai_pipeline_tests.support.cli import COMMAND, cli, loads
-from vidurai_pipeline_tests.support.stores import Store
+from vidurai_pipeline_tests.support.stores import QUICK, Store
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 
@@ -406,6 +406,7 @@ def test_the_next_step_that_demo_names_works_as_it_stands(tmp_path: Path, way: s
     environment = {
         "PATH": f"{programs}:/usr/bin:/bin" if way == "by its name" else "/usr/bin:/bin",
         "HOME": str(tmp_path),
+        **QUICK,
     }
 
     def sh(line: str) -> str:

@@ -23,6 +23,7 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.report import PublishReport
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.reference import run_reference
+from vidurai_pipeline_tests.support.stores import QUICK
 from vidurai_pipeline_tests.support.tiers import Row, assert_one_tier, cold_rows, hot_rows
 
 pytestmark = pytest.mark.processes
@@ -52,7 +53,7 @@ class Machine:
             "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(home),
             "VIDURAI_HOME": str(self.vidurai),
-            "VIDURAI_SECRETS_CHECK": "false",  # a second for each store
+            **QUICK,
         }
 
     def sh(self, script: str, **environment: object) -> Result:

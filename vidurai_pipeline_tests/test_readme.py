@@ -14,7 +14,7 @@ from vidurai_pipeline.cli.main import main
 from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline.settings import Settings, unknown_variables
 from vidurai_pipeline_tests.support.cli import cli
-from vidurai_pipeline_tests.support.stores import flush
+from vidurai_pipeline_tests.support.stores import QUICK, flush
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -85,7 +85,7 @@ def test_the_blocks_work_when_they_are_pasted_in_order(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
         cwd=tmp_path,
-        env={**environment, "HOME": str(tmp_path)},
+        env={**environment, **QUICK, "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

@@ -27,6 +27,7 @@ from vidurai_pipeline_tests.support.processes import (
     running,
     successful_runs,
 )
+from vidurai_pipeline_tests.support.stores import QUICK
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 pytestmark = pytest.mark.processes
@@ -86,6 +87,7 @@ def environment(sample_store: Callable[[str], Path], tmp_path: Path) -> dict[str
         shutil.copy(DEPLOY / name, home)
     return {
         **NOTHING_ON_ITS_OWN,
+        **QUICK,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "DAGSTER_HOME": str(home),

@@ -25,6 +25,7 @@ from vidurai_pipeline_tests.support.processes import (
     running,
     successful_runs,
 )
+from vidurai_pipeline_tests.support.stores import QUICK
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 
 pytestmark = pytest.mark.processes
@@ -68,7 +69,7 @@ class Unit:
         parser.read(UNITS / name)
         service = {key: value.replace("%h", str(home)) for key, value in parser["Service"].items()}
         given = dict(pair.split("=", 1) for pair in shlex.split(service.get("Environment", "")))
-        self.environment = {"PATH": os.environ["PATH"], "HOME": str(home), **given, **environment}
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(home), **QUICK, **given, **environment}
         line = service["ExecStart"].replace("\\\n", " ")
         self.command = [string.Template(word).substitute(self.environment) for word in shlex.split(line)]
 

@@ -15,6 +15,8 @@ from vidurai_pipeline.archival.report import ArchivedCount
 Store = Callable[[str], Path]
 #: The ARCHIVED memories of the sample stores.
 WAITING = {"guardian": 1_148, "schema_v7": 71}
+#: Turns off what takes seconds or minutes for each store; its own tests turn it on.
+QUICK = {"VIDURAI_SECRETS_CHECK": "false", "VIDURAI_EMBED_MINUTES": "0"}
 #: The least that a store of Vidurai's has.
 SCHEMA = """
     CREATE TABLE memories (
