@@ -1,6 +1,6 @@
 """Archival beside the reference implementation: the same stores, in one go, in turn.
 
-    python -m benchmarks.archive [--rows 10000 100000 300000] [--runs 3]
+    python -m benchmarks.archive [--rows 10000 100000 300000] [--runs 3] [--against CHECKOUT]
 
 Contestants:
 
@@ -8,6 +8,7 @@ reference   the public vidurai package's MemoryArchiver: select, write, delete; 
 bare        the same three steps with this project's parts
 full        the whole service: read back and compare, clean the search index and the gists, sync to the disk
 upkeep      full, and afterwards merge the search index, so that it takes less space (by --contestants)
+earlier ... the same, by the code of another checkout of this project (by --against)
 
 Each run gets a fresh copy of the store, in a process of its own. A prober in a third process asks for the write lock
 all the time, to see how long a writer would have had to wait. Memory is the largest proportional set size seen: pages
@@ -77,7 +78,7 @@ def memory(process: psutil.Process) -> float:
     return 0.0
 
 
-def run_once(who: str, store: Path, folder: Path) -> dict[str, Any]:
+def run_once(who: str, store: Path, folder: Path, against: Path | None) -> dict[str, Any]:
     """One run on a fresh copy of a store."""
     db, archive = folder / "vidurai.db", folder / "archive"
     shutil.rmtree(archive, ignore_errors=True)
@@ -88,14 +89,24 @@ def run_once(who: str, store: Path, folder: Path) -> dict[str, Any]:
     command = (
         [os.environ["VIDURAI_REFERENCE_PYTHON"], "-c", REFERENCE, str(db), str(archive)]
         if who == "reference"
-        else [sys.executable, "-m", "benchmarks.archive_contestant", who, str(db), str(archive)]
+        else [
+            sys.executable,
+            "-m",
+            "benchmarks.archive_contestant",
+            who.removeprefix("earlier "),
+            str(db),
+            str(archive),
+        ]
     )
+    # The contestant imports the package from the folder that it starts in.
+    checkout = against if who.startswith("earlier ") else Path(__file__).parents[1]
     prober = subprocess.Popen(
         [sys.executable, "-c", PROBER, str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert prober.stdout is not None
     prober.stdout.readline()
-    contestant = psutil.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "HOME": str(folder)})
+    environment = {**os.environ, "HOME": str(folder)}
+    contestant = psutil.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout)
     peak = 0.0
     while contestant.poll() is None:
         peak = max(peak, memory(contestant))
@@ -111,7 +122,7 @@ def run_once(who: str, store: Path, folder: Path) -> dict[str, Any]:
     return {**measured, "peak_mb": peak, "left": left, "longest_wait_ms": json.loads(longest) * 1000}
 
 
-def compare(rows: int, runs: int, contestants: list[str]) -> dict[str, Any]:
+def compare(rows: int, runs: int, contestants: list[str], against: Path | None) -> dict[str, Any]:
     """All contestants in turn on one store; medians."""
     with tempfile.TemporaryDirectory(prefix="archive-bench-") as name:
         folder = Path(name)
@@ -120,7 +131,7 @@ def compare(rows: int, runs: int, contestants: list[str]) -> dict[str, Any]:
         measured: dict[str, list[dict[str, Any]]] = {who: [] for who in contestants}
         for _ in range(runs):
             for who in contestants:
-                measured[who].append(run_once(who, store, folder))
+                measured[who].append(run_once(who, store, folder, against))
     medians = {
         who: {name: statistics.median(run[name] for run in each) for name in each[0]} for who, each in measured.items()
     }
@@ -133,22 +144,26 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 300_000])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--contestants", nargs="+", default=["reference", "bare", "full"])
+    parser.add_argument("--against", type=Path, help="another checkout of this project")
     options = parser.parse_args()
+    if options.against:
+        options.contestants += [f"earlier {who}" for who in options.contestants if who != "reference"]
     if "reference" in options.contestants and not os.environ.get("VIDURAI_REFERENCE_PYTHON"):
         parser.error("set VIDURAI_REFERENCE_PYTHON, run `make bench`, or leave the reference out by --contestants")
-    table = Table("rows", "who", "seconds", "rows/s", "times the reference", "not purged", "peak MB", "longest wait ms")
+    beside = "reference" if "reference" in options.contestants else options.contestants[-1]
+    table = Table("rows", "who", "seconds", "rows/s", f"times {beside}", "not purged", "peak MB", "longest wait ms")
     report = []
     for rows in options.rows:
-        result = compare(rows, options.runs, options.contestants)
+        result = compare(rows, options.runs, options.contestants, options.against)
         report.append(result)
-        reference = result["medians"].get("reference", {}).get("seconds")
+        measure = result["medians"][beside]["seconds"]
         for who, figures in result["medians"].items():
             table.add_row(
                 f"{result['rows']:,}",
                 who,
                 f"{figures['seconds']:.2f}",
                 f"{figures['rows'] / figures['seconds']:,.0f}",
-                f"{reference / figures['seconds']:.2f}" if reference else "-",
+                f"{measure / figures['seconds']:.2f}",
                 f"{figures['left']:,.0f}",
                 f"{figures['peak_mb']:.0f}",
                 f"{figures['longest_wait_ms']:.0f}",
