@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from vidurai_pipeline.cold.files import make_present
 from vidurai_pipeline.cold.listing import list_files, list_settled
 from vidurai_pipeline.cold.tombstones import Tombstones
 from vidurai_pipeline.errors import ArchiveError, ConfigError
@@ -105,6 +106,8 @@ def _files_of(store: Store) -> tuple[list[str], list[str]]:
     settled, removed = list_settled(store.archive), Tombstones(store.archive).files()
     if any(file.key for file in settled):
         raise ArchiveError(f"{store.archive} is encrypted, and Spark has no keys", "unset VIDURAI_SPARK_MASTER")
+    for file in (*settled, *removed):
+        make_present(store.archive / file.relative)
     paths = [[f"{store.archive.absolute()}/{file.relative}" for file in found] for found in (settled, removed)]
     return paths[0], paths[1]
 
@@ -142,7 +145,7 @@ def _session(settings: Settings) -> Iterator["SparkSession"]:
         name = re.search(r"\[([A-Z_.]+)\]", str(error))
         raise ArchiveError(
             f"Spark could not count what is in {settings.archive_path} ({name[1] if name else type(error).__name__})",
-            "make sure that its workers see the files under the same paths, or unset VIDURAI_SPARK_MASTER",
+            "let its workers see the files under the same paths, or unset VIDURAI_SPARK_MASTER: DuckDB reads more",
         ) from None
     finally:
         if running is None:
