@@ -175,6 +175,11 @@ def learn_fleet(settings: Settings, tables: Mapping[str, Path] | None = None) ->
     file.require_ours()
     report = FleetReport(file.path, engine)
     stores = find_stores(settings, tables)
+    for store in stores:
+        if store.q_table is not None and TableFile(store.q_table).path == file.path:
+            raise ConfigError(
+                f"VIDURAI_FLEET_Q_TABLE={file.path} is the own table of the store {store.name}", "name another file"
+            )
     counts, report.left_out = count(settings, stores)
     if stores and not counts:
         raise ArchiveError(f"no store's archive can be read, such as {next(iter(report.left_out.values()))}")

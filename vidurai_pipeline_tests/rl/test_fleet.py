@@ -225,6 +225,15 @@ def test_a_file_of_another_program_is_left_alone(settings: Settings, fill: Calla
     assert json.loads(settings.fleet_q_table_path.read_text()) == {"mine": 1}
 
 
+def test_a_store_s_own_table_is_not_replaced(settings: Settings, fill: Callable[[str, Rows], Path]) -> None:
+    own = settings.fleet_q_table_path
+    dream(fill("alice", outcomes(4, 1)), own)
+    before = own.read_bytes()
+    with pytest.raises(ConfigError, match="own table of the store alice"):
+        learn_fleet(settings, {"alice": own})
+    assert own.read_bytes() == before
+
+
 def test_dream_for_the_fleet_on_the_command_line(settings: Settings, fill: Callable[[str, Rows], Path]) -> None:
     fill("alice", outcomes(900, 100))
     fill("odd", outcomes(20, 280))
