@@ -24,9 +24,6 @@ def connect(
         scratch: a private folder, for what does not fit into memory. With keys, it is encrypted there.
         keys: the archive's keys; default none.
         further: more of DuckDB's settings.
-
-    Raises:
-        ConfigError: DuckDB does not take a setting.
     """
     settings: dict[str, object] = {
         **({} if threads is None else {"threads": threads}),

@@ -86,11 +86,7 @@ def _unreadable(listing: Listing, file: ArchiveFile) -> str:
 
 
 class DamageFilter:
-    """Leaves out what is damaged, so that the rest of an archive can be asked.
-
-    Args:
-        manifests: what is recorded of the archive's files.
-    """
+    """Leaves out what is damaged, so that the rest of an archive can be asked."""
 
     def __init__(self, manifests: StoreManifests) -> None:
         self._manifests = manifests
@@ -105,10 +101,6 @@ class DamageFilter:
 
         Returns:
             the intact files; and what is wrong with the others, and with those that are gone.
-
-        Raises:
-            ArchiveError: a manifest can't be read.
-            duckdb.Error: as for :func:`find_damaged`.
         """
         flaws = [*self._manifests.missing(listing.files), *self._manifests.damaged(listing.files)]
         for file in listing.files:

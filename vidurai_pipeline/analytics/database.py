@@ -160,10 +160,6 @@ class ArchiveDatabase:
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Give a connection whose views read the files that are there now.
 
-        Raises:
-            ArchiveError: the archive, or a file in it, can't be read.
-            ConfigError: a setting is not one that DuckDB takes.
-
         Warns:
             ArchiveWarning: damaged files are left out, as the database was told.
         """
@@ -239,11 +235,6 @@ class ArchiveDatabase:
     def columns_needed(self, connection: duckdb.DuckDBPyConnection, statement: str, parameters: object) -> set[str]:
         """Which of the hot store's columns a statement needs, as far as DuckDB's plan tells.
 
-        Args:
-            connection: one with the outline of ``memories``.
-            statement: the statement.
-            parameters: its values.
-
         Raises:
             duckdb.Error: the statement is wrong.
         """
@@ -251,13 +242,7 @@ class ArchiveDatabase:
         return _scanned(json.loads(plan[0][1]))
 
     def rows_needed(self, statement: Statement, tiers: BothTiers, parameters: Parameters) -> RowFilter:
-        """Which of the hot store's memories a statement can be about.
-
-        Args:
-            statement: the statement.
-            tiers: the outline of ``memories``.
-            parameters: the statement's values.
-        """
+        """Which of the hot store's memories a statement can be about."""
         same = {name: type_ for name, type_ in tiers.hot.items() if tiers.columns.get(name) == type_}
         if self._given is None:
             return row_filter(statement, same, parameters)

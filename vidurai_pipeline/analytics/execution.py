@@ -101,13 +101,6 @@ class TimeLimit:
 class Query:
     """A statement on its way to an answer.
 
-    Args:
-        database: the archive's views.
-        hot: the hot store, for statements that name ``memories``.
-        sql: the statement.
-        parameters: its values for ``?`` or ``$name``.
-        limit: stops it when its time is up, which includes the reading of its answer.
-
     Attributes:
         parameters: its values.
         about_nothing: whether there is nothing yet that it could read.
@@ -142,7 +135,6 @@ class Query:
 
         Raises:
             QueryError: the statement is wrong, may not run here, or takes more time or memory than it may.
-            ArchiveError: the archive, or a file in it, can't be read.
             HotStoreError: the hot store, which the statement needs, can't be read.
         """
         while True:
@@ -176,10 +168,6 @@ class Query:
         Args:
             step: the work.
             source: what it works on; default the connection that the statement runs on.
-
-        Raises:
-            QueryError: as for :meth:`run`.
-            ArchiveError: as for :meth:`run`.
         """
         try:
             return self._limit.run(source or self._connection, step)

@@ -64,10 +64,6 @@ class Footers:
     def merged(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> dict[str, str]:
         """Give every column of any of the files and the type that suits all of them.
 
-        Args:
-            connection: a connection that may read the files.
-            listing: the files.
-
         Raises:
             ArchiveError: a file is damaged, is not of memories, or disagrees with the others; it is named.
         """

@@ -30,12 +30,7 @@ follow(sys.argv[2])
 
 
 class FlushIndexing:
-    """Updates the search index during a flush, and after it. It never makes the flush fail.
-
-    Args:
-        settings: those of the flush.
-        progress: told how far the flush is, and then the index.
-    """
+    """Updates the search index during a flush, and after it. It never makes the flush fail."""
 
     #: Of so many waiting memories or more, a second process indexes while this one purges.
     rows_worth_a_process = 20_000

@@ -32,11 +32,7 @@ _FORMAT = f"4 {duckdb.__version__}"
 
 
 class ListingCache:
-    """The cache of one archive.
-
-    Args:
-        base: the archive's folder.
-    """
+    """The cache of one archive."""
 
     def __init__(self, base: Path) -> None:
         name = hashlib.sha256(os.fsencode(base)).hexdigest()[:24]

@@ -173,12 +173,7 @@ class Search:
         return sql, parameters
 
     def sql_of(self, source: str, ids: Iterable[int]) -> tuple[str, dict[str, object]]:
-        """Make the query that gives memories, as far as the filters let them pass, and its parameters.
-
-        Args:
-            source: as for :meth:`sql`.
-            ids: the memories' ids.
-        """
+        """Make the query that gives memories, as far as the filters let them pass, and its parameters."""
         parameters: dict[str, object] = {"ids": list(ids)}
         conditions = ["id IN (SELECT unnest($ids::BIGINT[]))", *self._conditions(parameters)]
         return f"SELECT {_selected(self.found, '0')} FROM {source} WHERE {' AND '.join(conditions)}", parameters
@@ -316,11 +311,7 @@ def _read_text(text: str, *, end: bool) -> dt.datetime:
 
 
 def salience_scores(salience: str | Sequence[str] | None) -> list[int] | None:
-    """The levels of a filter as numbers, CRITICAL 5 to NOISE 1; None where it has none.
-
-    Raises:
-        QueryError: there is no such level.
-    """
+    """The levels of a filter as numbers, CRITICAL 5 to NOISE 1; None where it has none."""
     if salience is None:
         return None
     wanted = [level.strip().upper() for level in ([salience] if isinstance(salience, str) else salience)]
@@ -340,12 +331,7 @@ def readable_texts(row: Mapping[str, object]) -> list[object]:
 
 
 def snippet(fields: Iterable[object], words: str) -> str:
-    """Cut the text around the first hit out of the first field that has one, on one line, with each hit marked.
-
-    Args:
-        fields: the memory's texts, in the order in which they are worth showing.
-        words: what was searched for.
-    """
+    """Cut the text around the first hit out of the first field that has one, on one line, with each hit marked."""
     texts = [" ".join(str(field).split()) for field in fields if field]
     expression = re.compile("|".join(f"(?:{pattern(word)})" for word in split_words(words)), re.IGNORECASE)
     for text in texts:

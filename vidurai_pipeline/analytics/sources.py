@@ -25,8 +25,6 @@ def scan(connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequenc
         files: which of its files; all of them by default.
 
     Raises:
-        MissingKeyError: a key is not there.
-        ArchiveError: an encrypted file can't be read.
         duckdb.IOException: one was withdrawn since it was listed.
     """
     files = listing.files if files is None else files
@@ -41,11 +39,7 @@ def scan(connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequenc
 
 
 def group_encrypted(listing: Listing, files: Sequence[ArchiveFile]) -> list[list[ArchiveFile]]:
-    """The encrypted files by key and schema, as Arrow can read them together.
-
-    Raises:
-        MissingKeyError, ArchiveError, duckdb.IOException: as for :func:`scan`.
-    """
+    """The encrypted files by key and schema, as Arrow can read them together."""
     groups: dict[tuple[str, str], list[ArchiveFile]] = {}
     for file in files:
         if file.key is not None:
@@ -57,11 +51,7 @@ def group_encrypted(listing: Listing, files: Sequence[ArchiveFile]) -> list[list
 
 
 def open_encrypted(listing: Listing, files: Sequence[ArchiveFile]) -> "Dataset":
-    """Open encrypted files of one key and schema, for a table.
-
-    Raises:
-        MissingKeyError, ArchiveError, duckdb.IOException: as for :func:`scan`.
-    """
+    """Open encrypted files of one key and schema, for a table."""
     from vidurai_pipeline.cold.encrypted import open_dataset  # noqa: PLC0415  (slow to import)
 
     with _withdrawn(listing.path(files[0])):

@@ -116,11 +116,7 @@ class Coverage(NamedTuple):
 
 
 class VectorIndex:
-    """The vector index of an archive; it need not exist. It may be shared by threads.
-
-    Args:
-        root: the archive's folder.
-    """
+    """The vector index of an archive; it need not exist. It may be shared by threads."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -141,9 +137,6 @@ class VectorIndex:
         Args:
             model: only those that the model with this digest made.
             damaged: takes the files that can't be read; without it they are an error.
-
-        Raises:
-            SearchIndexError: one can't be read.
         """
         read = {}
         for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
@@ -178,10 +171,6 @@ class VectorIndex:
         Args:
             archive: the archive, whose folder is this one's.
             model: count only vectors that the model with this digest made.
-
-        Raises:
-            SearchIndexError: it can't be read.
-            ArchiveError: a manifest or a file can't be read.
         """
         held = self.held(model)
         rows = {_name(file, archive.manifests): _rows(file, archive) for file in list_settled(self.root)}
@@ -215,21 +204,13 @@ class VectorIndex:
         return [Hit(id_, None if time_ == _NO_TIME else time_, score) for (id_, time_), score in ranked]
 
     def discard(self) -> None:
-        """Remove it from the disk.
-
-        Raises:
-            ArchiveError: it can't be removed.
-        """
+        """Remove it from the disk."""
         self._read = {}
         with archive_errors(self.folder):
             remove_folder(self.folder)
 
     def forget(self, archive: Archive) -> int:
-        """Remove the vectors of memories that are no longer archived; returns of how many.
-
-        Raises:
-            ArchiveError: they can't be removed.
-        """
+        """Remove the vectors of memories that are no longer archived; returns of how many."""
         if not self.folder.exists():
             return 0
         before = 0
@@ -260,7 +241,6 @@ class VectorIndex:
 
         Raises:
             SearchIndexError: another process updates it.
-            ArchiveError: a file can't be read or written.
         """
         began = time.monotonic()
         require_archive(self.root)
@@ -283,11 +263,7 @@ class VectorIndex:
 
 
 class StoreVectors:
-    """The vector indexes of an archive, and of the stores that share its folder.
-
-    Args:
-        base: the folder.
-    """
+    """The vector indexes of an archive, and of the stores that share its folder."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
@@ -351,9 +327,6 @@ def update_vectors(
 
     Returns:
         what was done, and why nothing could be embedded, if so.
-
-    Raises:
-        ArchiveError: as for :meth:`VectorIndex.update`.
     """
     minutes = settings.embed_minutes if minutes is None else minutes
     model, note = None, None
@@ -370,15 +343,7 @@ def update_vectors(
 
 
 class _Update:
-    """One update: moves vectors, takes them, makes them, and removes what is gone.
-
-    Args:
-        index: what to update.
-        archive: its archive.
-        files: the archive's files.
-        model: as for :meth:`VectorIndex.update`.
-        stack: closes what is opened.
-    """
+    """One update: moves vectors, takes them, makes them, and removes what is gone."""
 
     def __init__(
         self,

@@ -124,11 +124,6 @@ def nearest(
 ) -> "Iterator[tuple[Vectors, NDArray[np.float32]]]":
     """The vectors with the smallest angle to another one, at least as many of each part as are among the first.
 
-    Args:
-        parts: the vectors.
-        vector: the other one, of length 1.
-        count: how many are wanted.
-
     Returns:
         some of each part, and the cosines of their angles.
     """

@@ -36,11 +36,7 @@ NEAREST_TYPE = "STRUCT(store VARCHAR, id BIGINT, created TIMESTAMP, similarity D
 
 
 def projects(columns: Collection[str]) -> str:
-    """Make the SQL of the view of the projects, with how many memories each has in which tier.
-
-    Args:
-        columns: those of ``history``. With several stores, each has projects of its own.
-    """
+    """Make the SQL of the view of the projects, with how many memories each has in which tier."""
     store = "store, " if "store" in columns else ""
     return f"""
         SELECT {store}project_id AS id, project_name AS name, project_path AS path,
@@ -51,11 +47,7 @@ def projects(columns: Collection[str]) -> str:
 
 
 def similar_memories(columns: Collection[str]) -> str:
-    """Make the table macro that gives the memories most similar to a text.
-
-    Args:
-        columns: those of ``history``.
-    """
+    """Make the table macro that gives the memories most similar to a text."""
     same_store = " AND history.store IS NOT DISTINCT FROM near.store" if "store" in columns else ""
     taken = {name.lower() for name in columns}
     question, number = (next(free for n in range(1, 99) if (free := "_" * n + name) not in taken) for name in "qn")
@@ -201,11 +193,7 @@ class Views:
         return self._shown(self._union([*self._names(), filename]))
 
     def history(self, *, duplicates: bool) -> str:
-        """Each memory once.
-
-        Args:
-            duplicates: whether the table of superseded copies has rows.
-        """
+        """Each memory once."""
         return self._shown(self._union(self._names(), without_superseded=duplicates))
 
     def superseded_places(self) -> str:
@@ -347,11 +335,7 @@ class BothTiers:
         return columns | {name: self.cold[name] for name in own} | {"tier": "VARCHAR"}
 
     def hot_side(self, source: str) -> str:
-        """The hot memories.
-
-        Args:
-            source: a table or subquery with the hot store's columns.
-        """
+        """The hot memories."""
         theirs = {name.lower(): (name, type_) for name, type_ in self.hot.items()}
         items = []
         for column, type_ in self.columns.items():
@@ -371,11 +355,7 @@ class BothTiers:
         return f"SELECT {', '.join(items)} FROM {source}{'' if self.stores.hot else ' WHERE false'}"
 
     def cold_side(self, *, duplicates: bool) -> str:
-        """The archived memories.
-
-        Args:
-            duplicates: whether the table ``IN_BOTH`` has rows.
-        """
+        """The archived memories."""
         theirs = {name.lower(): type_ for name, type_ in self.hot.items()}
         cold = {name.lower() for name in self.cold}
         items = []
@@ -425,11 +405,7 @@ _OWN_OF_BOTH: dict[str, str | None] = {
 
 
 def listed_memories(columns: Sequence[str]) -> str:
-    """What stands for the view of both tiers as long as no statement names it, so that it is listed with the others.
-
-    Args:
-        columns: those of ``history``.
-    """
+    """What stands for the view of both tiers as long as no statement names it, so that it is listed with the others."""
     names = ", ".join(quote_identifier(name) for name in columns if name.lower() != "tier")
     reason = "the hot store was not read: ask for `memories` by this name alone"
     return f"SELECT {names}, CAST(NULL AS VARCHAR) AS tier FROM history WHERE error({quote_literal(reason)}) IS NULL"

@@ -101,11 +101,7 @@ class Recall(NamedTuple):
 
 
 class WordIndex:
-    """The search index of an archive; it need not exist.
-
-    Args:
-        root: the archive's folder.
-    """
+    """The search index of an archive; it need not exist."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -157,11 +153,7 @@ class WordIndex:
             raise SearchIndexError(f"{self.folder} is damaged or can't be used: {reason}", _REBUILD) from None
 
     def held(self) -> dict[str, int]:
-        """How many memories it holds of each file, by the file's key.
-
-        Raises:
-            SearchIndexError: it can't be read.
-        """
+        """How many memories it holds of each file, by the file's key."""
         with self.errors():
             version = self._version()
             index = self.index
@@ -186,10 +178,6 @@ class WordIndex:
             files: the listing.
             manifests: those of the archive.
             held: what :meth:`held` gave, and what changed since then; default what it holds now.
-
-        Raises:
-            SearchIndexError: it can't be read.
-            ArchiveError: a manifest can't be read.
         """
         held = self.held() if held is None else held
         wanted = {file_key(file, manifests): file for file in files}
@@ -202,11 +190,7 @@ class WordIndex:
         return Lag(lacking, sorted(held.keys() - whole))
 
     def intact(self) -> bool:
-        """Whether its files are still as they were written; all of them are read.
-
-        Raises:
-            SearchIndexError: it can't be read.
-        """
+        """Whether its files are still as they were written; all of them are read."""
         with self.errors():
             segments = [
                 segment.replace("-", "") for segment in _SEGMENT.findall((self._path / "meta.json").read_text())
@@ -214,12 +198,7 @@ class WordIndex:
             return all(_as_written(path) for segment in segments for path in self._path.glob(f"{segment}.*"))
 
     def recall(self, archive: Archive) -> Recall:
-        """Ask for some memories of a file by their rarest words.
-
-        Raises:
-            SearchIndexError: it can't be read.
-            ArchiveError: the file can't be read.
-        """
+        """Ask for some memories of a file by their rarest words."""
         held = self.held()
         files = [file for file in list_settled(self.root) if file_key(file, archive.manifests) in held]
         if not files:
@@ -244,11 +223,7 @@ class WordIndex:
         return set(document["id"]) <= set(searcher.fast_field_values("id", addresses))
 
     def discard(self) -> None:
-        """Remove it from the disk, with all words that it still holds of memories that are gone.
-
-        Raises:
-            ArchiveError: it can't be removed.
-        """
+        """Remove it from the disk, with all words that it still holds of memories that are gone."""
         self._open = None
         with archive_errors(self.folder):
             for path in self.folder.glob(_ANY_FORMAT):
@@ -344,11 +319,7 @@ class WordIndex:
 
 
 class StoreIndexes:
-    """The search indexes of an archive, and of the stores that share its folder.
-
-    Args:
-        base: the folder.
-    """
+    """The search indexes of an archive, and of the stores that share its folder."""
 
     def __init__(self, base: Path) -> None:
         self._base = base

@@ -181,11 +181,7 @@ class Archive:
             yield
 
     def require_keys(self, files: Iterable[ArchiveFile]) -> None:
-        """Refuse to begin where a file's key is not there.
-
-        Raises:
-            MissingKeyError: one is not.
-        """
+        """Refuse to begin where a file's key is not there."""
         for file in files:
             self.keys.get(self.root / file.relative)
 
@@ -220,9 +216,6 @@ class Archive:
         """Write a file beside its place; at the end it is complete and on the disk, but hidden.
 
         It is encrypted if its name names a key. The hidden file is removed if anything fails.
-
-        Raises:
-            ArchiveError: the disk is full, the folder not writable.
         """
         make_folder(path.parent)
         # No other process's name, not even one's whose run has died before it.
@@ -280,11 +273,7 @@ class Archive:
         self.pending.remove(mark)
 
     def push(self) -> None:
-        """Bring the archive's bucket in line, if it has one; the archive must be locked.
-
-        Raises:
-            ArchiveError: the bucket can't be used.
-        """
+        """Bring the archive's bucket in line, if it has one; the archive must be locked."""
         if self.working_copy is not None:
             self.working_copy.push()
 
@@ -292,10 +281,6 @@ class Archive:
         """Have a pending file in the archive's bucket and in the mirror, as far as there are any.
 
         Nothing is done where it is there already.
-
-        Args:
-            contents: the file as it was read, and found to be what was written.
-            mark: its mark.
 
         Raises:
             ArchiveError: the bucket or the mirror can't be used, or another machine has taken the file's name.
@@ -313,14 +298,7 @@ class Archive:
             self.mirror.copy(contents, mark)
 
     def sync_mirror(self, folder: str) -> None:
-        """Bring a folder in line in the bucket and the mirror, as far as there are any; the archive must be locked.
-
-        Args:
-            folder: relative to the archive.
-
-        Raises:
-            ArchiveError: the bucket or the mirror can't be used.
-        """
+        """Bring a folder in line in the bucket and the mirror, as far as there are any; the archive must be locked."""
         self.push()
         if self.mirror is not None:
             self.mirror.sync(folder)
@@ -330,9 +308,6 @@ class Archive:
 
         Returns:
             whether one of them has it.
-
-        Raises:
-            ArchiveError: it could not be done.
         """
         if self.working_copy is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -359,7 +334,6 @@ class Archive:
 
         Raises:
             VerificationError: it did not read back equal; nothing was changed.
-            ArchiveError: it could not be done.
         """
         path = self.root / relative
         make_folder(path.parent)
@@ -419,21 +393,13 @@ class Archive:
         return replace(rewritten, path=path)
 
     def schema(self, file: ArchiveFile) -> pa.Schema:
-        """A file's columns.
-
-        Raises:
-            ArchiveError: it can't be read.
-        """
+        """A file's columns."""
         path = self.root / file.relative
         with archive_errors(path), self.keys.open(path) as parquet:
             return parquet.schema_arrow
 
     def footer(self, file: ArchiveFile) -> Footer:
-        """Read a file's footer.
-
-        Raises:
-            ArchiveError: it can't be read.
-        """
+        """Read a file's footer."""
         path = self.root / file.relative
         with archive_errors(path), self.keys.open(path) as parquet:
             columns = tuple((field.name, str(field.type), str(field.metadata)) for field in parquet.schema_arrow)
@@ -452,9 +418,6 @@ class Archive:
             path: of the new file.
             table: its rows.
             like: one of the files that the rows are from; the new one's footer says the same of them.
-
-        Raises:
-            ArchiveError: it can't be written.
         """
         source = self.root / like.relative
         with archive_errors(source), self.keys.open(source) as parquet:
@@ -471,11 +434,7 @@ class Archive:
         return self.contents(path)
 
     def contents(self, path: Path) -> "FileContents":
-        """Read a file from the disk, once.
-
-        Raises:
-            ArchiveError: it can't be read.
-        """
+        """Read a file from the disk, once."""
         with archive_errors(path):
             make_present(path)
             return FileContents(path, path.read_bytes(), self.keys)
@@ -486,12 +445,7 @@ class Archive:
             yield from _batches(file, columns)
 
     def digest(self, file: ArchiveFile) -> tuple[str, int, int]:
-        """Read a file from the disk, or from the bucket that the archive is in; see :func:`digest_file`.
-
-        Raises:
-            OSError: it can't be read.
-            ArchiveError: the bucket can't be read.
-        """
+        """Read a file from the disk, or from the bucket that the archive is in; see :func:`digest_file`."""
         path = self.root / file.relative
         if self.working_copy is None:
             return digest_file(path, from_disk=True)
@@ -537,11 +491,7 @@ class Archive:
         return contents
 
     def columns(self, file: ArchiveFile, names: Collection[str]) -> pa.Table:
-        """Some columns of a file, as far as it has them; its pages' checksums are checked.
-
-        Raises:
-            ArchiveError: it can't be read.
-        """
+        """Some columns of a file, as far as it has them; its pages' checksums are checked."""
         path = self.root / file.relative
         with archive_errors(path), self.keys.open(path) as parquet:
             return parquet.read([name for name in parquet.schema_arrow.names if name in names], use_threads=False)
@@ -706,11 +656,7 @@ class FileContents:
     def entry(
         self, *, store: tuple[str, str] | None = None, generation: int = 1, origin: Origin = "written"
     ) -> FileEntry:
-        """What the manifest is to record of it, proved now.
-
-        Raises:
-            ArchiveError: it is gone, or not Parquet.
-        """
+        """What the manifest is to record of it, proved now."""
         with archive_errors(self.path), self.parquet() as file:
             lowest, highest = id_range(file.metadata)
             return FileEntry(
@@ -729,11 +675,7 @@ class FileContents:
             )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Its rows, in batches of bounded size.
-
-        Raises:
-            ArchiveError: it is not Parquet, or a page is damaged.
-        """
+        """Its rows, in batches of bounded size."""
         with archive_errors(self.path), self.parquet() as file:
             yield from _batches(file)
 

@@ -27,12 +27,7 @@ class _FrugalDataset(ds.FileSystemDataset):
 
 
 def open_dataset(listing: Listing, files: Sequence[ArchiveFile]) -> ds.Dataset:
-    """Open files of one key and the same columns; ``FILE``, ``YEAR``, ``MONTH`` and ``STORE`` are added to these.
-
-    Raises:
-        MissingKeyError: their key is not there.
-        ArchiveError: the first file can't be read.
-    """
+    """Open files of one key and the same columns; ``FILE``, ``YEAR``, ``MONTH`` and ``STORE`` are added to these."""
     first = listing.path(files[0])
     with archive_errors(first), listing.keys.open(first) as parquet:
         schema = parquet.schema_arrow.remove_metadata()

@@ -30,21 +30,13 @@ class Erasure:
 
 
 class Erasures:
-    """The erasures of one archive.
-
-    Args:
-        root: the archive's folder.
-    """
+    """The erasures of one archive."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / ".erasures.json"
 
     def all(self) -> list[Erasure]:
-        """All of them, oldest first.
-
-        Raises:
-            ArchiveError: the record can't be read.
-        """
+        """All of them, oldest first."""
         try:
             with archive_errors(self._path):
                 return [Erasure(**entry) for entry in json.loads(self._path.read_text())]
@@ -56,19 +48,11 @@ class Erasures:
             raise ArchiveError(f"{self._path} can't be read: it is no record of erasures", "move it away") from None
 
     def taught(self) -> int:
-        """How many erasures there were of memories that the Q-table may have learned from.
-
-        Raises:
-            ArchiveError: the record can't be read.
-        """
+        """How many erasures there were of memories that the Q-table may have learned from."""
         return sum(entry.taught for entry in self.all())
 
     def add(self, erasure: Erasure) -> None:
-        """Record an erasure, or record it anew.
-
-        Raises:
-            ArchiveError: it can't be written.
-        """
+        """Record an erasure, or record it anew."""
         entries = [entry for entry in self.all() if entry.key != erasure.key]
         with archive_errors(self._path):
             durable_write(self._path, json.dumps([asdict(entry) for entry in [*entries, erasure]]).encode())

@@ -40,10 +40,6 @@ def _advice(error: OSError) -> str:
 def require_usable(path: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
     """Refuse a path at which there can be no archive, although it may look like one that is not made yet.
 
-    Args:
-        path: the path.
-        setting: the setting that names it.
-
     Raises:
         ArchiveError: it is not UTF-8, so that neither Arrow nor DuckDB could open a file there; or it is, or lies
             below, a link that leads nowhere, as to a disk that is not mounted.
@@ -63,11 +59,7 @@ def require_usable(path: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its missing parents for this user's eyes only, durably.
-
-    Raises:
-        ArchiveError: it can't be created, or something else stands in its place.
-    """
+    """Create a folder and its missing parents for this user's eyes only, durably."""
     require_usable(folder)
     with archive_errors(folder):
         if folder.is_dir():
@@ -128,9 +120,6 @@ def make_placeholder(path: Path, size: int, modified: int) -> None:
     """Put a file without content in the place of one that is in the object store alone.
 
     It has the size and time of the file, so that a listing shows what there is, and no one may read it.
-
-    Raises:
-        OSError: it can't be made.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
@@ -160,7 +149,6 @@ def make_present(path: Path) -> None:
 
     Raises:
         FileNotFoundError: it is not there.
-        ArchiveError: it can't be brought, or is damaged.
     """
     if fetchers and is_placeholder(path):
         for folder in path.absolute().parents:

@@ -70,7 +70,6 @@ def exchange_folders(one: Path, other: Path, shown: Path) -> None:
 
     Raises:
         ArchiveError: the file system can't do it.
-        OSError: as for :func:`exchange`.
     """
     try:
         exchange(one, other)
@@ -168,11 +167,7 @@ def next_generation(root: Path, folder: str) -> Iterator[Generation]:
 
 
 def sweep_generations(root: Path) -> None:
-    """Remove what a run that died left of a rewriting; the archive must be locked.
-
-    Raises:
-        ArchiveError: it can't be removed.
-    """
+    """Remove what a run that died left of a rewriting; the archive must be locked."""
     with archive_errors(root):
         for parent in (Path(os.path.realpath(root)).parent, root):
             for path in parent.glob(".*.????????.next"):

@@ -47,32 +47,20 @@ class Intent:
 
 
 class Intents:
-    """The intents of one archive.
-
-    Args:
-        root: the archive's folder.
-    """
+    """The intents of one archive."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / ".intents"
 
     def write(self, intent: Intent) -> None:
-        """Write or replace an intent, durably and at once.
-
-        Raises:
-            ArchiveError: the disk is full, the folder not writable.
-        """
+        """Write or replace an intent, durably and at once."""
         make_folder(self._folder)
         path = self._path(intent)
         with archive_errors(path):
             durable_write(path, json.dumps(asdict(intent)).encode())
 
     def all(self) -> list[Intent]:
-        """All intents.
-
-        Raises:
-            ArchiveError: one can't be read.
-        """
+        """All intents."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
             with archive_errors(path):
@@ -99,23 +87,14 @@ class Intents:
 
 
 class Grace:
-    """The memories that were restored lately, and are left alone whatever their status.
-
-    Args:
-        root: the archive's folder.
-        store: the hot store, as in a pending mark.
-    """
+    """The memories that were restored lately, and are left alone whatever their status."""
 
     def __init__(self, root: Path, store: tuple[str, str]) -> None:
         self._path = root / ".restored.json"
         self._store = store
 
     def add(self, ids: Iterable[int], until: datetime) -> None:
-        """Leave memories alone until a moment; what has passed is forgotten.
-
-        Raises:
-            ArchiveError: it can't be written.
-        """
+        """Leave memories alone until a moment; what has passed is forgotten."""
         entries = self._read()
         now = datetime.now(until.tzinfo).isoformat()
         entries = [entry for entry in entries if entry["until"] > now]
@@ -124,11 +103,7 @@ class Grace:
             durable_write(self._path, json.dumps(entries).encode())
 
     def ids(self, now: datetime) -> set[int]:
-        """The memories of this store that are left alone at a moment, in UTC.
-
-        Raises:
-            ArchiveError: the record can't be read.
-        """
+        """The memories of this store that are left alone at a moment, in UTC."""
         return {
             id_
             for entry in self._read()

@@ -105,11 +105,7 @@ class KeyRing:
         return self.keys[id_]
 
     def encryption(self, path: Path) -> Any:
-        """How a file of this name is to be written, as pyarrow has it; None for a plain one.
-
-        Raises:
-            MissingKeyError: its key is not there.
-        """
+        """How a file of this name is to be written, as pyarrow has it; None for a plain one."""
         key = self.get(path)
         return None if key is None else encryption.create_encryption_properties(key)
 
@@ -121,7 +117,6 @@ class KeyRing:
             data: its bytes, if they were read before.
 
         Raises:
-            MissingKeyError: its key is not there.
             ArchiveError: it is encrypted, but its name names no key.
             OSError, pyarrow.ArrowException: it can't be read.
         """
@@ -159,7 +154,6 @@ def add_key(path: Path) -> str:
 
     Raises:
         MissingKeyError: what is there is not a key file, or other users can read it.
-        ArchiveError: it can't be written.
     """
     path = Path(os.path.realpath(path))
     key = secrets.token_bytes(_KEY_BYTES)

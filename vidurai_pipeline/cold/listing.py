@@ -81,9 +81,6 @@ def list_files(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
     This is the one rule of what belongs to an archive. Links to files and folders are followed, a link back to a folder
     above is not. Hidden files and folders are left out, and so is ``lost+found``. The folders of stores in it are
     archives of their own. There are no files where there is no folder yet.
-
-    Raises:
-        ArchiveError: the folder, or one below it, can't be listed; a name leads to something that is no file.
     """
     try:
         if not base.exists():
@@ -114,9 +111,6 @@ def list_all_stores(base: Path, only: str | None = None) -> tuple[ArchiveFile, .
     Args:
         base: the folder.
         only: the one store whose files are wanted.
-
-    Raises:
-        ArchiveError: as for :func:`list_files`.
     """
     found = [] if only else list(list_files(base))
     roots = {only: base / store_folder(only)} if only else store_roots(base)
@@ -126,11 +120,7 @@ def list_all_stores(base: Path, only: str | None = None) -> tuple[ArchiveFile, .
 
 
 def list_settled(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
-    """List the files without a pending mark: the others may yet be found damaged, or lose memories that changed.
-
-    Raises:
-        ArchiveError: as for :func:`list_files`.
-    """
+    """List the files without a pending mark: the others may yet be found damaged, or lose memories that changed."""
     marks = PendingMarks(base)
     # The files first: one that is purged in between has then been settled all the while.
     return tuple(file for file in list_files(base, folder) if not marks.path(file.name).exists())
@@ -140,10 +130,6 @@ def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
     """Refuse a folder of other people's files: nothing may be written to it, and nothing in it is touched.
 
     An archive holds its partitions, and hidden files. What its first file holds must be memories.
-
-    Args:
-        base: the folder.
-        setting: the setting that names it.
 
     Raises:
         ArchiveError: it is no archive; or it can't be read.
@@ -176,11 +162,7 @@ def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
 
 
 def require_one_store(base: Path) -> None:
-    """Refuse to take a folder of several stores' archives for the archive of one.
-
-    Raises:
-        ArchiveError: it is such a folder.
-    """
+    """Refuse to take a folder of several stores' archives for the archive of one."""
     if stores := store_roots(base):
         raise ArchiveError(
             f"{base} holds the archives of several stores, such as {next(iter(stores))}",
@@ -302,11 +284,7 @@ class Listing:
         return cls(base, root, tuple(files), keys or KeyRing())
 
     def require_keys(self) -> None:
-        """Refuse to go on without a key that one of the files needs.
-
-        Raises:
-            MissingKeyError: a key is not there.
-        """
+        """Refuse to go on without a key that one of the files needs."""
         for file in {file.key: file for file in self.files}.values():
             self.keys.get(self.path(file))
 

@@ -197,9 +197,6 @@ def digest_file(path: Path, *, from_disk: bool = False) -> tuple[str, int, int]:
 
     Returns:
         its SHA-256 in hexadecimal; its size in bytes; its time of modification before it was read, in nanoseconds.
-
-    Raises:
-        OSError: it can't be read.
     """
     make_present(path)
     digest, size = hashlib.sha256(), 0
@@ -236,11 +233,7 @@ class Flaw(NamedTuple):
 
 
 class Manifests:
-    """All manifests of an archive.
-
-    Args:
-        root: the archive's folder.
-    """
+    """All manifests of an archive."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -248,11 +241,7 @@ class Manifests:
         self._trusted: set[ArchiveFile] = set()
 
     def of(self, folder: str) -> Manifest:
-        """The manifest of a folder, given relative to the archive; read again only when it has changed.
-
-        Raises:
-            ArchiveError: it can't be read.
-        """
+        """The manifest of a folder, given relative to the archive; read again only when it has changed."""
         path = self.root / folder / NAME
         try:
             status = path.stat()
@@ -270,11 +259,7 @@ class Manifests:
         return self.of(folder).entries.get(name)
 
     def proofs(self, files: Iterable[ArchiveFile]) -> Proofs:
-        """When the files of a listing were last proved.
-
-        Raises:
-            ArchiveError: a manifest can't be read.
-        """
+        """When the files of a listing were last proved."""
         entries = {file.relative: manifest.entries.get(file.name) for manifest, file in self._each(files)}
         moments = [entry.proved for entry in entries.values() if entry is not None]
         unknown = [name for name, entry in entries.items() if entry is None]
@@ -296,11 +281,7 @@ class Manifests:
         self.update({relative: entry})
 
     def update(self, entries: dict[str, FileEntry | None]) -> None:
-        """Write, or with None remove, the entries of several files, durably, each folder in one step.
-
-        Raises:
-            ArchiveError: it can't be written.
-        """
+        """Write, or with None remove, the entries of several files, durably, each folder in one step."""
         folders: dict[str, dict[str, FileEntry | None]] = {}
         for relative, entry in entries.items():
             folder, _, name = relative.rpartition("/")
@@ -384,19 +365,12 @@ class Manifests:
 
         Only a file whose size or time is not the recorded one is read; see :meth:`altered`. What no record knows is
         trusted.
-
-        Raises:
-            ArchiveError: a manifest, or a file, can't be read.
         """
         files = list(files)
         return [*self.missing(files), *self.damaged(files), *self.altered(files)]
 
     def altered(self, files: Iterable[ArchiveFile]) -> Iterator[Flaw]:
-        """Find the files of a listing whose bytes are not the recorded ones, reading those that may have changed.
-
-        Raises:
-            ArchiveError: a manifest, or a file, can't be read.
-        """
+        """Find the files of a listing whose bytes are not the recorded ones, reading those that may have changed."""
         marks = PendingMarks(self.root)
         for manifest, file in self._each(file for file in files if file not in self._trusted):
             entry = manifest.entries.get(file.name)

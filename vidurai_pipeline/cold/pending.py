@@ -65,11 +65,7 @@ def same_store(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 class PendingMarks:
-    """The marks of one archive.
-
-    Args:
-        root: the archive's folder.
-    """
+    """The marks of one archive."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / ".pending"
@@ -84,30 +80,18 @@ class PendingMarks:
         return path.exists() or _retired(path).exists()
 
     def write(self, mark: Pending) -> None:
-        """Write or replace a mark, durably and at once.
-
-        Raises:
-            ArchiveError: the disk is full, the folder not writable.
-        """
+        """Write or replace a mark, durably and at once."""
         make_folder(self._folder)
         place = self.path(Path(mark.file).name)
         with archive_errors(place):
             durable_write(place, json.dumps(asdict(mark)).encode())
 
     def all(self) -> list[Pending]:
-        """All marks, oldest file first.
-
-        Raises:
-            ArchiveError: a mark can't be read.
-        """
+        """All marks, oldest file first."""
         return [_read(path) for path in sorted(self._folder.glob("*.json"))]
 
     def of(self, file_name: str) -> Pending | None:
-        """The mark of a file; None if it has none.
-
-        Raises:
-            ArchiveError: it can't be read.
-        """
+        """The mark of a file; None if it has none."""
         try:
             return _read(self.path(file_name))
         except ArchiveError as error:

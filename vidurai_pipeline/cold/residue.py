@@ -50,9 +50,6 @@ def find_residue(
 
     Returns:
         the files that hold some of the texts, and which.
-
-    Raises:
-        ArchiveError: the search failed.
     """
     request = {"texts": texts, "places": [str(place) for place in places], "skip": [str(path) for path in skip]}
     done = subprocess.run(  # noqa: S603  (this very Python)

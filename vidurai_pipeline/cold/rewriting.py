@@ -112,7 +112,6 @@ def read_recorded(archive: Archive, file: ArchiveFile) -> FileContents:
 
     Raises:
         VerificationError: it is another.
-        ArchiveError: it can't be read.
     """
     contents = archive.contents(archive.root / file.relative)
     entry = archive.manifests.entry(file.relative)

@@ -63,9 +63,6 @@ def salvage(archive: Archive, path: Path, to: Path | None = None) -> SalvageRepo
         path: the damaged file.
         to: the new file, which must not exist; by default ``FILE.salvaged``, which no reader takes for a part of the
             archive.
-
-    Raises:
-        ArchiveError: the file can't be read at all, or the new one can't be written.
     """
     to = to or path.with_name(f"{path.name}.salvaged")
     if os.path.lexists(to):

@@ -89,11 +89,7 @@ def _present(rows: pa.Table | pa.RecordBatch) -> list[str]:
 
 
 class Tombstones:
-    """The tombstones of an archive.
-
-    Args:
-        root: the archive's folder.
-    """
+    """The tombstones of an archive."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -101,11 +97,7 @@ class Tombstones:
         self._read: tuple[tuple[ArchiveFile, ...], pa.Table] = ((), pa.Table.from_batches([], _LOOKUP))
 
     def files(self) -> tuple[ArchiveFile, ...]:
-        """The files that hold them.
-
-        Raises:
-            ArchiveError: the folder can't be read.
-        """
+        """The files that hold them."""
         if not self.folder.exists():
             return ()
         with archive_errors(self.folder):
@@ -116,11 +108,7 @@ class Tombstones:
         )
 
     def damaged(self) -> list[Flaw]:
-        """The files whose content is not what their names say.
-
-        Raises:
-            ArchiveError: one can't be read.
-        """
+        """The files whose content is not what their names say."""
         flaws = []
         for file in self.files():
             with archive_errors(self.root / file.relative):
@@ -130,11 +118,7 @@ class Tombstones:
         return flaws
 
     def ids(self, among: pa.Array | pa.ChunkedArray) -> list[int]:
-        """Those of some ids that tombstones stand for, with this content or another.
-
-        Raises:
-            ArchiveError: a file is damaged, or can't be read.
-        """
+        """Those of some ids that tombstones stand for, with this content or another."""
         return self._of(_integers(among))["id"].unique().to_pylist()
 
     def stand_for(self, rows: pa.Table | pa.RecordBatch) -> pa.Array:
@@ -142,9 +126,6 @@ class Tombstones:
 
         Args:
             rows: with the columns ``DIGESTED``, as far as there are any.
-
-        Raises:
-            ArchiveError: as for :meth:`ids`.
         """
         ids = _integers(rows.column("id"))
         known = self._of(ids)
@@ -158,11 +139,7 @@ class Tombstones:
         return pa.array([bool(candidate) and next(found) for candidate in places], pa.bool_())
 
     def erased(self) -> set[tuple[int, str | None]]:
-        """The ids and ``created_at`` of the memories that were erased.
-
-        Raises:
-            ArchiveError: a file is damaged, or can't be read.
-        """
+        """The ids and ``created_at`` of the memories that were erased."""
         found: set[tuple[int, str | None]] = set()
         for file in self.files():
             # Of a million tombstones most are of what expired: no Python object is made of those.
@@ -172,11 +149,7 @@ class Tombstones:
         return found
 
     def of(self, ids: Collection[int]) -> pa.Table:
-        """The tombstones of some ids, in no order.
-
-        Raises:
-            ArchiveError: a file is damaged, or can't be read.
-        """
+        """The tombstones of some ids, in no order."""
         wanted = pa.array(ids, pa.int64())
         parts = [_read(self.root / file.relative) for file in self.files()]
         return pa.concat_tables([SCHEMA.empty_table(), *(part.filter(_in(part["id"], wanted)) for part in parts)])
@@ -186,9 +159,6 @@ class Tombstones:
 
         Args:
             memories: their ids and ``created_at``.
-
-        Raises:
-            ArchiveError: they can't be written.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds").removesuffix("+00:00")
         records = [
