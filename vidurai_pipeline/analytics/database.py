@@ -145,6 +145,16 @@ class ArchiveDatabase:
             self._remove_scratch()
             evict(self.base, self)
 
+    @property
+    def shared(self) -> bool:
+        """Whether the connection is the caller's."""
+        return self._given is not None
+
+    def without_archive(self) -> "ArchiveDatabase":
+        """One of the same settings over no archive at all, to ask the hot store alone."""
+        nowhere, settings = self.scratch_folder() / "none", (self._memory_limit, self._threads, self._keys)
+        return ArchiveDatabase(nowhere, None, *settings, find_stores=self._find_stores)
+
     def forget(self) -> None:
         """Start afresh with the next query: DuckDB may have given up on this database."""
         with self._lock:

@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -25,9 +24,7 @@ import duckdb
 import pyarrow as pa
 
 from vidurai_pipeline.analytics.database import ArchiveDatabase
-from vidurai_pipeline.analytics.embeddings import EmbeddingModel, load_model
 from vidurai_pipeline.analytics.execution import Parameters, Query, TimeLimit, unique_names, warn_of
-from vidurai_pipeline.analytics.meaning_search import MeaningSearch, deeper, fused, ids_by_store
 from vidurai_pipeline.analytics.search import (
     MOST,
     Mode,
@@ -40,10 +37,9 @@ from vidurai_pipeline.analytics.search import (
     result_columns,
     snippet,
 )
-from vidurai_pipeline.analytics.vector_index import Hit, StoreVectors
+from vidurai_pipeline.analytics.searcher import Indexes, Searcher, ids_by_store
+from vidurai_pipeline.analytics.vector_index import Hit
 from vidurai_pipeline.analytics.views import Stores
-from vidurai_pipeline.analytics.word_index import StoreIndexes
-from vidurai_pipeline.analytics.word_search import WordSearch
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_all_stores, store_roots
 from vidurai_pipeline.cold.manifest import Flaw
@@ -155,11 +151,8 @@ class RepoAnalyst:
             hint = f"there are those of {there}" if there else "set VIDURAI_STORE_NAME to give a store a name"
             raise ConfigError(f"{self.archive_base} has no archive of a store {store!r}", hint)
         self._timeout = timeout
-        self._memory_limit, self._threads = memory_limit or settings.memory_limit, threads or settings.threads
         self._keys = KeyRing(settings.archive_key_file)
-        self._shared = connection is not None
-        self._words, self._vectors = StoreIndexes(self.archive_base), StoreVectors(self.archive_base)
-        self._embed_model = settings.embed_model
+        self._indexes = Indexes(self.archive_base, settings.embed_model)
         if hot_store is None and self.archive_base not in (settings.archive_root, settings.archive_path):
             hot_store = store_in(self.archive_base.parent)
         hot_store = (hot_store or settings.db_path).expanduser().absolute()
@@ -167,8 +160,8 @@ class RepoAnalyst:
         self._database = ArchiveDatabase(
             self.archive_base,
             connection,
-            self._memory_limit,
-            self._threads,
+            memory_limit or settings.memory_limit,
+            threads or settings.threads,
             self._keys,
             skip_damaged=skip_damaged,
             hidden=self._hot.hidden,
@@ -206,7 +199,7 @@ class RepoAnalyst:
     @property
     def has_index(self) -> bool:
         """Whether the archive has a search index, whole or not."""
-        return self._words.exist()
+        return self._indexes.have_words()
 
     @property
     def left_out(self) -> list[Flaw]:
@@ -234,18 +227,7 @@ class RepoAnalyst:
         Warns:
             HotStoreWarning: there is no hot store, or a value in it can't be shown as it is.
         """
-        return self._answer(self._query(sql, parameters))
-
-    def _answer(self, query: Query) -> list[dict[str, Any]]:
-        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-            rows = connection.execute(text, query.parameters).fetchall()
-            return [column[0] for column in connection.description or ()], rows
-
-        names, rows = query.run(fetch)
-        if query.about_nothing:
-            return []
-        names = unique_names(names)
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return self._query(sql, parameters).rows()
 
     def query_arrow(self, sql: str, parameters: Parameters = None) -> pa.RecordBatchReader:
         """Run one statement and read its answer in batches, while it runs.
@@ -264,7 +246,9 @@ class RepoAnalyst:
         def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             answer = connection.sql(text, params=parameters)
             # On a connection that others use, the next query would end this one.
-            reader = answer.to_arrow_table().to_reader(_BATCH) if self._shared else answer.to_arrow_reader(_BATCH)
+            reader = (
+                answer.to_arrow_table().to_reader(_BATCH) if self._database.shared else answer.to_arrow_reader(_BATCH)
+            )
             # The first rows are read here, where the query begins anew if files are rewritten meanwhile.
             first = next(reader, None)
             return reader.schema, itertools.chain([] if first is None else [first], reader)
@@ -300,7 +284,7 @@ class RepoAnalyst:
         def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], Iterator[list[tuple]]]:
             result = connection.execute(text, parameters)
             names = unique_names([column[0] for column in result.description or ()])
-            if self._shared:  # the next query would end this one
+            if self._database.shared:  # the next query would end this one
                 return names, iter([result.fetchall()])
             # The first rows are read here, where the query begins anew if files are rewritten meanwhile.
             first = result.fetchmany(_BATCH)
@@ -392,11 +376,7 @@ class RepoAnalyst:
         search = Search(words, min(limit, MOST), filters, ids, stores.is_own, stores.several)
         if tier == "hot" and not stores.hot:
             raise QueryError(f"the hot store of {self._only!r} is not the one of this machine", "search its archive")
-        if tier == "all" and not (stores.hot and self._hot.exists()):
-            rows, marks = self._search(search, "cold", mode)
-            rows = [row | {"tier": "cold"} for row in rows]
-        else:
-            rows, marks = self._search(search, tier, mode)
+        rows, marks = self._search(search, tier, mode)
         found = [{"snippet": snippet(readable_texts(row), marks), **row} for row in rows]
         return [{name: row[name] for name in self.search_columns(tier)} for row in found]
 
@@ -427,114 +407,32 @@ class RepoAnalyst:
 
     def _search(self, search: Search, tier: Tier, mode: Mode) -> tuple[list[dict[str, Any]], str]:
         """What a search finds, and the words to mark in it."""
-        # An encrypted archive has no index.
-        if mode != "exact" and not (mode == "auto" and self._keys.path):
-            try:
-                return self._search_index(search, tier, mode)
-            except SearchIndexError as error:
-                if mode != "auto":
-                    raise
-                if self.has_index:
-                    warnings.warn(f"the archive was read without its search index: {error}", SearchIndexWarning, 3)
-        rows = self._search_view("history", search, tier="cold") if tier == "cold" else self._search_both(search, tier)
-        return rows, search.words
-
-    def _search_index(self, search: Search, tier: Tier, mode: Mode) -> tuple[list[dict[str, Any]], str]:
-        """Search by words, by meaning or by both, in the archive's index and the hot store's own."""
-        model = None if mode == "words" else self._model(mode, tier)
-        if mode == "auto" and model is not None:
-            search, limit = deeper(search), search.limit
-        else:
-            limit = search.limit
-        scratch = self._database.scratch_folder()
         with contextlib.ExitStack() as stack:
-            hot = None if tier == "cold" else stack.enter_context(self._hot.snapshot(scratch))
-            database = self._database
+            database, hot = self._database, None
             if tier == "hot":  # damaged files of the archive are no matter then
-                database = stack.enter_context(contextlib.closing(self._database_of_nothing()))
-            cold, rows, marks = tier != "hot", [], search.words
-            if mode != "meaning":
-                words = WordSearch(search, database, self._words, self._answered)
-                rows, marks = words.ranked(hot, cold=cold), words.question.marks
-            if model is not None:
-                meaning = MeaningSearch(search, database, self._vectors, model, self._answered)
+                database = stack.enter_context(contextlib.closing(self._database.without_archive()))
+            if tier == "hot" or (tier == "all" and self.stores.hot and self._hot.exists()):
+                hot = stack.enter_context(self._hot.snapshot(self._database.scratch_folder()))
+            searcher = Searcher(search, database, self._indexes, hot, cold=tier != "hot", query=self._query)
+            found = None
+            if mode != "exact" and not (mode == "auto" and self._keys.path):  # an encrypted archive has no index
                 try:
-                    near = meaning.ranked(hot, cold=cold, only=mode == "meaning")
+                    found = searcher.by_index(mode)
                 except SearchIndexError as error:
-                    if mode == "meaning":
+                    if mode != "auto":
                         raise
-                    near = []
-                    warnings.warn(f"the search was by words alone: {error}", SearchIndexWarning, 4)
-                rows = near if mode == "meaning" else fused(rows, near, limit)
+                    if self.has_index:
+                        warnings.warn(f"the archive was read without its search index: {error}", SearchIndexWarning, 3)
+            found = found or (searcher.exact(), search.words)
             if hot is not None:
                 warn_of(hot)
-        return rows, marks
-
-    def _near(self, text: str, count: int) -> list[Hit]:
-        model, among = load_model(self._embed_model), None
-        if self._database.hidden is not None:  # what is hidden must not take the place of others, and so be noticed
-            columns = ", ".join(["id", *self.stores.columns])
-            among = ids_by_store(self.query_archive(f"SELECT {columns} FROM history WHERE id IS NOT NULL"))
-        return self._vectors.nearest(model.embed([text])[0], count, model.digest, self._database.files, among)
-
-    def _model(self, mode: Mode, tier: Tier) -> EmbeddingModel | None:
-        """What embeds a question; None where it is to be answered by words alone."""
-        if mode == "auto" and (tier == "hot" or not self._vectors.exist()):
-            return None
-        try:
-            return load_model(self._embed_model)
-        except SearchIndexError as error:
-            if mode == "meaning":
-                raise
-            warnings.warn(f"the search was by words alone: {error}", SearchIndexWarning, 3)
-            return None
-
-    def _answered(self, sql: str, parameters: Parameters) -> list[dict[str, Any]]:
-        return self._answer(self._query(sql, parameters))
-
-    def _database_of_nothing(self) -> ArchiveDatabase:
-        nowhere = self._database.scratch_folder() / "none"
-        settings = self._memory_limit, self._threads, self._keys
-        return ArchiveDatabase(nowhere, None, *settings, find_stores=lambda: self.stores)
+        return found
 
     @property
     def stores(self) -> Stores:
         """The stores that share the archive now."""
         several = bool(self._own or self._only or store_roots(self.archive_base))
         return Stores(several, self._own, hot=self._only in (None, self._own))
-
-    def _search_view(self, view: str, search: Search, *, tier: str | None = None) -> list[dict[str, Any]]:
-        sql, parameters = search.sql(view, [*search.found, "tier" if tier is None else f"'{tier}' AS tier"])
-        return self.query_archive(sql, parameters)
-
-    def _search_both(self, search: Search, tier: Tier) -> list[dict[str, Any]]:
-        """Search each tier by its own means, at the same time, and keep the best of both."""
-        sql, parameters = search.sql("history")
-        cold = self._query(sql, parameters)
-        scratch = self._database.scratch_folder()
-        with contextlib.ExitStack() as stack:
-            database = self._database
-            if tier == "hot":  # damaged files of the archive are no matter then
-                database = stack.enter_context(contextlib.closing(self._database_of_nothing()))
-            hot = stack.enter_context(self._hot.snapshot(scratch))
-            pool = stack.enter_context(ThreadPoolExecutor(1))
-            ahead = pool.submit(database.search_hot, hot, search)
-            try:
-                archived: list[dict[str, Any]] = []
-                if self._shared:  # a connection that is shared can't do both at once
-                    cold.read(ahead.result, hot)
-                if tier == "all":
-                    archived = self._answer(cold)
-                waiting = cold.read(ahead.result, hot)
-            finally:
-                hot.interrupt()
-            warn_of(hot)
-            copies = hot.created(row["id"] for row in archived if row["id"] is not None).to_pylist()
-        own = {(row["id"], row["created_at"]) for row in archived if row.get("store") == self._database.stores.own}
-        if own & {tuple(copy.values()) for copy in copies}:
-            # Memories that are in both tiers for the moment are sorted out by the view, which takes its time.
-            return self._search_view("memories", search)
-        return search.best([row | {"tier": "hot"} for row in waiting] + [row | {"tier": "cold"} for row in archived])
 
     def memory(self, id_: int) -> list[dict[str, Any]]:
         """Give a memory whole, from whichever tier, the newest version first.
@@ -589,6 +487,13 @@ class RepoAnalyst:
         for name, sql in (("by_month", _MONTHS), ("by_salience", _SALIENCES), ("by_outcome", _OUTCOMES)):
             stats[name] = {row["key"]: row["memories"] for row in self.query_archive(sql)}
         return stats
+
+    def _near(self, text: str, count: int) -> list[Hit]:
+        among = None
+        if self._database.hidden is not None:  # what is hidden must not take the place of others, and so be noticed
+            columns = ", ".join(["id", *self.stores.columns])
+            among = ids_by_store(self.query_archive(f"SELECT {columns} FROM history WHERE id IS NOT NULL"))
+        return self._indexes.nearest(text, count, self._database.files, among)
 
     def _query(self, sql: str, parameters: Parameters) -> Query:
         limit = TimeLimit(self._timeout)

@@ -152,6 +152,16 @@ class Query:
                 if not self._is_worth_another_attempt(error):
                     raise self._explained(error) from None
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Run the statement; see :meth:`run`. There are no rows where there is nothing yet that it could read."""
+
+        def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+            rows = connection.execute(text, self.parameters).fetchall()
+            return unique_names([column[0] for column in connection.description or ()]), rows
+
+        names, rows = self.run(fetch)
+        return [] if self.about_nothing else [dict(zip(names, row, strict=True)) for row in rows]
+
     def _is_worth_another_attempt(self, error: Exception) -> bool:
         """Whether a file was withdrawn while the statement ran, or it needs more of the hot store than was read."""
         if not self._whole and self._columns and NOT_READ in str(error):

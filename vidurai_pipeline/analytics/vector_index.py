@@ -13,7 +13,7 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,10 +30,10 @@ from vidurai_pipeline.analytics.vectors import Vectors, nearest, whole_numbers
 from vidurai_pipeline.analytics.word_index import NAME, Progress, file_key, remove_folder
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder
-from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled, require_archive, store_roots
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import SearchIndexError
-from vidurai_pipeline.settings import Settings, store_folder
+from vidurai_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -260,52 +260,6 @@ class VectorIndex:
         return VectorReport(
             found.vectors, found.memories, work.embedded, work.taken, work.moved, removed, self.bytes(), took
         )
-
-
-class StoreVectors:
-    """The vector indexes of an archive, and of the stores that share its folder."""
-
-    def __init__(self, base: Path) -> None:
-        self._base = base
-        self._of: dict[str | None, VectorIndex] = {}
-
-    def of_store(self, store: str | None) -> VectorIndex:
-        """That of one store's archive; None for what lies in the folder without a store."""
-        if store not in self._of:
-            self._of[store] = VectorIndex(self._base / store_folder(store) if store else self._base)
-        return self._of[store]
-
-    def exist(self) -> bool:
-        """Whether there are any vectors."""
-        return any(self.of_store(store).exists() for store in (None, *store_roots(self._base)))
-
-    def nearest(
-        self,
-        vector: "NDArray[np.float32]",
-        count: int,
-        model: str,
-        files: Iterable[ArchiveFile],
-        among: "Mapping[str | None, NDArray[np.int64]] | None" = None,
-    ) -> list[Hit]:
-        """The memories nearest to a vector; see :meth:`VectorIndex.nearest`.
-
-        Args:
-            vector: of length 1.
-            count: how many to give.
-            model: the digest of the model that made it.
-            files: the files of the archive, of which the stores are asked.
-            among: the ids of the memories that may be given, by their stores; default all.
-
-        Raises:
-            SearchIndexError: there are no vectors of this model, or they can't be read.
-        """
-        found: list[Hit] = []
-        stores = {file.store for file in files} or {None}
-        asked = [store for store in stores if len(stores) == 1 or self.of_store(store).exists()]
-        for store in asked or [None]:
-            ids = None if among is None else among.get(store, np.empty(0, np.int64))
-            found += [hit._replace(store=store) for hit in self.of_store(store).nearest(vector, count, model, ids)]
-        return sorted(found, key=lambda hit: -hit.similarity)[:count]
 
 
 def update_vectors(

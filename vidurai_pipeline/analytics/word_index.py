@@ -35,10 +35,9 @@ from vidurai_pipeline.analytics.question import COLUMNS, document_sql, make_inde
 from vidurai_pipeline.analytics.views import SALIENCE_SCORE
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, make_folder
-from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, quote_literal, require_archive, store_roots
+from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, quote_literal, require_archive
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import SearchIndexError
-from vidurai_pipeline.settings import store_folder
 
 #: Changed with whatever changes what a document is made of; an index of another format is made anew.
 FORMAT = 1
@@ -316,24 +315,6 @@ class WordIndex:
                 return kept and (not verify or self.intact())
         except SearchIndexError:
             return False
-
-
-class StoreIndexes:
-    """The search indexes of an archive, and of the stores that share its folder."""
-
-    def __init__(self, base: Path) -> None:
-        self._base = base
-        self._of: dict[str | None, WordIndex] = {}
-
-    def of_store(self, store: str | None) -> WordIndex:
-        """That of one store's archive; None for what lies in the folder without a store."""
-        if store not in self._of:
-            self._of[store] = WordIndex(self._base / store_folder(store) if store else self._base)
-        return self._of[store]
-
-    def exist(self) -> bool:
-        """Whether there is one at least, whole or not."""
-        return any(self.of_store(store).present() for store in (None, *store_roots(self._base)))
 
 
 class _Writer:

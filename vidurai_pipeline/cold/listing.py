@@ -105,6 +105,11 @@ def store_roots(base: Path) -> dict[str, Path]:
     return {name.removeprefix(store_folder("")): base / name for name in names}
 
 
+def store_root(base: Path, store: str | None) -> Path:
+    """The archive of one of the stores that share a folder; None stands for what lies in it without a store."""
+    return base / store_folder(store) if store else base
+
+
 def list_all_stores(base: Path, only: str | None = None) -> tuple[ArchiveFile, ...]:
     """List the files of an archive, and of all stores that share its folder, in order of their paths.
 
@@ -113,7 +118,7 @@ def list_all_stores(base: Path, only: str | None = None) -> tuple[ArchiveFile, .
         only: the one store whose files are wanted.
     """
     found = [] if only else list(list_files(base))
-    roots = {only: base / store_folder(only)} if only else store_roots(base)
+    roots = {only: store_root(base, only)} if only else store_roots(base)
     for name, root in roots.items():
         found += [file._replace(relative=f"{store_folder(name)}/{file.relative}") for file in list_files(root)]
     return tuple(sorted(found, key=lambda file: file.relative))

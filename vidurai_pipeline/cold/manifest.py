@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from vidurai_pipeline.cold.files import archive_errors, durable_write, make_present
-from vidurai_pipeline.cold.listing import ArchiveFile, list_files, store_roots
+from vidurai_pipeline.cold.listing import ArchiveFile, list_files, store_root, store_roots
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.settings import store_folder
@@ -407,7 +407,7 @@ class StoreManifests:
     def of_store(self, store: str | None) -> Manifests:
         """Those of one store's archive; None for what lies in the folder without a store."""
         if store not in self._of:
-            self._of[store] = Manifests(self._base / store_folder(store) if store else self._base)
+            self._of[store] = Manifests(store_root(self._base, store))
         return self._of[store]
 
     def entry(self, relative: str) -> FileEntry | None:
