@@ -29,12 +29,12 @@ from vidurai_pipeline.analytics.damage import (
     flaw_message,
     left_out_message,
 )
-from vidurai_pipeline.analytics.file_schemas import Footers
+from vidurai_pipeline.analytics.file_schemas import merged_columns
 from vidurai_pipeline.analytics.pushdown import Parameters, row_filter
 from vidurai_pipeline.analytics.sandbox import Statement
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.search import RANKED, Search
-from vidurai_pipeline.analytics.sources import open_encrypted, table_name
+from vidurai_pipeline.analytics.sources import group_by_schema, open_encrypted, table_name
 from vidurai_pipeline.analytics.vector_index import Hit
 from vidurai_pipeline.analytics.views import (
     COMMENTS,
@@ -90,7 +90,6 @@ class ArchiveDatabase:
         files: the files that the views read.
         left_out: the damaged and missing files that the views go without.
         columns: the columns of ``history``.
-        footers: the columns of each file.
         manifests: what is recorded of the files.
         stores: the stores that share the archive.
     """
@@ -123,7 +122,6 @@ class ArchiveDatabase:
         self._memory_limit = memory_limit
         self._threads = threads
         self._connection: duckdb.DuckDBPyConnection | None = None
-        self.footers = Footers()
         self._cache = ListingCache(base)
         self.manifests = StoreManifests(base, only_store)
         self.stores = find_stores()
@@ -400,9 +398,9 @@ class ArchiveDatabase:
         )
 
     def _make_views(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> None:
-        known, superseded = self._cache.load(listing.files)
-        self.footers.known = known | self.footers.known
-        columns = self.footers.merged(connection, listing)
+        columns, superseded = self._cache.load(listing.files) or (None, None)
+        if columns is None:
+            columns = merged_columns(connection, listing, self.manifests)
         self.stores = self._find_stores()
         views = Views(listing, columns, self._register_encrypted(connection, listing), self._hidden, self.stores)
         self.columns, self._types = views.columns, None
@@ -413,7 +411,7 @@ class ArchiveDatabase:
             for statement in fill_in:
                 connection.execute(statement)
             superseded = connection.execute(views.superseded_places()).fetchall()
-            self._cache.save(self.footers.known, superseded)
+            self._cache.save(listing.files, columns, superseded)
         if superseded:
             sql, values = views.superseded_table(superseded)
             connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {sql}", values)
@@ -458,14 +456,11 @@ class ArchiveDatabase:
 
     def _register_encrypted(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> dict[str, list[str]]:
         """Make tables of the encrypted files; gives the columns of each."""
-        groups: dict[object, list[ArchiveFile]] = {}
-        for file in listing.files:
-            if file.key is not None:
-                groups.setdefault((file.key, self.footers.known[file]), []).append(file)
-        self._encrypted = {table_name(group): open_encrypted(listing, group) for group in groups.values()}
+        groups = group_by_schema(listing, [file for file in listing.files if file.key is not None], self.manifests)
+        self._encrypted = {table_name(group): open_encrypted(listing, group) for group in groups}
         for name, dataset in self._encrypted.items():
             connection.register(name, dataset)
-        return {table_name(group): [name for name, _ in self.footers.known[group[0]]] for group in groups.values()}
+        return {name: dataset.schema.names for name, dataset in self._encrypted.items()}
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -1,18 +1,15 @@
-"""Which columns the cold archive's files have, and whether they can be one archive of memories.
-
-Footers are read once per file: a listing's entry carries the file's size, times and inode, and an entry that didn't
-change is the same file.
-"""
+"""Which columns the cold archive's files have, and whether they can be one archive of memories."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import duckdb
 
 from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON, damage_message, find_damaged
-from vidurai_pipeline.analytics.sources import group_encrypted, scan
+from vidurai_pipeline.analytics.sources import group_by_schema, scan
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
+from vidurai_pipeline.cold.manifest import StoreManifests
 from vidurai_pipeline.errors import ArchiveError, MissingKeyError
 from vidurai_pipeline.hot.schema import RESERVED
 
@@ -49,48 +46,33 @@ _FRACTIONS = re.compile(r"FLOAT|DOUBLE|DECIMAL\(\d+,[1-9]\d*\)")
 Columns = tuple[tuple[str, str], ...]
 
 
-class Footers:
-    """The columns of each file, remembered between listings.
+def merged_columns(
+    connection: duckdb.DuckDBPyConnection, listing: Listing, manifests: StoreManifests
+) -> dict[str, str]:
+    """Give every column of any of the files and the type that suits all of them.
 
-    Attributes:
-        known: the columns of the files of the last listing.
-        files_read: how many footers were read in all.
+    Raises:
+        ArchiveError: a file is damaged, is not of memories, or disagrees with the others; it is named.
     """
-
-    def __init__(self) -> None:
-        self.known: dict[ArchiveFile, Columns] = {}
-        self.files_read = 0
-
-    def merged(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> dict[str, str]:
-        """Give every column of any of the files and the type that suits all of them.
-
-        Raises:
-            ArchiveError: a file is damaged, is not of memories, or disagrees with the others; it is named.
-        """
-        known = {file: columns for file in listing.files if (columns := self.known.get(file)) is not None}
-        new = [file for file in listing.files if file not in known]
-        if new:
-            known |= _read_footers(connection, listing, new)
-            self.files_read += len(new)
-        samples: dict[Columns, ArchiveFile] = {}
-        for file in listing.files:
-            samples.setdefault(known[file], file)
-        for columns, file in samples.items():
-            _check_base(columns, listing.path(file))
-        _refuse_fractions(connection, listing, {file: known[file] for file in new})
-        self.known = known
-        merged = dict(BASE_COLUMNS)
-        if not samples:
-            return merged
-        rows = connection.execute(f"DESCRIBE FROM {scan(connection, listing, list(samples.values()))}").fetchall()
-        types: dict[str, set[str]] = {}
-        for name, type_ in (column for columns in samples for column in columns):
-            types.setdefault(name.lower(), set()).add(type_)
-        for name, type_ in ((str(row[0]), str(row[1])) for row in rows):
-            if name.lower() not in BASE_COLUMNS:
-                merged[name] = united(types.get(name.lower(), {type_}), type_)
-        _check_nested(samples, merged, listing)
+    groups: dict[Columns, list[ArchiveFile]] = {}
+    for group in _groups(connection, listing, manifests):
+        groups.setdefault(_columns(connection, listing, group[0]), []).extend(group)
+    samples = {columns: group[0] for columns, group in groups.items()}
+    for columns, file in samples.items():
+        _check_base(columns, listing.path(file))
+    _refuse_fractions(connection, listing, groups)
+    merged = dict(BASE_COLUMNS)
+    if not samples:
         return merged
+    types: dict[str, set[str]] = {}
+    for name, type_ in (column for columns in samples for column in columns):
+        types.setdefault(name.lower(), set()).add(type_)
+    rows = connection.execute(f"DESCRIBE FROM {scan(connection, listing, list(samples.values()))}").fetchall()
+    for name, type_ in ((str(row[0]), str(row[1])) for row in rows):
+        if name.lower() not in BASE_COLUMNS:
+            merged[name] = united(types.get(name.lower(), {type_}), type_)
+    _check_nested(samples, merged, listing)
+    return merged
 
 
 def shown_names(names: Collection[str]) -> dict[str, str]:
@@ -105,74 +87,21 @@ def shown_names(names: Collection[str]) -> dict[str, str]:
     return shown
 
 
-def _read_footers(
-    connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequence[ArchiveFile]
-) -> dict[ArchiveFile, Columns]:
-    """Read the files' top-level columns."""
-    plain = [file for file in files if file.key is None]
-    encrypted = [file for file in files if file.key is not None]
-    return (_read_plain(connection, listing, plain) if plain else {}) | _read_encrypted(connection, listing, encrypted)
-
-
-def _read_encrypted(
-    connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequence[ArchiveFile]
-) -> dict[ArchiveFile, Columns]:
-    """Let Arrow group the files by schema, and DuckDB name the types: its ``parquet_schema`` takes no key."""
-    found: dict[ArchiveFile, Columns] = {}
-    for group in _encrypted_groups(listing, files):
-        rows = connection.execute(f"DESCRIBE FROM {scan(connection, listing, group[:1])}").fetchall()
-        found.update(dict.fromkeys(group, tuple((str(row[0]), str(row[1])) for row in rows)))
-    return found
-
-
-def _encrypted_groups(listing: Listing, files: Sequence[ArchiveFile]) -> list[list[ArchiveFile]]:
+def _groups(
+    connection: duckdb.DuckDBPyConnection, listing: Listing, manifests: StoreManifests
+) -> list[list[ArchiveFile]]:
     try:
-        return group_encrypted(listing, files)
+        return group_by_schema(listing, listing.files, manifests)
     except MissingKeyError:
         raise
     except ArchiveError as error:
-        raise ArchiveError(str(error), ADVICE + ASK_ON) from None
+        broken = find_damaged(connection, listing, footers_only=True)
+        raise ArchiveError(damage_message(listing, broken) if broken else str(error), ADVICE + ASK_ON) from None
 
 
-def _read_plain(
-    connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequence[ArchiveFile]
-) -> dict[ArchiveFile, Columns]:
-    """Group files of one schema in DuckDB; they are nearly all of one."""
-    try:
-        groups = connection.execute(
-            f"""
-            SELECT elements, list(file_name)
-            FROM (
-                SELECT file_name, list((name, coalesce(num_children, 0), duckdb_type) ORDER BY column_id) AS elements
-                FROM parquet_schema({listing.sql(files)})
-                GROUP BY file_name
-            )
-            GROUP BY elements
-            """
-        ).fetchall()
-    except duckdb.Error:
-        if broken := find_damaged(connection, listing, files, footers_only=True):
-            raise ArchiveError(damage_message(listing, broken), ADVICE + ASK_ON) from None
-        raise  # withdrawn between the listing and now, perhaps: the caller looks again
-    found: dict[str, Columns] = {}
-    for elements, names in groups:
-        columns: list[tuple[str, str]] = []
-        position = 1  # the first element is the root
-        while position < len(elements):
-            name, _, type_ = elements[position]
-            columns.append((name, type_ or "STRUCT()"))
-            position = _after(elements, position)
-        found.update(dict.fromkeys(names, tuple(columns)))
-    return {file: found[f"{listing.root}/{file.relative}"] for file in files}
-
-
-def _after(elements: Sequence[tuple[str, int, str | None]], position: int) -> int:
-    """Step over one element and everything nested in it."""
-    open_ = 1
-    while open_ and position < len(elements):
-        open_ += int(elements[position][1]) - 1
-        position += 1
-    return position
+def _columns(connection: duckdb.DuckDBPyConnection, listing: Listing, file: ArchiveFile) -> Columns:
+    rows = connection.execute(f"DESCRIBE FROM {scan(connection, listing, [file])}").fetchall()
+    return tuple((str(row[0]), str(row[1])) for row in rows)
 
 
 def united(types: set[str], common: str) -> str:
@@ -218,23 +147,21 @@ def _check_base(columns: Columns, path: Path) -> None:
 
 
 def _refuse_fractions(
-    connection: duckdb.DuckDBPyConnection, listing: Listing, found: Mapping[ArchiveFile, Columns]
+    connection: duckdb.DuckDBPyConnection, listing: Listing, groups: Mapping[Columns, list[ArchiveFile]]
 ) -> None:
     """Refuse files whose fractions DuckDB would round to fit an integer column without a word."""
-    suspects: dict[str, list[ArchiveFile]] = {}
-    for file, columns in found.items():
+    for columns, files in groups.items():
         for name, type_ in columns:
-            if BASE_COLUMNS.get(name.lower()) == "BIGINT" and _FRACTIONS.fullmatch(type_):
-                suspects.setdefault(name.lower(), []).append(file)
-    for name, files in suspects.items():
-        for file in files:
-            rows = scan(connection, listing, [file])
-            if connection.execute(f"SELECT 1 FROM {rows} WHERE {name} <> trunc({name}) LIMIT 1").fetchall():
-                raise ArchiveError(
-                    f"{listing.path(file)} is not an archive of memories: its column {name!r} holds fractions, not "
-                    "integers",
-                    "move it out of the archive",
-                )
+            if BASE_COLUMNS.get(name.lower()) != "BIGINT" or not _FRACTIONS.fullmatch(type_):
+                continue
+            for file in files:
+                rows = scan(connection, listing, [file])
+                if connection.execute(f"SELECT 1 FROM {rows} WHERE {name} <> trunc({name}) LIMIT 1").fetchall():
+                    raise ArchiveError(
+                        f"{listing.path(file)} is not an archive of memories: its column {name.lower()!r} holds "
+                        "fractions, not integers",
+                        "move it out of the archive",
+                    )
 
 
 def _check_nested(samples: dict[Columns, ArchiveFile], merged: dict[str, str], listing: Listing) -> None:

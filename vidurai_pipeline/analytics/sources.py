@@ -10,6 +10,7 @@ import duckdb
 
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.listing import FILE, MONTH, STORE, YEAR, ArchiveFile, Listing
+from vidurai_pipeline.cold.manifest import StoreManifests, schema_digest
 from vidurai_pipeline.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -31,22 +32,27 @@ def scan(connection: duckdb.DuckDBPyConnection, listing: Listing, files: Sequenc
     sources = []
     if plain := [file for file in files if file.key is None]:
         sources.append(f"read_parquet({listing.sql(plain)}, union_by_name = true, hive_partitioning = false)")
-    for group in group_encrypted(listing, files):
+    for group in group_by_schema(listing, [file for file in files if file.key is not None]):
         name = table_name(group)
         connection.register(name, open_encrypted(listing, group))
         sources.append(f"(SELECT * EXCLUDE ({FILE}, {YEAR}, {MONTH}, {STORE}) FROM {name})")
     return sources[0] if len(sources) == 1 else f"({' UNION ALL BY NAME '.join(f'FROM {one}' for one in sources)})"
 
 
-def group_encrypted(listing: Listing, files: Sequence[ArchiveFile]) -> list[list[ArchiveFile]]:
-    """The encrypted files by key and schema, as Arrow can read them together."""
-    groups: dict[tuple[str, str], list[ArchiveFile]] = {}
+def group_by_schema(
+    listing: Listing, files: Sequence[ArchiveFile], manifests: StoreManifests | None = None
+) -> list[list[ArchiveFile]]:
+    """The files by key and columns, as they can be read together; those that the manifests know are not opened."""
+    groups: dict[tuple[str | None, str], list[ArchiveFile]] = {}
     for file in files:
-        if file.key is not None:
+        entry = None if manifests is None else manifests.entry(file.relative)
+        if entry is not None and entry.schema and entry.same_file(file):
+            schema = entry.schema
+        else:
             path = listing.path(file)
             with _withdrawn(path), archive_errors(path), listing.keys.open(path) as parquet:
-                schema = parquet.schema_arrow.to_string(show_field_metadata=False, show_schema_metadata=False)
-            groups.setdefault((file.key, schema), []).append(file)
+                schema = schema_digest(parquet.schema_arrow)
+        groups.setdefault((file.key, schema), []).append(file)
     return list(groups.values())
 
 

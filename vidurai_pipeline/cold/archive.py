@@ -58,7 +58,7 @@ from vidurai_pipeline.cold.intents import Intents
 from vidurai_pipeline.cold.keys import SETTING, KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive, require_one_store
 from vidurai_pipeline.cold.lock import RunLock
-from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, digest_file, utc_now
+from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, digest_file, schema_digest, utc_now
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
 from vidurai_pipeline.cold.storage import ConflictError, Traffic
 from vidurai_pipeline.cold.tombstones import Tombstones
@@ -689,12 +689,6 @@ def id_range(metadata: pq.FileMetaData) -> tuple[int | None, int | None]:
     if not found or any(statistics is None or not statistics.has_min_max for statistics in found):
         return None, None
     return min(statistics.min for statistics in found), max(statistics.max for statistics in found)
-
-
-def schema_digest(schema: pa.Schema) -> str:
-    """A short digest of a file's columns' names and types, equal for files of the same columns."""
-    columns = "\n".join(f"{name}: {schema.field(name).type}" for name in schema.names)
-    return hashlib.sha256(columns.encode()).hexdigest()[:16]
 
 
 def _batches(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -16,6 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import pyarrow as pa
+
 from vidurai_pipeline.cold.files import archive_errors, durable_write, make_present
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, store_root, store_roots
 from vidurai_pipeline.cold.pending import PendingMarks
@@ -211,6 +213,12 @@ def digest_file(path: Path, *, from_disk: bool = False) -> tuple[str, int, int]:
         if from_disk:
             _drop_from_cache(file.fileno())
     return digest.hexdigest(), size, modified
+
+
+def schema_digest(schema: pa.Schema) -> str:
+    """A short digest of a file's columns' names and types, equal for files of the same columns."""
+    columns = "\n".join(f"{name}: {schema.field(name).type}" for name in schema.names)
+    return hashlib.sha256(columns.encode()).hexdigest()[:16]
 
 
 def _drop_from_cache(descriptor: int) -> None:
