@@ -425,8 +425,12 @@ class Settings(BaseSettings):
         return values
 
     @model_validator(mode="after")
-    def _keep_apart(self) -> Self:
-        """No file and no folder serves two purposes: what one of them writes would destroy the other."""
+    def keep_apart(self) -> Self:
+        """Refuse a file or a folder that serves two purposes: what one of them writes would destroy the other.
+
+        Raises:
+            ValueError: there is one.
+        """
         places = {
             "VIDURAI_DB": self.db_path,
             "VIDURAI_Q_TABLE": self.q_table_path,

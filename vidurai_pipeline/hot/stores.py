@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from vidurai_pipeline.errors import ConfigError
-from vidurai_pipeline.settings import Settings, explained, require_store_name
+from vidurai_pipeline.settings import Settings, require_store_name
 
-_WILD = "*?["
 _HEADER = b"SQLite format 3\0"
 #: What Vidurai calls its file: then the folder's name tells the store.
 _USUAL = ("vidurai.db", "memory.db")
@@ -94,16 +91,26 @@ def _sharing(named: list[tuple[str, Path]], which: int) -> dict[str, list[str]]:
 
 def _named(stores: str) -> Iterator[tuple[str, Path]]:
     pattern = os.path.expanduser(stores)  # noqa: PTH111  (a pattern is no path)
-    if not any(sign in pattern for sign in _WILD):
+    if not _is_wild(pattern):
         yield from _listed(Path(pattern))
         return
-    found = sorted(glob.glob(pattern))  # noqa: PTH207  (of an absolute pattern)
+    parts = Path(pattern).parts
+    wild = [number for number, part in enumerate(parts) if _is_wild(part)]
+    found = {Path(path) for path in glob.glob(pattern)}  # noqa: PTH207  (of an absolute pattern)
+    for depth in range(wild[0] + 1, len(parts)):  # a store in a folder that can't be searched is not gone
+        needed = os.X_OK | (os.R_OK if _is_wild(parts[depth]) else 0)
+        for folder in glob.glob(str(Path(*parts[:depth]))):  # noqa: PTH207
+            if Path(folder).is_dir() and not os.access(folder, needed) and Path(folder).name != "lost+found":
+                found.add(Path(folder, *parts[depth:]))
     if not found:
         raise ConfigError(f"VIDURAI_STORES={stores} matches no file", hint="correct the pattern, or mount the folder")
-    wild = [number for number, part in enumerate(Path(pattern).parts) if any(sign in part for sign in _WILD)]
-    for path in map(Path, found):
-        parts = [*path.parts[:-1], path.name if path.name in _USUAL else path.stem]
-        yield "-".join(parts[number] for number in wild), path
+    for path in sorted(found):
+        own = [*path.parts[:-1], path.name if path.name in _USUAL else path.stem]
+        yield "-".join(own[number] for number in wild), path
+
+
+def _is_wild(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
 
 
 def _listed(path: Path) -> Iterator[tuple[str, Path]]:
@@ -124,15 +131,15 @@ def _listed(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _settings_of(settings: Settings, name: str, path: Path) -> Settings:
     try:
-        require_store_name(name)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {name!r} is {error}", hint="name it in a file") from None
-    try:
         with path.open("rb") as file:
             header = file.read(len(_HEADER))
     except OSError as error:
         hint = "correct VIDURAI_STORES, or let this user read and write the file"
         raise ConfigError(f"{path}: {error.strerror}", hint=hint) from None
+    try:
+        require_store_name(name)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {name!r} is {error}", hint="name it in a file") from None
     if not header:
         raise ConfigError(f"{path} is empty", hint="start Vidurai once, or remove the file")
     if header != _HEADER:
@@ -149,6 +156,6 @@ def _settings_of(settings: Settings, name: str, path: Path) -> Settings:
         "heartbeat_url": None,  # one store's good run does not say that all is well
     }
     try:
-        return Settings.model_validate({**dict(settings), **own})
-    except ValidationError as error:
-        raise ConfigError(explained(error)) from None
+        return settings.model_copy(update=own).keep_apart()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

@@ -1,5 +1,6 @@
 """Which hot stores VIDURAI_STORES names, by a pattern or a file, and what is wrong with those that can't be used."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.hot.stores import StoreList, find_stores
 from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.stores import small_store
+from vidurai_pipeline_tests.support.users import open_to_all
 
 
 @pytest.fixture
@@ -105,6 +107,25 @@ def test_what_is_named_twice_is_used_for_neither(
     found = _found(monkeypatch, team / "stores.csv")
     assert list(found.stores) == ["eve"]
     assert [problem.format(team=team) in said for said in found.problems] == [True, True]
+
+
+def test_a_store_in_a_folder_that_cannot_be_read_is_not_taken_for_gone(
+    team: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (team / "alice/archive").mkdir()
+    open_to_all(team / "alice/vidurai.db")
+    (team / "bob").chmod(0)
+    as_root = os.geteuid() == 0
+    if as_root:  # whom no permissions bind
+        os.setresuid(12_345, 12_345, 0)
+    try:
+        found = _found(monkeypatch, team / "*/vidurai.db")
+    finally:
+        if as_root:
+            os.setresuid(0, 0, 0)
+        (team / "bob").chmod(0o700)
+    assert (list(found.stores), found.left_out) == (["alice"], {"bob"})
+    assert found.problems[0].startswith(f"the store bob: {team}/bob/vidurai.db: Permission denied: correct VIDURAI_STO")
 
 
 @pytest.mark.parametrize(
