@@ -89,8 +89,9 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
         sensors=[
             dream_after_failure,
             dead_run_sensor(settings),
-            *([store_sensor(settings)] if several else [missed_night_sensor(settings)]),
-            *([early_run_sensor(settings)] if settings.early_run and not several else []),
+            missed_night_sensor(settings),
+            *([store_sensor(settings)] if several else []),
+            *([early_run_sensor(settings)] if settings.early_run else []),
             *alert_sensors(settings),
         ],
         resources=build_resources(settings, progress),

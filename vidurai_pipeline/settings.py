@@ -242,6 +242,13 @@ class Settings(BaseSettings):
     stores_at_once: int = Field(
         default=4, gt=0, description="How many stores of `VIDURAI_STORES` Dagster works on at the same time"
     )
+    stores_spread_minutes: int = Field(
+        default=60,
+        ge=0,
+        le=720,
+        description="Over how many minutes the runs of the stores are spread, from the time of their schedule on. Each "
+        "store has its own time in between, the same every night. 0 requests all runs at once",
+    )
     mirror: Place | None = Field(
         default=None,
         description="A folder on another disk, or an address in an object store, for a second copy of the archive. "
@@ -425,6 +432,9 @@ class Settings(BaseSettings):
         return values
 
     @model_validator(mode="after")
+    def _kept_apart(self) -> Self:
+        return self.keep_apart()
+
     def keep_apart(self) -> Self:
         """Refuse a file or a folder that serves two purposes: what one of them writes would destroy the other.
 

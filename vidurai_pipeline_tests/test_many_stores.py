@@ -1,8 +1,11 @@
 """Many stores under Dagster: a partition and a nightly run for each; what is wrong with one never touches another."""
 
 import json
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import dagster as dg
 import pytest
@@ -14,7 +17,7 @@ from vidurai_pipeline.defs.assets import POOL
 from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.dagster_runs import holding
-from vidurai_pipeline_tests.support.stores import small_store
+from vidurai_pipeline_tests.support.stores import change, small_store
 
 NIGHT = datetime(2026, 11, 27, 2, tzinfo=UTC)
 
@@ -39,6 +42,7 @@ def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VIDURAI_STORES", str(tmp_path / "*/vidurai.db"))
     monkeypatch.setenv("VIDURAI_ARCHIVE", str(tmp_path / "archive"))
     monkeypatch.setenv("VIDURAI_STORES_AT_ONCE", "3")
+    monkeypatch.setenv("VIDURAI_TIMEZONE", "UTC")
     monkeypatch.setenv("VIDURAI_LOCK_TIMEOUT", "0.1")
     return tmp_path
 
@@ -46,6 +50,12 @@ def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def definitions(team: Path) -> dg.Definitions:
     return build_definitions(load_settings())
+
+
+def _asked(definitions: dg.Definitions, context: dg.SensorEvaluationContext, sensor: str) -> dict[str | None, Any]:
+    """The runs that a sensor requests, by store; or by nothing why it requests none."""
+    asked: Any = definitions.get_sensor_def(sensor)(context)
+    return {None: asked.skip_message} if isinstance(asked, dg.SkipReason) else {one.partition_key: one for one in asked}
 
 
 def _tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None) -> SensorExecutionData:
@@ -60,10 +70,12 @@ def _tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str
     return tick
 
 
-def _night(definitions: dg.Definitions, instance: dg.DagsterInstance, schedule: str = "nightly") -> list[dg.RunRequest]:
+def _night(definitions: dg.Definitions, instance: dg.DagsterInstance, schedule: str, at: datetime) -> dict[str, str]:
+    """The keys of the runs that a schedule requests at a moment, by store."""
     repository = definitions.get_repository_def()
-    context = dg.build_schedule_context(instance, scheduled_execution_time=NIGHT, repository_def=repository)
-    return list(definitions.get_schedule_def(schedule).evaluate_tick(context).run_requests or ())
+    context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
+    requests = definitions.get_schedule_def(schedule).evaluate_tick(context).run_requests or ()
+    return {one.partition_key or one.tags["vidurai/store"]: str(one.run_key) for one in requests}
 
 
 def _run(definitions: dg.Definitions, instance: dg.DagsterInstance, store: str) -> dg.ExecuteInProcessResult:
@@ -90,16 +102,71 @@ def test_a_sensor_registers_and_retires_stores(team: Path, definitions: dg.Defin
     assert instance.get_dynamic_partitions("stores") == ["alice", "dave"]
 
 
-def test_each_night_requests_a_run_for_each_store_once(definitions: dg.Definitions, instance: dg.DagsterInstance):
-    for schedule, job in (("nightly", "maintenance"), ("nightly_care", "care")):
-        requests = _night(definitions, instance, schedule)
-        assert [request.partition_key for request in requests] == ["alice", "bob", "dave"]
-        assert [request.run_key for request in requests] == [
-            f"2026-11-27T02:00:00+00:00 {name}" for name in ("alice", "bob", "dave")
-        ]
-        assert definitions.resolve_job_def(job).partitions_def == dg.DynamicPartitionsDefinition(name="stores")
-    health = _night(definitions, instance, "health_check")
-    assert [request.tags["vidurai/store"] for request in health] == ["alice", "bob", "dave"]
+def test_each_night_requests_a_run_for_each_store_at_its_own_time(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    moments: dict[str, datetime] = {}
+    for at in (NIGHT + timedelta(minutes=minutes) for minutes in range(0, 60, 5)):
+        for store, key in _night(definitions, instance, "nightly", at).items():
+            assert store not in moments
+            assert key == f"{at.isoformat()} {store}"
+            moments[store] = at
+    assert sorted(moments) == ["alice", "bob", "dave"]
+    assert len({*moments.values()}) > 1
+    for at in {*moments.values()}:  # each job has them in the same order
+        now = {store for store, moment in moments.items() if moment == at}
+        assert {*_night(definitions, instance, "nightly_care", at + timedelta(hours=1))} == now
+        assert {*_night(definitions, instance, "health_check", at + timedelta(hours=2))} == now
+    monkeypatch.setenv("VIDURAI_STORES_SPREAD_MINUTES", "0")
+    assert len(_night(build_definitions(load_settings()), instance, "nightly", NIGHT)) == 3
+
+
+def test_a_store_that_missed_its_night_is_caught_up_by_itself(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+):
+    _tick(definitions, instance)
+    job = definitions.resolve_job_def("maintenance")
+    for name in ("alice", "dave"):  # bob is new: he waits for his first night
+        instance.create_run_for_job(job, tags={"dagster/partition": name})
+    records = {record.dagster_run.tags["dagster/partition"]: record for record in instance.get_run_records()}
+    night = datetime.now(UTC).replace(hour=2, minute=0, second=0, microsecond=0) + timedelta(days=2)
+
+    context = dg.build_sensor_context(instance=instance, definitions=definitions)
+
+    def at(minutes: int) -> dict[str | None, Any]:
+        with mock.patch("time.time", return_value=(night + timedelta(minutes=minutes)).timestamp()):
+            return _asked(definitions, context, "missed_night")
+
+    assert "waited 0 of 10 minutes for the schedule" in at(60)[None]
+    assert sorted(map(str, at(70))) == ["alice", "dave"]
+    records["alice"] = records["alice"]._replace(create_timestamp=night + timedelta(minutes=58))
+    with mock.patch.object(type(instance), "get_run_records", return_value=[*records.values()]):
+        instance.delete_dynamic_partition("stores", "bob")
+        assert list(at(71)) == ["dave"]
+
+
+def test_a_large_backlog_starts_an_early_run_of_its_store_alone(
+    team: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    small_store(team / "erin/vidurai.db")
+    (team / "dave/vidurai.db").unlink()
+    small_store(team / "dave/vidurai.db", schema="CREATE TABLE letters (text)")
+    for limit, value in (("ROWS", "2"), ("FREE_DISK", "0"), ("QUIET", "0")):
+        monkeypatch.setenv(f"VIDURAI_EARLY_RUN_{limit}", value)
+    definitions = build_definitions(load_settings())
+    _tick(definitions, instance)
+    job = definitions.resolve_job_def("maintenance")
+    instance.create_run_for_job(job, tags={"dagster/partition": "bob"}, status=dg.DagsterRunStatus.STARTED)
+    context = dg.build_sensor_context(instance=instance, definitions=definitions)
+    asked = _asked(definitions, context, "early_run")
+    assert list(asked) == ["alice"]
+    assert asked["alice"].run_key == "early-run-after-nothing alice"
+    assert asked["alice"].tags["vidurai/why"] == "2 memories wait (a run starts at 2)"
+    change(team / "alice/vidurai.db", "UPDATE memories SET status = 'ACTIVE'")
+    with mock.patch("time.time", return_value=time.time() + 10**6):  # or the count would serve for a while
+        said = _asked(definitions, context, "early_run")[None]
+    assert said.startswith("3 stores without need; dave: no early run: ")
+    assert "no such table: memories" in said
 
 
 @pytest.mark.fast

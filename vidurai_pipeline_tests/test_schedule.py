@@ -18,7 +18,8 @@ from dagster._core.workspace.load_target import PythonFileTarget
 from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from vidurai_pipeline.definitions import build_definitions
-from vidurai_pipeline.defs.schedules import Zone, next_run, schedule_zone
+from vidurai_pipeline.defs.schedules import Zone, next_run, schedule_zone, turns
+from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings, load_settings
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -212,6 +213,32 @@ def test_the_next_run_is_dagsters(monkeypatch: pytest.MonkeyPatch, now: str, cro
     assert moment.isoformat() == expected
 
 
+@pytest.mark.parametrize(
+    ("cron", "minutes", "lines"),
+    [
+        ("0 2 * * *", 10, ["0 2 * * *", "5 2 * * *"]),
+        ("50 1 * * 1", 15, ["50 1 * * 1", "55 1 * * 1", "0 2 * * 1"]),
+        ("55 23 * * *", 10, ["55 23 * * *", "0 0 * * *"]),
+        ("0 */6 1 * *", 10, ["0 */6 1 * *", "5 */6 1 * *"]),
+        ("@daily", 0, ["@daily"]),
+        ("@daily", 60, None),
+        ("55 23 * * 1", 60, None),
+        ("*/30 * * * *", 60, None),
+    ],
+)
+def test_the_runs_of_many_stores_are_spread_over_time(
+    monkeypatch: pytest.MonkeyPatch, cron: str, minutes: int, lines: list[str] | None
+) -> None:
+    monkeypatch.setenv("VIDURAI_STORES", "/home/*/vidurai.db")
+    monkeypatch.setenv("VIDURAI_STORES_SPREAD_MINUTES", str(minutes))
+    monkeypatch.setenv("VIDURAI_SCHEDULE", cron)
+    if lines is None:
+        with pytest.raises(ConfigError, match=r"VIDURAI_SCHEDULE=.* can't be spread over 60 minutes: name one hour"):
+            turns(load_settings(), "schedule")
+    else:
+        assert turns(load_settings(), "schedule") == lines
+
+
 class Sensor:
     """The sensor `missed_night`, evaluated as Dagster's daemon does."""
 
@@ -238,7 +265,7 @@ def test_a_schedule_moved_to_an_hour_that_has_just_passed_leaves_no_night_out(
     monkeypatch.setenv("VIDURAI_SCHEDULE", "0 4 * * *")
     sensor, now = Sensor(instance), datetime.now(UTC)
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    assert sensor.at(midnight) == "no night was due yet", "nothing ever ran: the schedule begins"
+    assert "has begun" in sensor.at(midnight), "nothing ever ran: the schedule begins"
     build_definitions(load_settings()).resolve_job_def("maintenance").execute_in_process(instance=instance)
     record = instance.get_run_records(limit=1)[0]
     # The last night's run, at 04:00.

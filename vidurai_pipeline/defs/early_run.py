@@ -1,76 +1,114 @@
 """The sensor that does not wait for the night when the backlog is large."""
 
-import json
 import time
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
-from vidurai_pipeline.archival.early_run import Past, Situation, Thresholds, decide
+from vidurai_pipeline.archival.early_run import Decision, Past, Situation, Thresholds, decide
 from vidurai_pipeline.archival.run import left_alone
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.assets import parquet_archive, purged_rows
 from vidurai_pipeline.defs.automation import maintenance
+from vidurai_pipeline.defs.partitions import registered, store_of, tags_of
 from vidurai_pipeline.defs.runs import FINISHED, LIFECYCLE_JOBS, UNFINISHED
-from vidurai_pipeline.errors import PipelineError
+from vidurai_pipeline.errors import PipelineError, plural
 from vidurai_pipeline.hot import backlog
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.settings import Settings
 
 _RECENT_RUNS = 10
+#: A tick looks at stores for so long. The next one goes on with the others.
+_MOST_SECONDS = 20.0
+
+
+@dataclass
+class _Watch:
+    """A store's last count, and since when a run is wanted; after a restart of Dagster it begins anew."""
+
+    counted: backlog.BacklogCount | None = None
+    wanted_since: float | None = None
+
+    def decide(self, instance: dg.DagsterInstance, settings: Settings, name: str | None) -> tuple[Decision, str]:
+        """Whether to start a run, and its key: whatever comes of it, the same state of affairs starts no second one."""
+        store = HotStore(settings.db_path, busy_timeout=1.0)
+        archive = Archive(settings.archive_path)
+        past, latest = _past(instance, name)
+        past = replace(past, left=past.left + len(left_alone(store, archive)))
+        now = time.time()
+        if self.counted is None or not self.counted.serves(backlog.stamp(store.path), now, past.ended):
+            self.counted = backlog.count_backlog(store)
+        situation = Situation(
+            self.counted,
+            past,
+            now=now,
+            written=backlog.last_write(store.path),
+            wanted_since=self.wanted_since,
+            store_free=free_bytes(store.path.parent),
+            archive_free=free_bytes(archive.root),
+        )
+        decision = decide(situation, _thresholds(settings))
+        self.wanted_since = (self.wanted_since or now) if decision.wanted and not decision.start else None
+        if decision.start:
+            with archive.lock("looking whether a run may start", make=False):
+                pass
+        return decision, f"early-run-after-{latest or 'nothing'}{f' {name}' if name else ''}"
 
 
 def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
     """A sensor that starts the maintenance job early; each of its ticks says why it did or didn't."""
-    store = HotStore(settings.db_path, busy_timeout=1.0)
-    archive = Archive(settings.archive_path)
-    thresholds = Thresholds(
-        settings.early_run_rows, settings.early_run_bytes, settings.early_run_free_disk, settings.early_run_quiet
-    )
+    watches: dict[str | None, _Watch] = {}
 
     @dg.sensor(
         name="early_run",
         job=maintenance,
-        description=_describe(thresholds),
+        description=_describe(_thresholds(settings)),
         minimum_interval_seconds=120,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
-    def early_run(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        instance = context.instance
-        if any(r.job_name in LIFECYCLE_JOBS for r in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))):
-            return dg.SkipReason("a maintenance run is running or queued")
-        memo = json.loads(context.cursor or "{}")
-        now = time.time()
-        try:
-            past, latest = _past(instance)
-            past = replace(past, left=past.left + len(left_alone(store, archive)))
-            counted = _count(store, memo.get("count"), now, past.ended)
-            situation = Situation(
-                counted,
-                past,
-                now=now,
-                written=backlog.last_write(store.path),
-                wanted_since=memo.get("wanted_since"),
-                store_free=free_bytes(store.path.parent),
-                archive_free=free_bytes(archive.root),
-            )
-            decision = decide(situation, thresholds)
-            since = memo.get("wanted_since", now) if decision.wanted and not decision.start else None
-            context.update_cursor(json.dumps({"count": asdict(counted)} | ({"wanted_since": since} if since else {})))
-            if not decision.start:
-                return dg.SkipReason(decision.why)
-            with archive.lock("looking whether a run may start", make=False):
-                pass
-        except PipelineError as error:
-            return dg.SkipReason(f"no early run: {error}")
-        context.log.info(f"starts a run: {decision.why}")
-        # Whatever comes of it, the same state of affairs starts no second one.
-        return dg.RunRequest(run_key=f"early-run-after-{latest or 'nothing'}", tags={"vidurai/why": decision.why})
+    def early_run(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        stores = registered(settings, context.instance)
+        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        busy = {settings.stores and store_of(run) for run in unfinished if run.job_name in LIFECYCLE_JOBS}
+        requests: list[dg.RunRequest] = []
+        said: dict[str | None, str] = {}
+        needless: list[str] = []
+        end = time.monotonic() + _MOST_SECONDS
+        for name in sorted(stores, key=lambda name: ((name or "") <= (context.cursor or ""), name)):
+            if time.monotonic() > end:
+                break
+            if name:
+                context.update_cursor(name)
+            if name in busy:
+                needless.append("a maintenance run is running or queued")
+                continue
+            watch = watches.setdefault(name, _Watch())
+            try:
+                decision, key = watch.decide(context.instance, stores[name], name)
+            except PipelineError as error:
+                said[name] = f"no early run: {error}"
+                continue
+            if decision.start:
+                context.log.info(f"starts a run{f' of {name}' if name else ''}: {decision.why}")
+                requests.append(dg.RunRequest(key, partition_key=name, tags={"vidurai/why": decision.why}))
+            elif decision.wanted:
+                said[name] = decision.why
+            else:
+                needless.append(decision.why)
+        if settings.stores is None:
+            return requests or dg.SkipReason("; ".join([*said.values(), *needless]))
+        looked = f"{plural(len(needless), 'store')} without need"
+        return requests or dg.SkipReason("; ".join([looked, *(f"{name}: {why}" for name, why in said.items())]))
 
     return early_run
+
+
+def _thresholds(settings: Settings) -> Thresholds:
+    return Thresholds(
+        settings.early_run_rows, settings.early_run_bytes, settings.early_run_free_disk, settings.early_run_quiet
+    )
 
 
 def _describe(thresholds: Thresholds) -> str:
@@ -91,31 +129,17 @@ def _describe(thresholds: Thresholds) -> str:
     )
 
 
-def _count(store: HotStore, before: dict[str, Any] | None, now: float, last_run: float) -> backlog.BacklogCount:
-    if before is not None:
-        try:
-            counted = backlog.BacklogCount(**before)
-        except TypeError:  # another version's cursor
-            return backlog.count_backlog(store)
-        if counted.serves(backlog.stamp(store.path), now, last_run):
-            return counted
-    return backlog.count_backlog(store)
-
-
-def _past(instance: dg.DagsterInstance) -> tuple[Past, str | None]:
+def _past(instance: dg.DagsterInstance, store: str | None) -> tuple[Past, str | None]:
     """What the finished runs tell, and the latest one's id."""
-    runs = [
-        record
-        for job in LIFECYCLE_JOBS
-        for record in instance.get_run_records(dg.RunsFilter(job_name=job, statuses=FINISHED), limit=_RECENT_RUNS)
-    ]
+    filters = [dg.RunsFilter(job_name=job, statuses=FINISHED, tags=tags_of(store)) for job in LIFECYCLE_JOBS]
+    runs = [record for one in filters for record in instance.get_run_records(one, limit=_RECENT_RUNS)]
     runs.sort(key=lambda record: record.end_time or 0.0, reverse=True)
     failures = next(
         (n for n, r in enumerate(runs) if r.dagster_run.status == dg.DagsterRunStatus.SUCCESS),
         len(runs),
     )
     published, purged = (
-        next(iter(metadata.figures(instance, key, 1)), {}) for key in (parquet_archive.key, purged_rows.key)
+        next(iter(metadata.figures(instance, key, 1, store)), {}) for key in (parquet_archive.key, purged_rows.key)
     )
     past = Past(
         left=int(published.get(metadata.REJECTED, 0) + purged.get(metadata.KEPT, 0)),

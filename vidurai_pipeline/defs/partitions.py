@@ -19,6 +19,19 @@ def store_of(run: dg.DagsterRun | None) -> str | None:
     return tags.get(STORE_TAG) or tags.get(_PARTITION_TAG)
 
 
+def tags_of(store: str | None) -> dict[str, str]:
+    """The tags by which a store's runs of partitioned jobs are found; of the only store's there are none."""
+    return {} if store is None else {_PARTITION_TAG: store}
+
+
+def registered(settings: Settings, instance: dg.DagsterInstance) -> dict[str | None, Settings]:
+    """The settings of each store that has a partition and can be used; those of the only store by None."""
+    if settings.stores is None:
+        return {None: settings}
+    known = set(instance.get_dynamic_partitions(str(STORES.name)))
+    return {name: own for name, own in find_stores(settings).stores.items() if name in known}
+
+
 def settings_of(settings: Settings, run: dg.DagsterRun | None) -> Settings:
     """The settings of the store that a run is for.
 

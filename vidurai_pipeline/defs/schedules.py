@@ -3,10 +3,12 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import dagster as dg
@@ -15,15 +17,21 @@ from tzlocal import get_localzone_name
 from vidurai_pipeline.defs.automation import health_job, maintenance
 from vidurai_pipeline.defs.care import care
 from vidurai_pipeline.defs.fleet import fleet_job
-from vidurai_pipeline.defs.partitions import STORE_TAG, STORES
+from vidurai_pipeline.defs.partitions import STORE_TAG, STORES, registered, store_of, tags_of
 from vidurai_pipeline.defs.run_retention import PruneConfig, prune, prune_history
-from vidurai_pipeline.errors import ConfigError
+from vidurai_pipeline.errors import ConfigError, plural
 from vidurai_pipeline.hot.stores import find_stores
 from vidurai_pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 #: How long a missed night waits for the schedule to start it after all.
 GRACE_SECONDS = 600.0
+#: Of many stores, some begin now, some after so many minutes, and so on.
+TURN_MINUTES = 5
+_DAY = 24 * 60
+_LOOK_SECONDS = 300
+#: For so many missed stores the history is asked in one tick; the next one goes on.
+_MOST_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -86,25 +94,57 @@ def next_run(settings: Settings, now: datetime) -> datetime | None:
     return window.start if window else None
 
 
-def last_due(settings: Settings, now: datetime) -> datetime | None:
-    """When the nightly schedule was due last; see :func:`next_run`."""
-    window = _ticks(settings, now).get_prev_partition_window(now, respect_bounds=False)
+def last_due(settings: Settings, now: datetime, line: str | None = None) -> datetime | None:
+    """When a cron line was due last, by default that of the nightly schedule; see :func:`next_run`."""
+    window = _ticks(settings, now, line).get_prev_partition_window(now, respect_bounds=False)
     return window.end if window else None
 
 
-def _ticks(settings: Settings, now: datetime) -> dg.TimeWindowPartitionsDefinition:
-    """The moments of the nightly schedule, as Dagster reckons them, summer time and all."""
+def _ticks(settings: Settings, now: datetime, line: str | None = None) -> dg.TimeWindowPartitionsDefinition:
+    """The moments of a cron line, as Dagster reckons them, summer time and all."""
     return dg.TimeWindowPartitionsDefinition(
-        cron_schedule=settings.schedule, start=now, fmt="%Y-%m-%dT%H:%M:%S%z", timezone=schedule_zone(settings).name
+        cron_schedule=line or settings.schedule,
+        start=now,
+        fmt="%Y-%m-%dT%H:%M:%S%z",
+        timezone=schedule_zone(settings).name,
     )
 
 
-def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
-    """A sensor that makes up for a night that no schedule started.
+def turns(settings: Settings, setting: str) -> list[str]:
+    """The cron lines of a schedule: with several stores, one for each of the turns that they take.
 
-    Dagster itself catches up after the machine was off. It goes on with the next tick where the cron line was changed
-    to an hour that had just passed.
+    Raises:
+        ConfigError: the schedule has no time that could be moved by so much.
     """
+    line, most = getattr(settings, setting), settings.stores_spread_minutes
+    moved = range(0, most, TURN_MINUTES)
+    if settings.stores is None or len(moved) < 2:
+        return [line]
+    minute, hour, days = [*line.split(maxsplit=2), "", "", ""][:3]
+    if minute.isdecimal() and int(minute) + moved[-1] < 60:
+        return [f"{int(minute) + minutes} {hour} {days}" for minutes in moved]
+    if minute.isdecimal() and hour.isdecimal():
+        moments = [int(hour) * 60 + int(minute) + minutes for minutes in moved]
+        if moments[-1] < _DAY or days.split() == ["*", "*", "*"]:
+            return [f"{moment % 60} {moment % _DAY // 60} {days}" for moment in moments]
+    raise ConfigError(
+        f"VIDURAI_{setting.upper()}={line!r} can't be spread over {most} minutes",
+        hint="name one hour and minute whose runs all begin before midnight, or set VIDURAI_STORES_SPREAD_MINUTES=0",
+    )
+
+
+def turn_of(store: str | None, count: int) -> int:
+    """Which of the turns is a store's: the same one every night, whatever other stores there are."""
+    return zlib.crc32((store or "").encode()) % count
+
+
+def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
+    """A sensor that makes up for a night that no schedule started, for each store by itself.
+
+    After the machine was off, Dagster itself catches up with the last tick alone. Where the cron line was changed to an
+    hour that had just passed, it goes on with the next tick.
+    """
+    lines = turns(settings, "schedule")
 
     @dg.sensor(
         name="missed_night",
@@ -112,29 +152,57 @@ def missed_night_sensor(settings: Settings) -> dg.SensorDefinition:
         description="Starts maintenance if the schedule nightly was due and no run began within 10 minutes, for "
         "example because the schedule was moved to an earlier hour. It does nothing while nightly is off. "
         "Next: nothing. If you want no nightly runs, turn off nightly under Automation.",
-        minimum_interval_seconds=300,
+        minimum_interval_seconds=_LOOK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
-    def missed_night(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    def missed_night(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         now = time.time()
-        due = last_due(settings, datetime.fromtimestamp(now, UTC))
-        records = context.instance.get_run_records(dg.RunsFilter(job_name=maintenance.name), limit=1)
-        if due is None or not records:
-            return dg.SkipReason("no night was due yet")
-        if records[0].create_timestamp.timestamp() >= due.timestamp():
-            return dg.SkipReason(f"the run that was due at {due:%Y-%m-%d %H:%M} has begun")
+        looked, _, since = (context.cursor or "").partition(" ")
+        if not looked or now - datetime.fromisoformat(looked).timestamp() > 3 * _LOOK_SECONDS:
+            since = str(now)  # until now nothing ran here: the schedule may be about to catch up
+        context.update_cursor(f"{datetime.fromtimestamp(now, UTC).isoformat()} {since}")
+        missed = _not_begun(settings, context.instance, lines, now)
+        if not missed:
+            return dg.SkipReason("each run that was due has begun. A new store waits for its first night")
         if any(s.name == "nightly" and s.status.value == "STOPPED" for s in context.instance.all_instigator_state()):
             return dg.SkipReason("the schedule nightly is off")
-        seen, _, since = (context.cursor or "").partition(" ")
-        if seen != due.isoformat():
-            since = str(now)
-            context.update_cursor(f"{due.isoformat()} {since}")
-        if now - float(since) < GRACE_SECONDS:
-            waited = f"{(now - float(since)) / 60:.0f} of {GRACE_SECONDS / 60:.0f} minutes"
-            return dg.SkipReason(f"no run has begun since {due:%Y-%m-%d %H:%M}: waited {waited} for the schedule")
-        return dg.RunRequest(run_key=f"missed-{due.isoformat()}")
+        waited = {store: now - max(float(since), due.timestamp()) for store, due in missed.items()}
+        if max(waited.values()) < GRACE_SECONDS:
+            minutes = f"{max(waited.values()) / 60:.0f} of {GRACE_SECONDS / 60:.0f} minutes"
+            return dg.SkipReason(
+                f"no run has begun since {min(missed.values()):%Y-%m-%d %H:%M}: waited {minutes} for the schedule"
+            )
+        return [
+            dg.RunRequest(f"missed-{due.isoformat()}{f' {store}' if store else ''}", partition_key=store)
+            for store, due in missed.items()
+            if waited[store] >= GRACE_SECONDS
+        ]
 
     return missed_night
+
+
+def _not_begun(
+    settings: Settings, instance: dg.DagsterInstance, lines: Sequence[str], now: float
+) -> dict[str | None, datetime]:
+    """The stores whose last run is older than the night that was due last, with when it was due."""
+    moments = [last_due(settings, datetime.fromtimestamp(now, UTC), line) for line in lines]
+    stores = registered(settings, instance)
+    due = {store: moment for store in stores if (moment := moments[turn_of(store, len(lines))])}
+    if not due:
+        return {}
+    recent = dg.RunsFilter(job_name=maintenance.name, created_after=min(due.values()) - timedelta(seconds=1))
+    began: dict[str | None, datetime] = {}
+    for record in instance.get_run_records(recent):
+        began.setdefault(settings.stores and store_of(record.dagster_run), record.create_timestamp)
+    missed: dict[str | None, datetime] = {}
+    for store, moment in due.items():
+        if store not in began and len(missed) < _MOST_AT_ONCE:
+            ever = dg.RunsFilter(job_name=maintenance.name, tags=tags_of(store))
+            for record in instance.get_run_records(ever, limit=1):
+                began[store] = record.create_timestamp
+        if store in began and began[store].timestamp() < moment.timestamp():
+            missed[store] = moment
+    return missed
 
 
 def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
@@ -169,39 +237,44 @@ def _schedule(
     settings: Settings, name: str, job: str, setting: str, description: str, *, partitioned: bool = True
 ) -> dg.ScheduleDefinition:
     zone = schedule_zone(settings)
-    cron, variable = getattr(settings, setting), f"VIDURAI_{setting.upper()}"
+    variable = f"VIDURAI_{setting.upper()}"
     once = settings.stores is None or job == fleet_job.name
+    lines = [getattr(settings, setting)] if once else turns(settings, setting)
     try:
         return dg.ScheduleDefinition(
             name=name,
             job_name=job,
-            cron_schedule=cron,
+            cron_schedule=lines[0] if len(lines) == 1 else lines,
             execution_timezone=zone.name,
             default_status=dg.DefaultScheduleStatus.RUNNING,
             description=f"{description} {variable} sets the time, {_in(zone)}",
-            execution_fn=None if once else _for_each_store(settings, partitioned=partitioned),
+            execution_fn=None if once else _for_each_store(settings, lines, partitioned=partitioned),
         )
     except dg.DagsterInvalidDefinitionError:
         raise ConfigError(
-            f"{variable}={cron!r}: not a cron line of five fields, such as `0 2 * * *` (at 02:00)"
+            f"{variable}={getattr(settings, setting)!r}: not a cron line of five fields, such as `0 2 * * *` (at 02:00)"
         ) from None
 
 
-def _for_each_store(settings: Settings, *, partitioned: bool = True) -> Callable[..., Iterator[dg.RunRequest]]:
-    """Make what a schedule requests: a run for each store, once for each tick."""
+def _for_each_store(settings: Settings, lines: Sequence[str], *, partitioned: bool) -> Callable[..., Any]:
+    """Make what a schedule requests: a run for each store whose turn it is."""
 
-    def requests(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        found = find_stores(settings)
+    def requests(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        found, now = find_stores(settings), context.scheduled_execution_time
         for problem in found.problems:
             context.log.warning(problem)
         # One that was made since the sensor looked last has no partition yet.
         context.instance.add_dynamic_partitions(str(STORES.name), list(found.stores))
-        for name in found.stores:
-            key = f"{context.scheduled_execution_time.isoformat()} {name}"
+        due = {turn for turn, line in enumerate(lines) if last_due(settings, now + timedelta(seconds=1), line) == now}
+        names = [name for name in found.stores if turn_of(name, len(lines)) in due]
+        for name in names:
+            key = f"{now.isoformat()} {name}"
             if partitioned:
                 yield dg.RunRequest(run_key=key, partition_key=name)
             else:
                 yield dg.RunRequest(run_key=key, tags={STORE_TAG: name})
+        if not names:
+            yield dg.SkipReason(f"it is the turn of none of {plural(len(found.stores), 'store')}")
 
     return requests
 
