@@ -13,6 +13,7 @@ import pytest
 from vidurai_pipeline.cold.keys import add_key
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import DATA
+from vidurai_pipeline_tests.support.fork_server import fork_server
 from vidurai_pipeline_tests.support.stores import QUICK, change
 
 if TYPE_CHECKING:
@@ -90,6 +91,13 @@ def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings of a home with a sample store, where no run waits for another."""
     monkeypatch.setenv("VIDURAI_LOCK_TIMEOUT", "0.1")
     return load_settings()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with ``vidurai-pipeline`` and ``python -c`` in it, as quick as calls in this process."""
+    with fork_server(tmp_path_factory.mktemp("fork_server")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -192,13 +192,13 @@ def assert_steps_never_at_once(instance: dg.DagsterInstance, runs: list[str]) ->
         assert ended <= began
 
 
-def test_two_first_users_of_a_new_dagster_home(settings: Settings) -> None:
+def test_first_users_of_a_new_dagster_home_at_once(settings: Settings, programs: Path) -> None:
     script = (
         "from vidurai_pipeline.cli import run; from vidurai_pipeline.settings import load_settings; "
         "print(run.dagster_home(load_settings()))"
     )
     users = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([programs / "python", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     assert [(user.communicate()[1], user.returncode) for user in users] == [("", 0)] * 3

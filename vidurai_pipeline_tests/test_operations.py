@@ -36,21 +36,21 @@ Result = subprocess.CompletedProcess[str]
 class Machine:
     """A user's home with a store, and a shell in which the page's commands run."""
 
-    def __init__(self, home: Path, store: Path) -> None:
+    def __init__(self, home: Path, store: Path, programs: Path) -> None:
         self.home = home
         self.vidurai = home / ".vidurai"
         store.parent.rename(self.vidurai)
         self.db, self.archive = self.vidurai / "vidurai.db", self.vidurai / "archive"
         self.q_table = self.vidurai / "q_table.json"
         self.before = hot_rows(self.db)
-        programs = home / "bin"
-        programs.mkdir()
+        managers = home / "bin"
+        managers.mkdir()
         # No service manager here: what it is told is noted.
-        (programs / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {home}/systemctl\n')
-        (programs / "systemctl").chmod(0o755)
+        (managers / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {home}/systemctl\n')
+        (managers / "systemctl").chmod(0o755)
         (home / ".config/vidurai-pipeline").mkdir(parents=True)
         self.environment = {
-            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{managers}:{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(home),
             "VIDURAI_HOME": str(self.vidurai),
             **QUICK,
@@ -84,10 +84,13 @@ class Machine:
 
 
 @pytest.fixture
-def machine(sample_store: Callable[[str], Path], tmp_path: Path) -> Machine:
+def machine(sample_store: Callable[[str], Path], tmp_path: Path, programs: Path, dagster_home: Path) -> Machine:
     home = tmp_path / "user"
     home.mkdir()
-    return Machine(home, sample_store("guardian"))
+    machine = Machine(home, sample_store("guardian"), programs)
+    for name in ("history", "schedules"):  # Dagster's databases, which it takes a second to make
+        shutil.copytree(dagster_home / name, machine.vidurai / "dagster" / name)
+    return machine
 
 
 @contextmanager
@@ -251,7 +254,7 @@ def test_a_damaged_manifest(machine: Machine) -> None:
 
 def test_a_full_disk(machine: Machine) -> None:
     # A limit on the size of files, in KiB: as when the disk has no room for more.
-    full = machine.sh("ulimit -f 20; trap '' XFSZ; vidurai-pipeline flush")
+    full = machine.sh(f"ulimit -f 20; trap '' XFSZ; {sys.executable} -m vidurai_pipeline flush")
     assert full.returncode == 1
     assert full.stderr.startswith("error: ")
     assert hot_rows(machine.db) == machine.before

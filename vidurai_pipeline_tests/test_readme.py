@@ -73,12 +73,14 @@ def test_each_summary_is_whole() -> None:
 
 
 @pytest.mark.slow
-def test_the_blocks_work_when_they_are_pasted_in_order(tmp_path: Path) -> None:
+def test_the_blocks_work_when_they_are_pasted_in_order(tmp_path: Path, programs: Path) -> None:
     pasted = "\n".join(block for block in blocks("sh") if not block.startswith("make "))
     lines = [
         line for line in pasted.splitlines() if not line.startswith(("vidurai-pipeline ui", "vidurai-pipeline mcp"))
     ]  # stay open
-    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for program in (programs / "vidurai-pipeline", Path(sys.executable).with_name("dagster")):
+        (tmp_path / ".venv/bin" / program.name).symlink_to(program)
     (tmp_path / "workspace.yaml").write_text((ROOT / "workspace.yaml").read_text())
     make_store(tmp_path / "sample/vidurai.db", 300)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("VIDURAI_", "DAGSTER_"))}
@@ -104,7 +106,7 @@ def test_the_blocks_work_when_they_are_pasted_in_order(tmp_path: Path) -> None:
         ("vidurai-pipeline query --format js", "json"),
     ],
 )
-def test_bash_completes_as_the_readme_says(typed: str, offered: str) -> None:
+def test_bash_completes_as_the_readme_says(programs: Path, typed: str, offered: str) -> None:
     (line,) = re.findall(r"`(eval [^`]*)`", README)
     words = typed.split()
     script = f"""
@@ -113,18 +115,17 @@ def test_bash_completes_as_the_readme_says(typed: str, offered: str) -> None:
         "$(complete -p vidurai-pipeline | sed 's/.*-F \\([^ ]*\\).*/\\1/')" vidurai-pipeline
         echo "${{COMPREPLY[@]}}"
     """
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path}
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-eu", "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", [offered])
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_get_a_completion_script(shell: str) -> None:
+def test_other_shells_get_a_completion_script(programs: Path, shell: str) -> None:
     variable, name = "_VIDURAI_PIPELINE_COMPLETE", f"{shell}_source"
     assert name in README
     done = subprocess.run(
-        [Path(sys.executable).with_name("vidurai-pipeline")],
+        [programs / "vidurai-pipeline"],
         env={**os.environ, variable: name},
         capture_output=True,
         text=True,
@@ -187,9 +188,9 @@ def test_make_sets_no_variable_that_the_pipeline_warns_of(monkeypatch: pytest.Mo
     assert unknown_variables() == []
 
 
-def test_python_examples(home: Path) -> None:
+def test_python_examples(home: Path, programs: Path) -> None:
     for block in blocks("python"):
-        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+        done = subprocess.run([programs / "python", "-c", block], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "memories" in done.stdout
 

@@ -100,15 +100,15 @@ def test_both_services_started_at_once_in_a_new_home(
 
 
 @pytest.fixture
-def noting_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def noting_home(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's home in which Dagster's programs only print their home and arguments."""
     monkeypatch.delenv("VIDURAI_HOME")
-    programs = tmp_path / "a home/.local/share/vidurai-pipeline/bin"
-    programs.mkdir(parents=True)
-    (programs / "vidurai-pipeline").symlink_to(Path(sys.executable).with_name("vidurai-pipeline"))
+    installed = tmp_path / "a home/.local/share/vidurai-pipeline/bin"
+    installed.mkdir(parents=True)
+    (installed / "vidurai-pipeline").symlink_to(programs / "vidurai-pipeline")
     for name in ("dagster-daemon", "dagster-webserver"):
-        (programs / name).write_text('#!/bin/sh\necho "$DAGSTER_HOME"\nfor word; do echo "$word"; done\n')
-        (programs / name).chmod(0o755)
+        (installed / name).write_text('#!/bin/sh\necho "$DAGSTER_HOME"\nfor word; do echo "$word"; done\n')
+        (installed / name).chmod(0o755)
     return tmp_path / "a home"
 
 
