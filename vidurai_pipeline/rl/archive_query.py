@@ -8,8 +8,8 @@ outcome is good.
 """
 
 import contextlib
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
 
@@ -121,161 +121,148 @@ def require_sound(archive_base: Path, files: Sequence[ArchiveFile]) -> None:
         raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned", FLAW_ADVICE)
 
 
-def read_archive(
-    cursor: duckdb.DuckDBPyConnection,
-    archive_base: Path,
-    scratch: Path,
-    zone: tzinfo | None = None,
-    keys: KeyRing | None = None,
-) -> None:
-    """Fill the temporary table from the files without a pending mark.
+@dataclass(frozen=True, slots=True)
+class ArchiveReader:
+    """Reads an archive into the temporary table.
 
-    Files may come and go while they are read: the archive takes stale copies out by writing a file anew. Then it is
-    read again.
-
-    Args:
-        cursor: reads the files.
-        archive_base: the archive's folder.
+    Attributes:
+        cursor: of the connection that is to have the table.
+        base: the archive's folder.
         scratch: a private folder.
-        zone: the time zone of files that name none; default this machine's.
-        keys: the archive's keys; default none.
-
-    Raises:
-        ArchiveError: a file is damaged, or the archive can't be read.
+        zone: the time zone of files that name none; None for this machine's.
+        keys: the archive's keys.
     """
-    tombstones = Tombstones(archive_base)
-    for attempt in range(1, _READ_ATTEMPTS + 1):
-        refresh(archive_base)
-        files = list_files(archive_base)
-        try:
-            require_sound(archive_base, files)
-        except ArchiveError:
-            if attempt == _READ_ATTEMPTS or list_files(archive_base) == files:
-                raise
-            continue
-        settled, removed = (
-            Listing.readable(archive_base, found, lambda: scratch, keys)
-            for found in (list_settled(archive_base), tombstones.files())
+
+    cursor: duckdb.DuckDBPyConnection
+    base: Path
+    scratch: Path
+    zone: tzinfo | None
+    keys: KeyRing
+
+    def fill_table(self) -> None:
+        """Fill the table from the files without a pending mark, and from the tombstones.
+
+        Files may come and go while they are read: the archive takes stale copies out by writing a file anew. Then it
+        is read again.
+
+        Raises:
+            ArchiveError: a file is damaged, or the archive can't be read.
+        """
+        tombstones = Tombstones(self.base)
+        for attempt in range(1, _READ_ATTEMPTS + 1):
+            refresh(self.base)
+            files = list_files(self.base)
+            try:
+                require_sound(self.base, files)
+            except ArchiveError:
+                if attempt == _READ_ATTEMPTS or list_files(self.base) == files:
+                    raise
+                continue
+            settled, removed = self._listing(list_settled(self.base)), self._listing(tombstones.files())
+            settled.require_keys()
+            try:
+                self._fill(settled, removed)
+                return
+            except duckdb.Error as error:
+                unchanged = (list_settled(self.base), tombstones.files()) == (settled.files, removed.files)
+                if attempt == _READ_ATTEMPTS or unchanged:
+                    raise self.unreadable(error) from None
+
+    def unreadable(self, error: duckdb.Error) -> ArchiveError:
+        """What was wrong and what to do; without DuckDB's own text, which may quote a value."""
+        with contextlib.suppress(duckdb.OutOfMemoryException):
+            if not isinstance(error, duckdb.OutOfMemoryException):
+                listing = self._listing(list_settled(self.base))
+                if damaged := find_damaged(self.cursor, listing):
+                    return ArchiveError(f"{damage_message(listing, damaged)}; nothing was learned", ADVICE)
+                return ArchiveError(
+                    f"the archive {self.base} can't be read ({type(error).__name__}), because its files don't fit "
+                    "together; nothing was learned",
+                    "move files of other programs out of it",
+                )
+        return ArchiveError(
+            f"learning from {self.base} needs more memory than VIDURAI_MEMORY_LIMIT, or more disk than there is",
+            "raise the limit or free some space",
         )
-        settled.require_keys()
-        cursor.execute(_CREATE)
-        sources = [(of, listing) for of, listing in ((_FILES, settled), (_TOMBSTONES, removed)) if listing.files]
+
+    def _listing(self, files: tuple[ArchiveFile, ...]) -> Listing:
+        return Listing.readable(self.base, files, lambda: self.scratch, self.keys)
+
+    def _fill(self, settled: Listing, removed: Listing) -> None:
+        execute = self.cursor.execute
+        execute(_CREATE)
+        if settled.files:
+            described = execute(f"DESCRIBE SELECT * FROM {scan(self.cursor, settled)}").fetchall()
+            present = {row[0].lower() for row in described}
+            if missing := [column for column in _COLUMNS if column not in present]:
+                raise ArchiveError(
+                    f"the Parquet files in {self.base} have no column {', '.join(missing)}",
+                    "set VIDURAI_ARCHIVE to the folder of a Vidurai archive",
+                )
+        sources = [
+            (source, listing) for source, listing in ((_FILES, settled), (_TOMBSTONES, removed)) if listing.files
+        ]
         if not sources:
             return
+        rows = " UNION ALL ".join(self._rows(listing, source) for source, listing in sources)
+        execute(_FILL.format(rows=rows, **_EACH_ROW))
+        # Where no id comes twice, no version does; to find copies takes as long as to read all of it.
+        if execute(f"SELECT count(*) <> count(DISTINCT id) FROM {TABLE}").fetchall() == [(True,)]:
+            execute(_CREATE)
+            execute(_FILL.format(rows=rows, **_EACH_VERSION))
+
+    def _rows(self, listing: Listing, source: str) -> str:
+        """The SQL for all rows with an outcome; the source has a place for the list of its files.
+
+        Vidurai's own archiver writes local time. Its offset is looked up once for each hour that occurs, so that any
+        zone that Python knows can be used.
+        """
+        in_utc = self._written_in_utc(listing)
+        local = [file for file in listing.files if file not in in_utc]
+        parts = []
+        if in_utc:
+            files = scan(self.cursor, listing, [file for file in listing.files if file in in_utc])
+            parts.append(_ROWS.format(source=source.format(files=files), offset="", offsets=""))
+        if local:
+            of_files = source.format(files=scan(self.cursor, listing, local))
+            hours = self.cursor.execute(
+                f"SELECT DISTINCT {_HOUR} FROM (SELECT CAST(archived_at AS VARCHAR) AS archived_at FROM {of_files})"
+            ).fetchall()
+            ahead = {hour: seconds for (hour,) in hours if hour and (seconds := self._offset(hour))}
+            values = ", ".join(f"({quote_literal(hour)}, {seconds})" for hour, seconds in ahead.items())
+            offsets = f"LEFT JOIN (VALUES {values}) AS offsets (hour, seconds) ON NOT {_ZONED} AND {_HOUR} = hour"
+            offset = " - to_seconds(coalesce(seconds, 0))" if values else ""
+            parts.append(_ROWS.format(source=of_files, offset=offset, offsets=offsets if values else ""))
+        return " UNION ALL ".join(parts)
+
+    def _written_in_utc(self, listing: Listing) -> set[ArchiveFile]:
+        """The files whose footers say so; of encrypted ones, DuckDB's function reads none."""
+        plain = [file for file in listing.files if file.key is None]
+        paths = set()
+        if plain:
+            found = self.cursor.execute(
+                f"SELECT file_name FROM parquet_kv_metadata({listing.sql(plain)}) "
+                f"WHERE key = CAST('{_TIMEZONE_KEY}' AS BLOB) AND value = CAST('UTC' AS BLOB)"
+            ).fetchall()
+            paths = {path for (path,) in found}
+        in_utc = {file for file in plain if f"{listing.root}/{file.relative}" in paths}
+        for file in listing.files:
+            if file.key is not None:
+                path = listing.path(file)
+                try:
+                    with listing.keys.open(path) as parquet:
+                        metadata = parquet.metadata.metadata or {}
+                except (OSError, pa.ArrowException):
+                    raise duckdb.IOException(f"IO Error: {path} can't be read") from None
+                if metadata.get(_TIMEZONE_KEY.encode()) == b"UTC":
+                    in_utc.add(file)
+        return in_utc
+
+    def _offset(self, hour: str) -> int:
+        """How many seconds local time is ahead of UTC; 0 for what is no time, or one that the zone does not know."""
         try:
-            if settled.files:
-                _require_columns(cursor, settled)
-            rows = " UNION ALL ".join(_rows(cursor, listing, zone, source) for source, listing in sources)
-            cursor.execute(_FILL.format(rows=rows, **_EACH_ROW))
-            # Where no id comes twice, no version does; to find copies takes as long as to read all of it.
-            if cursor.execute(f"SELECT count(*) <> count(DISTINCT id) FROM {TABLE}").fetchall() == [(True,)]:
-                cursor.execute(_CREATE)
-                cursor.execute(_FILL.format(rows=rows, **_EACH_VERSION))
-            return
-        except duckdb.Error as error:
-            unchanged = (list_settled(archive_base), tombstones.files()) == (settled.files, removed.files)
-            if attempt == _READ_ATTEMPTS or unchanged:
-                raise unreadable(cursor, archive_base, scratch, error, keys) from None
-
-
-def _rows(cursor: duckdb.DuckDBPyConnection, listing: Listing, zone: tzinfo | None, source: str) -> str:
-    """The SQL for all rows with an outcome; the source has a place for the list of its files.
-
-    Vidurai's own archiver writes local time. Its offset is looked up once for each hour that occurs, so that any zone
-    that Python knows can be used.
-    """
-    in_utc = _written_in_utc(cursor, listing)
-    local = [file for file in listing.files if file not in in_utc]
-    offsets = _offsets(cursor, source.format(files=scan(cursor, listing, local)), zone) if local else {}
-    if not offsets:
-        return _ROWS.format(source=source.format(files=scan(cursor, listing)), offset="", offsets="")
-    values = ", ".join(f"({quote_literal(hour)}, {seconds})" for hour, seconds in offsets.items())
-    in_local_time = _ROWS.format(
-        source=source.format(files=scan(cursor, listing, local)),
-        offset=" - to_seconds(coalesce(seconds, 0))",
-        offsets=f"LEFT JOIN (VALUES {values}) AS offsets (hour, seconds) ON NOT {_ZONED} AND {_HOUR} = hour",
-    )
-    if not in_utc:
-        return in_local_time
-    of_utc = _ROWS.format(source=source.format(files=scan(cursor, listing, list(in_utc))), offset="", offsets="")
-    return f"{of_utc} UNION ALL {in_local_time}"
-
-
-def _written_in_utc(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> dict[ArchiveFile, None]:
-    """The files whose footers say so; of encrypted ones, DuckDB's function reads none."""
-    plain = [file for file in listing.files if file.key is None]
-    found = (
-        cursor.execute(
-            f"SELECT file_name FROM parquet_kv_metadata({listing.sql(plain)}) "
-            f"WHERE key = CAST('{_TIMEZONE_KEY}' AS BLOB) AND value = CAST('UTC' AS BLOB)"
-        ).fetchall()
-        if plain
-        else []
-    )
-    paths = {path for (path,) in found}
-    in_utc = dict.fromkeys(file for file in plain if f"{listing.root}/{file.relative}" in paths)
-    for file in listing.files:
-        if file.key is not None:
-            path = listing.path(file)
-            try:
-                with listing.keys.open(path) as parquet:
-                    metadata = parquet.metadata.metadata or {}
-            except (OSError, pa.ArrowException):
-                raise duckdb.IOException(f"IO Error: {path} can't be read") from None
-            if metadata.get(_TIMEZONE_KEY.encode()) == b"UTC":
-                in_utc[file] = None
-    return in_utc
-
-
-def _offsets(cursor: duckdb.DuckDBPyConnection, source: str, zone: tzinfo | None) -> dict[str, int]:
-    """For each hour of local time in some files, how many seconds it is ahead of UTC, where it is."""
-    if zone is None and not (time.timezone or time.daylight):
-        return {}
-    hours = cursor.execute(
-        f"SELECT DISTINCT {_HOUR} FROM (SELECT CAST(archived_at AS VARCHAR) AS archived_at FROM {source})"
-    ).fetchall()
-    return {hour: offset for (hour,) in hours if (offset := _offset(hour, zone))}
-
-
-def _offset(hour: str | None, zone: tzinfo | None) -> int:
-    """How many seconds local time is ahead of UTC; 0 for what is no time, or one that the zone does not know."""
-    try:
-        local = datetime.fromisoformat(hour or "")
-        offset = (local.astimezone() if zone is None else local.replace(tzinfo=zone)).utcoffset()
-    except (OverflowError, ValueError, OSError):
-        return 0
-    return 0 if offset is None else round(offset.total_seconds())
-
-
-def _require_columns(cursor: duckdb.DuckDBPyConnection, listing: Listing) -> None:
-    described = cursor.execute(f"DESCRIBE SELECT * FROM {scan(cursor, listing)}").fetchall()
-    present = {row[0].lower() for row in described}
-    if missing := [column for column in _COLUMNS if column not in present]:
-        raise ArchiveError(
-            f"the Parquet files in {listing.base} have no column {', '.join(missing)}",
-            "set VIDURAI_ARCHIVE to the folder of a Vidurai archive",
-        )
-
-
-def unreadable(
-    cursor: duckdb.DuckDBPyConnection,
-    archive_base: Path,
-    scratch: Path,
-    error: duckdb.Error,
-    keys: KeyRing | None = None,
-) -> ArchiveError:
-    """What was wrong and what to do; without DuckDB's own text, which may quote a value."""
-    with contextlib.suppress(duckdb.OutOfMemoryException):
-        if not isinstance(error, duckdb.OutOfMemoryException):
-            listing = Listing.readable(archive_base, list_settled(archive_base), lambda: scratch, keys)
-            if damaged := find_damaged(cursor, listing):
-                return ArchiveError(f"{damage_message(listing, damaged)}; nothing was learned", ADVICE)
-            return ArchiveError(
-                f"the archive {archive_base} can't be read ({type(error).__name__}), because its files don't fit "
-                "together; nothing was learned",
-                "move files of other programs out of it",
-            )
-    return ArchiveError(
-        f"learning from {archive_base} needs more memory than VIDURAI_MEMORY_LIMIT, or more disk than there is",
-        "raise the limit or free some space",
-    )
+            local = datetime.fromisoformat(hour)
+            offset = (local.astimezone() if self.zone is None else local.replace(tzinfo=self.zone)).utcoffset()
+        except (OverflowError, ValueError, OSError):
+            return 0
+        return 0 if offset is None else round(offset.total_seconds())

@@ -39,17 +39,16 @@ Visits = dict[str, dict[Action, NonNegativeInt]]
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What a dream learned that was dated after its own time, as by a clock that was wrong once.
+    """The table before it learned what is dated later than the dream, as by a clock that was wrong once.
 
-    Such experiences are the last in order for years, while every night brings others that come before them. So it is
-    noted where they begin, and how far learning had come before them.
+    Such experiences are the last in order for years, while every night brings others that come before them. Learning
+    goes on from this table then, and learns them again in their place.
 
     Attributes:
         first: the place of the first of them.
         reached: the last experience learned before them; None if there was none.
         settled: experiences before them that are dealt with.
-        table: the table before they were learned, from which they can be learned again, in order, behind what a later
-            night brings; None where that can't be, since the table has learned from others too.
+        table: the table.
         total_reward: of that table, in points.
         visits: behind its values.
         curve: its learning curve.
@@ -79,7 +78,7 @@ class Checkpoint:
         foreign_reward: its total reward, in points.
         visits: how many archived experiences stand behind each value, by state and action.
         curve: the learning curve since the table was begun.
-        ahead: what was learned that is dated in the future; None for nothing.
+        ahead: the table without what is dated in the future; None if nothing is, or the table can't be learned again.
         erasures: erasures of the archive that the table knows nothing of any more.
     """
 
@@ -102,11 +101,9 @@ class Checkpoint:
     def stored_with(self, contents: TableContents) -> TableContents:
         """The contents of a file that holds a table and this note on it."""
         note = _NOTE.dump_python(replace(self, table_digest=contents.digest()), by_alias=True, mode="json")
-        # Earlier versions don't know these.
-        if self.ahead is None:
-            del note["ahead"]
-        if not self.erasures:
-            del note["erasures"]
+        for name in ("ahead", "erasures"):  # which earlier versions don't know
+            if not note[name]:
+                del note[name]
         return replace(contents, note={"format": FORMAT, **note})
 
     @staticmethod

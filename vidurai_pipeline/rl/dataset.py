@@ -17,7 +17,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 from zoneinfo import ZoneInfo
@@ -30,7 +30,7 @@ from pydantic import AfterValidator
 
 from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.cold.keys import KeyRing
-from vidurai_pipeline.rl.archive_query import TABLE, read_archive, unreadable
+from vidurai_pipeline.rl.archive_query import TABLE, ArchiveReader
 from vidurai_pipeline.settings import Settings
 
 _BATCH_ROWS = 65_536
@@ -118,71 +118,19 @@ class Experiences:
             ).fetchall()
         )
 
-    @classmethod
-    @contextlib.contextmanager
-    def open(
-        cls,
-        archive_base: Path,
-        connection: duckdb.DuckDBPyConnection | None = None,
-        *,
-        memory_limit: str = "1GB",
-        threads: int | None = None,
-        zone: tzinfo | None = None,
-        keys: KeyRing | None = None,
-    ) -> Iterator[Self]:
-        """Read an archive; a missing or empty one has no experiences.
-
-        Args:
-            archive_base: the archive's folder.
-            connection: a DuckDB connection to work in; default a private one within the limits that follow.
-            memory_limit: the most memory that the private one may use, in DuckDB's notation.
-            threads: of the private one; default one for each core.
-            zone: the time zone of files that Vidurai's own archiver wrote; default this machine's.
-            keys: the archive's keys; default none.
-
-        Raises:
-            ArchiveError: a file is damaged, or the archive can't be read.
-        """
-        with contextlib.ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-dream-")))
-            if connection is None:
-                connection = stack.enter_context(connect(memory_limit, threads, scratch, keys))
-            cursor = stack.enter_context(connection.cursor())
-            read_archive(cursor, archive_base, scratch, zone, keys)
-            try:
-                yield cls(cursor)
-            except duckdb.Error as error:
-                raise unreadable(cursor, archive_base, scratch, error, keys) from None
-            finally:
-                with contextlib.suppress(duckdb.Error):
-                    cursor.execute(f"DROP TABLE IF EXISTS {TABLE}")
-
     def count(self, start: Watermark | None = None, end: Watermark | None = None) -> int:
         """How many experiences stand from one place up to, but not at, another."""
         within, places = _within(start, end)
         [(count,)] = self._cursor.execute(f"SELECT count(*) FROM {TABLE} WHERE {within}", places).fetchall()
         return count
 
-    def first(self, start: Watermark) -> Watermark | None:
-        """The place of the first experience at or behind a place; None if there is none."""
-        return self._place("ASC", start, None)
-
-    def last(self, end: Watermark | None = None) -> Watermark | None:
-        """The place of the last experience, or of the last one before a place; None if there is none."""
-        return self._place("DESC", None, end)
-
     def nth(self, number: int) -> Watermark | None:
         """The place of an experience, counted from 1; None if there is none."""
-        return self._place("ASC", None, None, number - 1) if number > 0 else None
-
-    def _place(self, direction: str, start: Watermark | None, end: Watermark | None, skip: int = 0) -> Watermark | None:
-        within, places = _within(start, end)
         rows = self._cursor.execute(
-            f"SELECT archived_at, id FROM {TABLE} WHERE {within} "
-            f"ORDER BY archived_at {direction}, id {direction} LIMIT 1 OFFSET {skip:d}",
-            places,
+            f"SELECT archived_at, id FROM {TABLE} WHERE reason IS NULL ORDER BY archived_at, id LIMIT 1 OFFSET ?",
+            [max(0, number - 1)],
         ).fetchall()
-        return Watermark(rows[0][0].isoformat(), rows[0][1]) if rows else None
+        return Watermark(rows[0][0].isoformat(), rows[0][1]) if rows and number > 0 else None
 
     def code_counts(self, *, held_out: bool = False) -> dict[int, int]:
         """How many experiences there are of each code; of all, or of those that tables are judged by."""
@@ -224,24 +172,37 @@ class Experiences:
                 yield Batch(batch["code"].to_numpy(), held_out, batch["archived_at"], batch["id"])
 
 
+@contextlib.contextmanager
 def open_experiences(
     settings: Settings, archive_base: Path | None = None, connection: duckdb.DuckDBPyConnection | None = None
-) -> contextlib.AbstractContextManager[Experiences]:
-    """Read an archive as the settings have it; see ``Experiences.open``.
+) -> Iterator[Experiences]:
+    """Read an archive; a missing or empty one has no experiences.
 
     Args:
-        settings: limits, keys and time zone.
+        settings: limits, keys, and the time zone of files that Vidurai's own archiver wrote.
         archive_base: the archive's folder; default the settings'.
-        connection: a DuckDB connection to work in; default a private one.
+        connection: a DuckDB connection to work in; default a private one within the limits.
+
+    Raises:
+        ArchiveError: a file is damaged, or the archive can't be read.
     """
-    return Experiences.open(
-        archive_base or settings.archive_path,
-        connection,
-        memory_limit=settings.memory_limit,
-        threads=settings.threads,
-        zone=ZoneInfo(settings.timezone) if settings.timezone else None,
-        keys=KeyRing(settings.archive_key_file),
-    )
+    keys = KeyRing(settings.archive_key_file)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-dream-")))
+        if connection is None:
+            private = connect(settings.memory_limit, settings.threads, scratch, keys)
+            connection = stack.enter_context(private)
+        cursor = stack.enter_context(connection.cursor())
+        zone = ZoneInfo(settings.timezone) if settings.timezone else None
+        reader = ArchiveReader(cursor, archive_base or settings.archive_path, scratch, zone, keys)
+        reader.fill_table()
+        try:
+            yield Experiences(cursor)
+        except duckdb.Error as error:
+            raise reader.unreadable(error) from None
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                cursor.execute(f"DROP TABLE IF EXISTS {TABLE}")
 
 
 def _within(start: Watermark | None, end: Watermark | None) -> tuple[str, list[str | int]]:

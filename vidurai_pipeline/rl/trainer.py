@@ -84,16 +84,8 @@ class TransitionIndex:
             for one, count in sorted(totals.items())
         ]
 
-
-class BatchLearner:
-    """Teaches one policy the transitions of an index."""
-
-    def __init__(self, policy: QLearningPolicy, index: TransitionIndex) -> None:
-        self.policy = policy
-        self._index = index
-
-    def learn(self, transition_ids: Ids) -> float:
-        """Learn experiences in their order; the same as ``policy.learn`` for each of them.
+    def teach(self, policy: QLearningPolicy, transition_ids: Ids) -> float:
+        """Let a policy learn experiences in their order: the same as ``policy.learn`` for each of them.
 
         Returns:
             The sum of the squared temporal-difference errors, in points squared. Each is measured before its
@@ -101,17 +93,17 @@ class BatchLearner:
         """
         if not transition_ids.size:
             return 0.0
-        alpha, gamma = self.policy.alpha, self.policy.gamma
-        transitions, rewards = self._index.transitions, self._index.rewards
+        alpha, gamma = policy.alpha, policy.gamma
+        transitions, rewards = self.transitions, self.rewards
         targets = np.zeros(len(transitions))
         present, first = np.unique(transition_ids, return_index=True)
         # Rows are made in the order in which the plain agent would make them.
         for one in present[np.argsort(first)].tolist():
-            self.policy.row(transitions[one].state)
-            future = self.policy.row(transitions[one].next_state)
+            policy.row(transitions[one].state)
+            future = policy.row(transitions[one].next_state)
             targets[one] = rewards[one] + gamma * max(future.values(), default=0.0)
-        self.policy.total_reward = _add_in_order(self.policy.total_reward, rewards[transition_ids])
-        state_actions = self._index.state_action_ids[transition_ids]
+        policy.total_reward = _add_in_order(policy.total_reward, rewards[transition_ids])
+        state_actions = self.state_action_ids[transition_ids]
         order = np.argsort(state_actions, kind="stable")
         bounds = np.flatnonzero(np.diff(state_actions[order], prepend=-1, append=-1)).tolist()
         ordered = targets[transition_ids[order]].tolist()
@@ -121,7 +113,7 @@ class BatchLearner:
             (int(order[start]), start, end) for start, end in itertools.pairwise(bounds)
         ):
             transition = transitions[transition_ids[first_place]]
-            values = self.policy.row(transition.state)
+            values = policy.row(transition.state)
             value = values.get(transition.action, 0.0)
             for target in ordered[start:end]:
                 error = target - value
@@ -136,34 +128,25 @@ class TrainingResult:
     """What training on some experiences amounted to.
 
     Attributes:
-        positive: experiences with a good outcome.
-        negative: experiences with a bad one.
-        reward: the total, in points.
+        learned: all experiences, also those that were learned again.
+        positive: new experiences with a good outcome.
+        negative: new experiences with a bad one.
+        reward: of the new ones, in points.
         last: the place of the last one; None if there was none.
         points: of the learning curve.
-        visits: how many experiences stand behind each value.
     """
 
+    learned: int = 0
     positive: int = 0
     negative: int = 0
     reward: float = 0.0
     last: Watermark | None = None
     points: list[Point] = field(default_factory=list)
-    visits: Visits = field(default_factory=dict)
 
     @property
     def episodes(self) -> int:
-        """How many experiences they were."""
+        """How many new experiences they were."""
         return self.positive + self.negative
-
-    def add(self, later: "TrainingResult") -> None:
-        """Add what training on later experiences amounted to."""
-        self.positive += later.positive
-        self.negative += later.negative
-        self.reward += later.reward
-        self.last = later.last or self.last
-        self.points += later.points
-        self.visits = add_visits(self.visits, later.visits)
 
 
 class Trainer:
@@ -174,6 +157,9 @@ class Trainer:
         profile: sets the rewards.
         policy: learns all experiences.
         shadow: learns all but the held-out ones; None for no shadow.
+
+    Attributes:
+        result: what training amounted to so far.
     """
 
     def __init__(
@@ -185,8 +171,9 @@ class Trainer:
     ) -> None:
         self._experiences = experiences
         self._index = TransitionIndex(profile)
-        self._policy = BatchLearner(policy, self._index)
-        self._shadow = None if shadow is None else BatchLearner(shadow, self._index)
+        self._policy, self._shadow = policy, shadow
+        self._counts = np.zeros(len(self._index.transitions), np.int64)
+        self.result = TrainingResult()
 
     def held_out(self) -> list[TransitionCount]:
         """The experiences that tables are judged by."""
@@ -200,7 +187,7 @@ class Trainer:
         newest_first: bool = False,
         limit: int | None = None,
         again: bool = False,
-    ) -> TrainingResult:
+    ) -> None:
         """Train on all experiences, or on those from one place up to another.
 
         Args:
@@ -210,20 +197,21 @@ class Trainer:
             limit: no more than this many.
             again: whether the table in use has learned them; then the shadow learns the held-out ones too.
         """
-        result = TrainingResult()
-        counts = np.zeros(len(self._index.transitions), np.int64)
+        result = self.result
         most = max(_SMALLEST_POINT, self._experiences.count(start, end) // _POINTS)
         stream = self._experiences.stream(start, end, newest_first=newest_first, limit=limit)
         for batch in (part for whole in stream for part in whole.slices(most)):
             ids = self._index.ids[batch.codes]
-            squared_error = self._policy.learn(ids)
+            squared_error = self._index.teach(self._policy, ids)
             if self._shadow is not None:
-                self._shadow.learn(ids if again else ids[~batch.held_out])
+                self._index.teach(self._shadow, ids if again else ids[~batch.held_out])
             rewards = self._index.rewards[ids]
-            positive = int(self._index.good[ids].sum())
-            result.positive += positive
-            result.negative += len(ids) - positive
-            result.reward = _add_in_order(result.reward, rewards)
+            if not again:
+                positive = int(self._index.good[ids].sum())
+                result.positive += positive
+                result.negative += len(ids) - positive
+                result.reward = _add_in_order(result.reward, rewards)
+            result.learned += len(ids)
             result.last = batch.last
             result.points.append(
                 Point(
@@ -231,28 +219,22 @@ class Trainer:
                     experiences=len(ids),
                     reward=float(rewards.sum()),
                     squared_error=squared_error,
-                    states=self._policy.policy.states_tried,
-                    episode=self._policy.policy.episodes + 1,
+                    states=self._policy.states_tried,
+                    episode=self._policy.episodes + 1,
                 )
             )
-            counts += np.bincount(ids, minlength=counts.size)
-        for transition, count in zip(self._index.transitions, counts.tolist(), strict=True):
+            self._counts += np.bincount(ids, minlength=self._counts.size)
+
+    def visits_after(self, before: Visits) -> Visits:
+        """How many experiences stand behind each value, with those from before; these are not changed."""
+        total = {state: dict(row) for state, row in before.items()}
+        for transition, count in zip(self._index.transitions, self._counts.tolist(), strict=True):
             if count:
-                row = result.visits.setdefault(transition.state, {})
+                row = total.setdefault(transition.state, {})
                 row[transition.action] = row.get(transition.action, 0) + count
-        return result
+        return total
 
 
 def _add_in_order(total: float, rewards: npt.NDArray[np.float64]) -> float:
     """A sum with more rewards, one after the other as the plain agent adds them: ``sum`` would keep to no order."""
     return float(np.add.accumulate(np.concatenate(([total], rewards)))[-1])
-
-
-def add_visits(first: Visits, second: Visits) -> Visits:
-    """The sums of two counts; neither of them is changed."""
-    total = {state: dict(row) for state, row in first.items()}
-    for state, row in second.items():
-        sums = total.setdefault(state, {})
-        for action, count in row.items():
-            sums[action] = sums.get(action, 0) + count
-    return total

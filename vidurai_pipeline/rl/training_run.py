@@ -5,9 +5,9 @@ wrote the table meanwhile, nothing is saved, and the same run can be made again 
 read again.
 """
 
+import itertools
 import logging
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from vidurai_pipeline.errors import ConfigError, QTableError
 from vidurai_pipeline.rl.checkpoint import Ahead, Baseline, Checkpoint, Order, find_baseline, read_checkpoint
@@ -17,7 +17,7 @@ from vidurai_pipeline.rl.learning_curve import extend
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import StoredTable, TableContents, TableFile
 from vidurai_pipeline.rl.report import DreamReport
-from vidurai_pipeline.rl.trainer import Trainer, TrainingResult, add_visits
+from vidurai_pipeline.rl.trainer import Trainer
 from vidurai_pipeline.settings import Hyperparameters
 
 logger = logging.getLogger(__name__)
@@ -40,20 +40,16 @@ TAUGHT_BY_OTHERS = (
 )
 
 
-class _Segment(NamedTuple):
-    """Experiences from one place up to another; ``again`` if they were learned, but what came before them was not."""
-
-    start: Watermark | None = None
-    end: Watermark | None = None
-    again: bool = False
-
-
 @dataclass(slots=True)
 class _Plan:
     """What to learn, and on top of what; the counts are those of ``DreamReport``."""
 
     baseline: Baseline
-    segments: list[_Segment] = field(default_factory=lambda: [_Segment()])
+    start: Watermark | None = None
+    #: From and up to where the table has learned all, but is to learn it again behind what has come before it.
+    again: tuple[Watermark, Watermark] | None = None
+    #: Experiences to learn besides, without their place in the order: from one place up to another.
+    besides: tuple[Watermark | None, Watermark] | None = None
     rebuild: bool = False
     already_learned: int = 0
     late: int = 0
@@ -72,8 +68,7 @@ class TrainingRun:
         rebuild: learn the whole archive anew, and replace the table also with one that is worse.
         order: of learning.
         limit: learn no more than this many experiences.
-        now: the place behind all that was archived up to the dream; what is dated later is learned last, and noted
-            apart (see ``checkpoint.Ahead``).
+        now: the place behind all that was archived up to the dream.
         erasures: how often memories that had taught something were erased from the archive.
     """
 
@@ -107,7 +102,7 @@ class TrainingRun:
             # one in use have both learned it.
             shadow = QLearningPolicy.of(self.hyperparameters, baseline.contents)
         trainer = Trainer(self.experiences, self.hyperparameters.reward_profile, policy, shadow)
-        result, checkpoint = self._train(plan, trainer, policy)
+        checkpoint, result = self._train(plan, trainer, policy), trainer.result
         if result.episodes:
             policy.end_episode()
         report.gate = None
@@ -180,56 +175,31 @@ class TrainingRun:
         return checkpoint.archive_only and checkpoint.order == "chronological" and self.limit is None
 
     def _go_on(self, baseline: Baseline, checkpoint: Checkpoint) -> _Plan:
-        """Go on from a checkpoint: with what is new, and in its place if some of the table is dated in the future."""
-        count, behind = self.experiences.count, checkpoint.watermark.next
-        exact, ahead = self._is_exact(checkpoint), checkpoint.ahead
-        if exact and ahead is not None and ahead.table is None:
-            ahead = None
-        if not exact and ahead is None:
-            ahead = self._presumed_ahead(checkpoint)
-        if ahead is None:
-            parts = [(count(None, behind), checkpoint.settled)]
-            segments = [_Segment(behind)]
-        else:
-            reached = None if ahead.reached is None else ahead.reached.next
-            before = 0 if reached is None else count(None, reached)
-            parts = [(before, ahead.settled), (count(ahead.first, behind), checkpoint.settled - ahead.settled)]
-            segments = [_Segment(reached, ahead.first), _Segment(behind)]
-            if exact and sum(count(segment.start, segment.end) for segment in segments):
-                segments.insert(1, _Segment(ahead.first, behind, again=True))
-                contents = replace(baseline.contents, q_table=ahead.table or {}, total_reward=ahead.total_reward)
-                checkpoint = replace(checkpoint, settled=ahead.settled, visits=ahead.visits, curve=ahead.curve)
-                baseline = replace(baseline, contents=contents, checkpoint=checkpoint)
-        return _Plan(
-            baseline,
-            segments,
-            already_learned=sum(min(present, settled) for present, settled in parts),
-            late=sum(max(0, present - settled) for present, settled in parts),
-            missing=sum(max(0, settled - present) for present, settled in parts),
-        )
+        """Go on from a checkpoint."""
+        count, behind, settled = self.experiences.count, checkpoint.watermark.next, checkpoint.settled
+        present = count(None, behind)
+        plan = _Plan(baseline, behind, already_learned=min(present, settled))
+        plan.late, plan.missing = max(0, present - settled), max(0, settled - present)
+        if not plan.late:
+            return plan
+        ahead = checkpoint.ahead
+        if not self._is_exact(checkpoint):
+            if dated_ahead := count(self.now, behind):
+                # These are learned, by the table's count. All that came since then stands before them.
+                reached = self.experiences.nth(settled - dated_ahead)
+                plan.besides, plan.late = (reached and reached.next, self.now), 0
+        elif ahead is not None and ahead.table is not None:
+            start = ahead.reached and ahead.reached.next
+            late = start is not None and count(None, start) > ahead.settled
+            if not late and count(ahead.first, behind) <= settled - ahead.settled:
+                contents = replace(baseline.contents, q_table=ahead.table, total_reward=ahead.total_reward)
+                before = replace(checkpoint, settled=ahead.settled, visits=ahead.visits, curve=ahead.curve, ahead=None)
+                plan.baseline = replace(baseline, contents=contents, checkpoint=before)
+                plan.start, plan.again, plan.late = start, (ahead.first, behind), 0
+        return plan
 
-    def _presumed_ahead(self, checkpoint: Checkpoint) -> Ahead | None:
-        """What is dated in the future of a table whose dream did not know that, for its own clock was wrong too.
-
-        The experiences that came since then are the last ones before.
-        """
-        first = self.experiences.first(self.now)
-        if first is None or checkpoint.watermark < first:
-            return None
-        settled = max(0, checkpoint.settled - self.experiences.count(first, checkpoint.watermark.next))
-        before = self.experiences.count(None, first)
-        return Ahead(first, self.experiences.nth(min(settled, before)), settled)
-
-    def _train(
-        self, plan: _Plan, trainer: Trainer, policy: QLearningPolicy
-    ) -> tuple[TrainingResult, Checkpoint | None]:
-        """Train on the segments of a plan.
-
-        Returns:
-            What training on new experiences amounted to, and how far the table has come: None while nothing at all
-            was learned.
-        """
-        new, trained = TrainingResult(), TrainingResult()
+    def _train(self, plan: _Plan, trainer: Trainer, policy: QLearningPolicy) -> Checkpoint | None:
+        """Train as planned; returns how far the table has come, None while nothing was learned."""
         before = plan.baseline.checkpoint or Checkpoint(
             watermark=Watermark("", 0),
             settled=0,
@@ -238,66 +208,43 @@ class TrainingRun:
             hyperparameters=self.hyperparameters,
             erasures=self.erasures,
         )
-        newest_first = self.order == "newest-first"
-        ahead = None
-        for segment in plan.segments:
-            for part in [segment] if newest_first else self._split(segment):
-                if ahead is None and part.start is not None and part.start >= self.now:
-                    ahead = self._ahead(before, trained, policy)
-                limit = None if self.limit is None else self.limit - trained.episodes
-                result = trainer.train(part.start, part.end, newest_first=newest_first, limit=limit, again=part.again)
-                trained.add(result)
-                if not part.again:
-                    new.add(result)
-        if trained.last is None:
-            return new, plan.baseline.checkpoint
-        checkpoint = replace(
+        result, newest_first = trainer.result, self.order == "newest-first"
+        if plan.besides is not None:
+            trainer.train(*plan.besides, limit=self.limit)
+        cuts = [] if newest_first else sorted({self.now, *(plan.again or ())})
+        inner = [cut for cut in cuts if plan.start is None or cut > plan.start]
+        first = self.experiences.nth(self.experiences.count(None, self.now) + 1)
+        ahead = before.ahead if first is not None and self._is_exact(before) else None
+        for start, end in itertools.pairwise([plan.start, *inner, None]):
+            if start == self.now and first is not None and self._is_exact(before):
+                ahead = Ahead(
+                    first,
+                    reached=self.experiences.nth(self.experiences.count(None, self.now)),
+                    settled=before.settled + result.learned,
+                    table={state: dict(row) for state, row in policy.q_table.items()},
+                    total_reward=policy.total_reward,
+                    visits=trainer.visits_after(before.visits),
+                    curve=extend(before.curve, result.points),
+                )
+            again = plan.again is not None and start is not None and plan.again[0] <= start < plan.again[1]
+            limit = None if self.limit is None else self.limit - result.episodes
+            trainer.train(start, end, newest_first=newest_first, limit=limit, again=again)
+        if result.last is None:
+            return plan.baseline.checkpoint
+        if newest_first:  # a limit leaves out the oldest on purpose
+            settled, last = self.experiences.total, self.experiences.nth(self.experiences.total)
+        else:
+            settled, last = before.settled + result.learned, result.last
+        return replace(
             before,
-            watermark=max(before.watermark, trained.last),
+            watermark=max(before.watermark, last or result.last),
             # What came late and is not learned must not count as settled, or it would be forgotten.
-            settled=before.settled + trained.episodes,
+            settled=settled,
             hyperparameters=self.hyperparameters,
-            visits=add_visits(before.visits, trained.visits),
-            curve=extend(before.curve, trained.points),
+            visits=trainer.visits_after(before.visits),
+            curve=extend(before.curve, result.points),
+            ahead=ahead,
         )
-        if newest_first:
-            # A limit leaves out the oldest on purpose.
-            last = self.experiences.last() or trained.last
-            checkpoint = replace(checkpoint, watermark=last, settled=self.experiences.total)
-        return new, replace(checkpoint, ahead=self._settle_ahead(checkpoint, ahead, trained))
-
-    def _split(self, segment: _Segment) -> list[_Segment]:
-        """Part a segment where the future begins, if some of it is dated in the future."""
-        outside = (segment.start or self.now) > self.now or (segment.end is not None and segment.end <= self.now)
-        if outside or not self.experiences.count(self.now, segment.end):
-            return [segment]
-        return [segment._replace(end=self.now), segment._replace(start=self.now)]
-
-    def _ahead(self, before: Checkpoint, trained: TrainingResult, policy: QLearningPolicy) -> Ahead | None:
-        """The table as it is before the first experience that is dated in the future."""
-        first = self.experiences.first(self.now)
-        if first is None:
-            return None
-        return Ahead(
-            first=first,
-            reached=self.experiences.last(self.now),
-            settled=before.settled + trained.episodes,
-            table={state: dict(row) for state, row in policy.q_table.items()},
-            total_reward=policy.total_reward,
-            visits=add_visits(before.visits, trained.visits),
-            curve=extend(before.curve, trained.points),
-        )
-
-    def _settle_ahead(self, checkpoint: Checkpoint, ahead: Ahead | None, trained: TrainingResult) -> Ahead | None:
-        first = self.experiences.first(self.now)
-        if first is None or checkpoint.watermark < first:
-            return None
-        if self._is_exact(checkpoint):
-            return ahead
-        reached = self.experiences.last(self.now)
-        if trained.last is not None and trained.last < first and self.limit == trained.episodes:
-            reached = trained.last  # the limit left out some before the future
-        return Ahead(first, reached, checkpoint.settled - self.experiences.count(first, checkpoint.watermark.next))
 
     def _refuse(self, contents: TableContents, verdict: Verdict) -> str:
         """Keep the new table beside the one in use, which stays as it is, and so does what it has learned."""

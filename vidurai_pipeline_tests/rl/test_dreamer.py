@@ -15,7 +15,7 @@ from vidurai_pipeline.rl.agent import Action, Outcome, RewardProfile, VismritiRL
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.inference import SALIENCES, infer_action, infer_next_state, infer_outcome, infer_state
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.rl.trainer import BatchLearner
+from vidurai_pipeline.rl.trainer import TransitionIndex
 from vidurai_pipeline_tests.rl.dreams import (
     SECRET,
     Rows,
@@ -328,7 +328,7 @@ def test_an_error_that_nobody_foresaw_quotes_nothing(
         raise RuntimeError(SECRET)
 
     write_file(archive, [experience(1)], "1.parquet")
-    monkeypatch.setattr(BatchLearner, "learn", fail)
+    monkeypatch.setattr(TransitionIndex, "teach", fail)
     with caplog.at_level(logging.DEBUG):
         error = failed(archive, table)
     assert "RuntimeError" in error

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vidurai_pipeline.errors import ArchiveError, ConfigError
-from vidurai_pipeline.rl.dataset import Experiences, Watermark
+from vidurai_pipeline.rl.dataset import Watermark, open_experiences
 from vidurai_pipeline.rl.inference import IMPORTANCES, MAX_TOKENS, SALIENCES, infer_transition
 from vidurai_pipeline.rl.trainer import TransitionIndex
-from vidurai_pipeline.settings import RewardProfile
+from vidurai_pipeline.settings import RewardProfile, load_settings
 from vidurai_pipeline_tests.support.archives import BASE, experience, write_file
 
 SECRET = "the user's password"
@@ -25,7 +25,7 @@ def decoded(code: int) -> tuple[float, int, int]:
 
 
 def all_of(archive: Path, **how: Any) -> list[tuple[float, int, int]]:
-    with Experiences.open(archive) as experiences:
+    with open_experiences(load_settings(), archive) as experiences:
         return [decoded(int(code)) for batch in experiences.stream(**how) for code in batch.codes]
 
 
@@ -123,18 +123,16 @@ def test_order_and_watermark(archive: Path) -> None:
     assert [e[1] for e in all_of(archive, newest_first=True, limit=1)] == [6]
     assert [e[1] for e in all_of(archive, start=Watermark(times[2], 3))] == [6]
     assert [e[1] for e in all_of(archive, start=Watermark(times[1], 0).next, limit=2)] == [2, 4]
-    with Experiences.open(archive) as experiences:
-        assert experiences.last() == Watermark(times[3], 3)
+    with open_experiences(load_settings(), archive) as experiences:
         assert experiences.count(None, Watermark(times[2], 2).next) == 3
         assert experiences.count() == 4
-        assert experiences.last(Watermark(times[2], 2)) == Watermark(times[1], 1) == experiences.nth(2)
-        assert experiences.first(Watermark(times[1], 2)) == Watermark(times[2], 2)
+        assert experiences.nth(2) == Watermark(times[1], 1)
         assert experiences.nth(0) is experiences.nth(5) is None
 
 
 def test_many_rows_come_in_batches(archive: Path) -> None:
     write_file(archive, [experience(n, verbatim="x" * (n % 40)) for n in range(150_000)], "memories.parquet")
-    with Experiences.open(archive) as experiences:
+    with open_experiences(load_settings(), archive) as experiences:
         batches = list(experiences.stream())
     assert len(batches) > 2
     assert sum(len(batch.codes) for batch in batches) == 150_000
@@ -154,7 +152,7 @@ def test_a_version_that_was_archived_twice_counts_once(archive: Path) -> None:
         ],
         "night2.parquet",
     )
-    with Experiences.open(archive) as experiences:
+    with open_experiences(load_settings(), archive) as experiences:
         assert (experiences.total, experiences.duplicates) == (4, 1)
         assert experiences.count(None, Watermark("2024-11-30T23:59:59", 0)) == 2
 
@@ -169,7 +167,7 @@ def test_what_can_t_be_learned_is_counted(archive: Path) -> None:
         experience(6, archived_at=None),
     ]
     write_file(archive, [*rows, experience(7) | {"id": None}], "memories.parquet")
-    with Experiences.open(archive) as experiences:
+    with open_experiences(load_settings(), archive) as experiences:
         assert experiences.total == 1
         assert experiences.skipped == {"archived_at is no time": 1, "no usable id": 1, "outcome not -1, 0 or 1": 2}
 
@@ -188,7 +186,7 @@ def test_outcomes_of_other_types(
     schema = BASE.set(BASE.get_field_index("outcome"), pa.field("outcome", kind))
     write_file(archive, [experience(n, outcome) for n, outcome in enumerate(outcomes)], "odd.parquet", schema=schema)
     write_file(archive, [experience(10)], "usual.parquet")
-    with Experiences.open(archive) as experiences:
+    with open_experiences(load_settings(), archive) as experiences:
         assert (experiences.total, sum(experiences.skipped.values())) == (learned + 1, skipped)
 
 
@@ -234,11 +232,12 @@ def test_a_connection_of_the_caller_is_left_as_it_was(archive: Path) -> None:
     write_file(archive, [experience(1)], "memories.parquet")
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE vidurai_experiences AS SELECT 42 AS mine")
-        with Experiences.open(archive, connection) as experiences:
+        with open_experiences(load_settings(), archive, connection) as experiences:
             assert experiences.total == 1
         assert connection.execute("FROM vidurai_experiences").fetchall() == [(42,)]
 
 
 def test_a_memory_limit_that_is_none(archive: Path) -> None:
-    with pytest.raises(ConfigError, match="memory_limit = 'much'"), Experiences.open(archive, memory_limit="much"):
+    much = load_settings().model_copy(update={"memory_limit": "much"})
+    with pytest.raises(ConfigError, match="memory_limit = 'much'"), open_experiences(much, archive):
         pass

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from vidurai_pipeline.errors import QTableError
-from vidurai_pipeline.rl.dataset import HELD_OUT_SHARE, Experiences
+from vidurai_pipeline.rl.dataset import HELD_OUT_SHARE, open_experiences
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.evaluation import MIN_HELD_OUT, TransitionCount, compare, find_faults, value_bound
 from vidurai_pipeline.rl.inference import Transition
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
 from vidurai_pipeline.rl.states import Action, MemoryState, RewardProfile, is_state_hash
-from vidurai_pipeline.rl.trainer import BatchLearner
+from vidurai_pipeline.rl.trainer import TransitionIndex
+from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.rl.dreams import Rows, daemon_writes, dream, failed, generated, goes_on, learned
 from vidurai_pipeline_tests.support.archives import experience, write_file
 
@@ -154,7 +155,7 @@ def test_states_that_nobody_saw_again_say_nothing() -> None:
 
 def test_the_held_out_share(archive: Path) -> None:
     write_file(archive, [experience(n) for n in range(5000)], "1.parquet")
-    with Experiences.open(archive) as experiences:
+    with open_experiences(load_settings(), archive) as experiences:
         [(code, count)] = experiences.code_counts(held_out=True).items()
         batches = list(experiences.stream())
         held_out = [
@@ -282,16 +283,16 @@ def test_a_learner_that_went_wrong(archive: Path, table: Path, monkeypatch: pyte
     before = table.read_bytes()
     write_file(archive, night(100, 110, good=0.9), "2.parquet")
 
-    learn = BatchLearner.learn
+    learn = TransitionIndex.teach
 
-    def learn_badly(self: BatchLearner, transition_ids: Any) -> float:
-        squares = learn(self, transition_ids)
-        self.policy.q_table[STATE][NOW] = value
+    def learn_badly(self: TransitionIndex, policy: QLearningPolicy, transition_ids: Any) -> float:
+        squares = learn(self, policy, transition_ids)
+        policy.q_table[STATE][NOW] = value
         return squares
 
     for rebuild in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr(BatchLearner, "learn", learn_badly)
+            patch.setattr(TransitionIndex, "teach", learn_badly)
             error = failed(archive, table, rebuild=rebuild)
         assert "not well-formed" in error or "not a finite number" in error
         assert table.read_bytes() == before

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from vidurai_pipeline.care.health import dates_plausible
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.rl.checkpoint import Checkpoint, Visits
-from vidurai_pipeline.rl.dataset import Experiences
+from vidurai_pipeline.rl.dataset import open_experiences
 from vidurai_pipeline.rl.dreamer import DreamCycle
+from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.rl.dreams import daemon_writes, dream, goes_on, learned
 from vidurai_pipeline_tests.support.archives import BASE, experience, write_file
 
@@ -176,8 +177,8 @@ def test_files_dated_in_the_future_are_named(tmp_path: Path) -> None:
     assert dates_plausible(archive, WRONG).status == "ok"
 
 
-def order(archive: Path, **how: Any) -> list[int]:
-    with Experiences.open(archive, **how) as experiences:
+def order(archive: Path) -> list[int]:
+    with open_experiences(load_settings(), archive) as experiences:
         return [id_ for batch in experiences.stream() for id_ in batch.ids.to_pylist()]
 
 
