@@ -503,7 +503,9 @@ class Settings(BaseSettings):
 
     def working_copy(self, address: str) -> Path:
         """The folder of this machine's working copy of an archive in an object store."""
-        return self.home / "cache" / hashlib.sha256(address.encode()).hexdigest()[:16]
+        # The same address at another endpoint is another archive.
+        place = f"{os.environ.get('AWS_ENDPOINT_URL', '')} {address}".strip()
+        return self.home / "cache" / hashlib.sha256(place.encode()).hexdigest()[:16]
 
     @property
     def machine_path(self) -> Path:

@@ -197,7 +197,7 @@ class ArchiveDatabase:
                     if "interrupted" not in str(error):
                         raise
                     raise KeyboardInterrupt from None  # what DuckDB's client makes of Ctrl-C
-                except duckdb.Error as error:
+                except (duckdb.Error, FileNotFoundError) as error:
                     if last or not self.changed():  # else a file was withdrawn meanwhile
                         raise duckdb_errors.explain(str(error), listing=self.listing(), bound=False) from None
             connection = self._connection

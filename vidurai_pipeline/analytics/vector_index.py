@@ -27,10 +27,10 @@ from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.analytics.embeddings import BATCH, EmbeddingModel, load_model, normalized
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.analytics.vectors import Vectors, nearest, whole_numbers
-from vidurai_pipeline.analytics.word_index import NAME, Progress, file_key, remove_folder
+from vidurai_pipeline.analytics.word_index import Progress, file_key, remove_folder
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder
-from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled, require_archive
+from vidurai_pipeline.cold.listing import INDEX, ArchiveFile, list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import SearchIndexError
 from vidurai_pipeline.settings import Settings
@@ -120,7 +120,7 @@ class VectorIndex:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.folder = root / NAME / f"vectors-{FORMAT}"
+        self.folder = root / INDEX / f"vectors-{FORMAT}"
         self._read: dict[str, tuple[tuple[int, int], Vectors, str]] = {}
 
     def exists(self) -> bool:

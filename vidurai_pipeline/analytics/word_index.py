@@ -35,13 +35,12 @@ from vidurai_pipeline.analytics.question import COLUMNS, document_sql, make_inde
 from vidurai_pipeline.analytics.views import SALIENCE_SCORE
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, make_folder
-from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, quote_literal, require_archive
+from vidurai_pipeline.cold.listing import INDEX, ArchiveFile, list_settled, quote_literal, require_archive
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import SearchIndexError
 
 #: Changed with whatever changes what a document is made of; an index of another format is made anew.
 FORMAT = 1
-NAME = ".index"
 _ANY_FORMAT = "words-*"
 _HEAP_BYTES = 64_000_000
 _MEMORY_LIMIT = "512MB"
@@ -104,7 +103,7 @@ class WordIndex:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.folder = root / NAME
+        self.folder = root / INDEX
         self._path = self.folder / f"words-{FORMAT}"
         self._open: tantivy.Index | None = None
         self._held: tuple[object, dict[str, int]] | None = None

@@ -1,7 +1,6 @@
 """Read the archive's files again and hold them against what was recorded when they were verified."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -175,7 +174,7 @@ def _proved(archive: Archive, file: ArchiveFile, entry: FileEntry | None, report
     except FileNotFoundError:
         raise
     except OSError as error:
-        report.damaged.append(Flaw(file.relative, f"it can't be read: {os.strerror(error.errno or 0)}", entry.rows))
+        report.damaged.append(Flaw(file.relative, f"it can't be read: {error.strerror}", entry.rows))
         return None
     if not entry.allows(sha256):
         report.damaged.append(Flaw(file.relative, entry.difference(size), entry.rows))

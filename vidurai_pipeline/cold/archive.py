@@ -206,7 +206,8 @@ class Archive:
         partition = self.root / f"year={moment:%Y}" / f"month={moment:%m}"
         stem = f"memories_{moment:%Y%m%d_%H%M%S}"
         path, number = partition / f"{stem}{self.keys.suffix}", 1
-        while path.exists() or self.pending.knows(path.name):
+        folder = str(partition.relative_to(self.root))
+        while path.exists() or self.pending.knows(path.name) or self.manifests.of(folder).knew(path.name):
             number += 1
             path = partition / f"{stem}_{number:03d}{self.keys.suffix}"
         return path
@@ -449,8 +450,15 @@ class Archive:
         path = self.root / file.relative
         if self.working_copy is None:
             return digest_file(path, from_disk=True)
-        data = self.working_copy.read(file.relative)
-        return hashlib.sha256(data).hexdigest(), len(data), path.stat().st_mtime_ns
+        try:
+            data = self.working_copy.read(file.relative)
+        except FileNotFoundError:
+            if is_placeholder(path) or not path.exists() or self.manifests.entry(file.relative) is None:
+                raise
+            raise OSError(errno.EIO, "it is gone from the bucket; the next run puts it back from here") from None
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.working_copy.require_sound(path, sha256)
+        return sha256, len(data), path.stat().st_mtime_ns
 
     def count_rows(self, path: Path) -> int:
         """How many rows a file holds, by its footer.

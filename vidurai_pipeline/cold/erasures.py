@@ -7,6 +7,8 @@ from pathlib import Path
 from vidurai_pipeline.cold.files import archive_errors, durable_write
 from vidurai_pipeline.errors import ArchiveError
 
+NAME = ".erasures.json"
+
 
 @dataclass(frozen=True)
 class Erasure:
@@ -33,7 +35,7 @@ class Erasures:
     """The erasures of one archive."""
 
     def __init__(self, root: Path) -> None:
-        self._path = root / ".erasures.json"
+        self._path = root / NAME
 
     def all(self) -> list[Erasure]:
         """All of them, oldest first."""

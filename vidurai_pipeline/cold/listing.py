@@ -15,12 +15,14 @@ from typing import NamedTuple, Self
 
 import pyarrow as pa
 
-from vidurai_pipeline.cold.files import fetchers, make_present, require_usable
+from vidurai_pipeline.cold.files import fetchers, is_placeholder, make_present, require_usable
 from vidurai_pipeline.cold.keys import KeyRing, key_of
 from vidurai_pipeline.cold.pending import PendingMarks
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.settings import STORE_NAME, store_folder
 
+#: The hidden folder of an archive's search index.
+INDEX = ".index"
 #: What each file of an archive has: files without these columns are of other programs.
 REQUIRED = frozenset({"id", "verbatim", "created_at"})
 #: The columns that say of each row of encrypted files where it lies: the file's path as DuckDB sees it, month, store.
@@ -153,7 +155,8 @@ def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
     if names and not any(re.fullmatch(r"year=\d{1,4}", name) for name in names):
         raise ArchiveError(f"{base} holds other files and no archive: {advice}")
     try:
-        first = next((file for file in _walk(base, base, frozenset()) if file.partitioned), None)
+        files = (file for file in _walk(base, base, frozenset()) if file.partitioned)
+        first = next((file for file in files if not is_placeholder(base / file.relative)), None)
         if first is None:
             return
         with KeyRing().open(base / first.relative) as parquet:

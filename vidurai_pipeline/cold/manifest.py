@@ -138,6 +138,10 @@ class Manifest:
     replaced: dict[str, str] = field(default_factory=dict)
     damaged: str | None = None
 
+    def knew(self, name: str) -> bool:
+        """Whether there is, or ever was, a file of this name."""
+        return name in self.entries or name in self.replaced
+
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read a folder's manifest; a missing one is empty, a damaged one is empty and says so.

@@ -219,10 +219,8 @@ class Mirror(Archive):
 
     def _archive_note(self) -> Path:
         shared = self.archive.working_copy
-        if shared is None or self.working_copy is not None:
-            return self.archive.root / NOTE
-        # Each machine that shares the archive may have a mirror of its own in a folder.
-        return self.archive.root / f".mirror.{shared.machine}.json"
+        own = None if shared is None or self.working_copy is not None else shared.machine
+        return self.archive.root / note_name(own)
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
@@ -257,19 +255,20 @@ class Mirror(Archive):
 
     def _remove(self, files: dict[str, tuple[str, ...]]) -> None:
         """Remove files, given the digests that they may have."""
-        gone: dict[str, FileEntry | None] = {}
+        gone, recorded = [], dict[str, FileEntry | None]()
         for relative, allowed in files.items():
             path, entry = self.root / relative, self.manifests.entry(relative)
             with archive_errors(path), contextlib.suppress(FileNotFoundError):
                 if (entry.sha256 if entry else digest_file(path)[0]) in allowed:
                     path.unlink(missing_ok=True)
                     sync_folder(path.parent)
+                    gone.append(relative)
                     if entry:
-                        gone[relative] = None
-        self.manifests.update(gone)
+                        recorded[relative] = None
+        self.manifests.update(recorded)
         if self.working_copy is not None:
             self.push()
-            self.working_copy.remove(files)
+            self.working_copy.remove(gone)
 
 
 def open_archive(settings: Settings, root: Path | None = None) -> Archive:
@@ -323,20 +322,30 @@ def _read(archive: Archive, relative: str, entry: FileEntry) -> FileContents | N
     return None
 
 
+def note_name(machine: str | None) -> str:
+    """What an archive's note is called; of machines that share an archive, each may have a mirror in a folder."""
+    return NOTE if machine is None else f".mirror.{machine}.json"
+
+
 def read_note(path: Path) -> dict[str, str] | None:
     """Read the note that an archive and its mirror share; None if there is none.
+
+    Raises:
+        ArchiveError: it is damaged, or can't be read.
+    """
+    with archive_errors(path):
+        return parse_note(path.read_bytes(), path) if path.exists() else None
+
+
+def parse_note(data: bytes, path: object) -> dict[str, str]:
+    """What a note says.
 
     Raises:
         ArchiveError: it is damaged.
     """
     try:
-        with archive_errors(path):
-            found = json.loads(path.read_bytes())
-            return {"id": str(found["id"]), "mirror": str(found["mirror"])}
-    except ArchiveError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+        found = json.loads(data)
+        return {"id": str(found["id"]), "mirror": str(found["mirror"])}
     except (ValueError, TypeError, KeyError):
         raise ArchiveError(
             f"{path} is damaged", hint="copy it from the other side: the archive and its mirror hold the same note"

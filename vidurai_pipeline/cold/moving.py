@@ -1,26 +1,33 @@
 """Move an archive without a store's name into the folder of a store, so that other stores can share its place.
 
-The archive is readable at every instant, before, during and after, also if the move dies:
+A folder is readable at every instant, before, during and after, also if the move dies:
 
 1. A new folder is made beside the archive, with nothing but a link ``store=NAME`` that leads back to itself.
 2. It changes places with the archive. The link now leads to the archive, which stands beside its old place.
 3. The archive changes places with the link.
+
+In an object store, each object is copied, read back and found equal. When all are there, the old ones are deleted.
+While that goes on, an object ``.moving`` in the new place keeps runs and questions away.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, durable_write, sync_folder
 from vidurai_pipeline.cold.generation import exchange_folders
 from vidurai_pipeline.cold.listing import store_roots
-from vidurai_pipeline.cold.mirror import NOTE, read_note
+from vidurai_pipeline.cold.mirror import NOTE, note_name, parse_note, read_note
+from vidurai_pipeline.cold.storage import ObjectStorage
+from vidurai_pipeline.cold.working_copy import MOVING, WorkingCopy, belongs_to_archive
 from vidurai_pipeline.errors import ArchiveError, ConfigError
 from vidurai_pipeline.settings import Settings, store_folder
 
 
-def move_into_store(settings: Settings, name: str) -> Path:
+def move_into_store(settings: Settings, name: str) -> str:
     """Move the archive, and its mirror if it has one, into the folder of a store; goes on with a move that died.
 
     Args:
@@ -28,7 +35,7 @@ def move_into_store(settings: Settings, name: str) -> Path:
         name: the store's.
 
     Returns:
-        the archive's folder now.
+        where the archive is now: its folder, or its address.
 
     Raises:
         ArchiveError: there is no archive, or one of a store of this name; or it can't be moved, and stays as it is.
@@ -38,40 +45,102 @@ def move_into_store(settings: Settings, name: str) -> Path:
         raise ConfigError(
             f"VIDURAI_STORE_NAME is {settings.store_name!r}, not {name!r}", hint="unset it, or give that name"
         )
-    if isinstance(settings.archive, str) or isinstance(settings.mirror, str):
-        raise ConfigError(
-            "an archive or a mirror in an object store can't be moved",
-            hint=f"while nothing runs, move its objects below {store_folder(name)}/ with the cloud's tools, and delete "
-            "the folder `cache` in Vidurai's folder on each machine",
-        )
-    root = settings.archive_root
-    move = _Move(root, name)
+    move = _move_of(settings.archive or settings.archive_root, name, settings)
     move.require("VIDURAI_ARCHIVE")
-    with Archive(move.archive).lock("moving the archive", settings.lock_timeout):
+    with move.hold(settings.lock_timeout):
         if settings.mirror is not None:
-            _move_mirror(move.archive, settings.mirror, name)
+            _move_mirror(move, _move_of(settings.mirror, name, settings))
         move.finish()
-    return root / store_folder(name)
+    return move.place if isinstance(move, _ObjectMove) else str(settings.archive_root / store_folder(name))
 
 
-def _move_mirror(archive: Path, mirror: Path, name: str) -> None:
+def _move_of(place: Path | str, name: str, settings: Settings) -> "_Move | _ObjectMove":
+    if isinstance(place, Path):
+        return _Move(place, name)
+    return _ObjectMove(WorkingCopy.open(settings.working_copy(place), place, settings.machine_path), name)
+
+
+def _move_mirror(archive: "_Move | _ObjectMove", mirror: "_Move | _ObjectMove") -> None:
     """Move the mirror, unless that was done; then both sides note where it is."""
-    move = _Move(mirror, name)
-    note, moved, there = (read_note(folder / NOTE) for folder in (archive, move.target, move.archive))
+    shared = archive.copy.machine if isinstance(archive, _ObjectMove) and isinstance(mirror, _Move) else None
+    name = note_name(shared)
+    note, moved, there = archive.read_note(name), mirror.read_note(NOTE, moved=True), mirror.read_note(NOTE)
     if note is None:  # there is no mirror yet
         return
-    if move.began or moved is None or moved["id"] != note["id"]:
+    if mirror.began or moved is None or moved["id"] != note["id"]:
         if there is None or there["id"] != note["id"]:
             raise ArchiveError(
-                f"VIDURAI_MIRROR={mirror} is not the mirror of {archive}",
+                f"VIDURAI_MIRROR={mirror.shown} is not the mirror of {archive.shown}",
                 hint="mount its disk, or set VIDURAI_MIRROR to its folder; nothing was moved",
             )
-        move.require("VIDURAI_MIRROR")
-        move.finish()
-    content = json.dumps(note | {"mirror": os.path.realpath(move.target)}).encode()
-    for place in (move.target / NOTE, archive / NOTE):
-        with archive_errors(place):
-            durable_write(place, content)
+        mirror.require("VIDURAI_MIRROR")
+        mirror.finish()
+    content = json.dumps(note | {"mirror": mirror.place}).encode()
+    mirror.write_note(NOTE, content, moved=True)
+    archive.write_note(name, content)
+
+
+class _ObjectMove:
+    """The way of an archive in an object store below the prefix of a store.
+
+    Attributes:
+        copy: this machine's working copy.
+        shown: where the archive was.
+        place: where it is to be.
+    """
+
+    def __init__(self, copy: WorkingCopy, name: str) -> None:
+        self.copy, self._name, self.shown = copy, store_folder(name), copy.storage.url
+        self.place = f"{self.shown}/{self._name}"
+        self._source, self._target = copy.storage, ObjectStorage(self.place)
+
+    @property
+    def began(self) -> bool:
+        """Whether some objects are in the new place, and not all is done."""
+        return MOVING in self._target.objects()
+
+    def _left(self) -> list[str]:
+        return [key for key in self._source.objects() if belongs_to_archive(key)]
+
+    def require(self, setting: str) -> None:
+        """Refuse what can't be moved."""
+        there, left = self._target.objects(), self._left()
+        if there and left and MOVING not in there:
+            raise ArchiveError(f"{self.place} is there already", hint="give this store another name")
+        if others := [name for name in self._source.folders() if name.startswith("store=") and name != self._name]:
+            raise ArchiveError(
+                f"{setting}={self.shown} holds the archives of several stores, such as {others[0]}",
+                hint="each of them has its own prefix already",
+            )
+        if not there and not left:
+            raise ArchiveError(f"{setting}={self.shown}: there is no archive yet", hint="set VIDURAI_STORE_NAME alone")
+
+    def hold(self, timeout: float) -> contextlib.AbstractContextManager[None]:
+        """Keep runs away, of this machine and others."""
+        return self.copy.moving(timeout)
+
+    def read_note(self, name: str, *, moved: bool = False) -> dict[str, str] | None:
+        """A note on the mirror, in the old place or the new one."""
+        storage = self._target if moved else self._source
+        with contextlib.suppress(FileNotFoundError):
+            return parse_note(storage.read(name)[0], f"{storage.url}/{name}")
+        return None
+
+    def write_note(self, name: str, content: bytes, *, moved: bool = False) -> None:
+        """Replace a note."""
+        storage = self._target if moved else self._source
+        storage.write(name, content, storage.read(name)[1].etag)
+
+    def finish(self) -> None:
+        """Do what is left to do."""
+        if left := self._left():
+            if not self.began:
+                self._target.write(MOVING, b"1")
+            for key in left:
+                self._target.write(key, self._source.read(key)[0])
+            # The files first: an archive whose manifests are gone would look smaller than it is.
+            self._source.delete(sorted(left, key=lambda key: not key.endswith(".parquet")))
+        self._target.delete([MOVING])
 
 
 class _Move:
@@ -79,10 +148,11 @@ class _Move:
 
     Attributes:
         target: where it is to be.
+        shown: where it was, as the settings have it.
     """
 
     def __init__(self, root: Path, name: str) -> None:
-        self._root = Path(os.path.realpath(root))
+        self.shown, self._root = root, Path(os.path.realpath(root))
         self._name = store_folder(name)
         self._beside = self._root.with_name(f".{self._root.name}.{self._name}.moving")
         self.target = self._root / self._name
@@ -101,6 +171,27 @@ class _Move:
     def archive(self) -> Path:
         """Where the archive is now."""
         return self._beside if self.began else self.target if self._ended else self._root
+
+    @property
+    def place(self) -> str:
+        """Where it is to be, as notes on mirrors have it."""
+        return os.path.realpath(self.target)
+
+    @contextlib.contextmanager
+    def hold(self, timeout: float) -> Iterator[None]:
+        """Keep runs away."""
+        with Archive(self.archive).lock("moving the archive", timeout):
+            yield
+
+    def read_note(self, name: str, *, moved: bool = False) -> dict[str, str] | None:
+        """A note on the mirror, in the old place or the new one."""
+        return read_note((self.target if moved else self.archive) / name)
+
+    def write_note(self, name: str, content: bytes, *, moved: bool = False) -> None:
+        """Replace a note."""
+        path = (self.target if moved else self.archive) / name
+        with archive_errors(path):
+            durable_write(path, content)
 
     def require(self, setting: str) -> None:
         """Refuse what can't be moved."""

@@ -118,6 +118,7 @@ def read_recorded(archive: Archive, file: ArchiveFile) -> FileContents:
     if entry is None:
         # Else nobody would know, after a crash, that the file had been rewritten and may go.
         archive.manifests.record(file.relative, contents.entry(origin="adopted"))
+        archive.push()
     elif not entry.allows(contents.sha256):
         raise VerificationError(
             f"{contents.path} is damaged: its content is not what was written; nothing was changed",

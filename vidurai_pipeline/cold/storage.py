@@ -5,14 +5,16 @@ read before; the store itself sees to that (``If-None-Match``, ``If-Match``). Wh
 whose answer got lost is recognised: what is there already is what was to be written.
 """
 
+import contextlib
 import errno
 import os
 import re
+import uuid
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from vidurai_pipeline.errors import ArchiveError, ConfigError
@@ -28,17 +30,23 @@ _RETRIES = {
     "retry_timeout": timedelta(seconds=60),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2},
 }
-_CLIENT = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=120)}
+# A large file takes its time on a slow line: the second is for a whole request.
+_CLIENT = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=600)}
 _CODE = re.compile(r"<Code>(\w+)</Code>|\"reason\": ?\"(\w+)\"")
 _STATUS = re.compile(r"status code: (\d{3})")
 
 
 class StoredObject(NamedTuple):
-    """An object as a listing shows it."""
+    """One version of an object: its tag, its size in bytes, and when the store took it in."""
 
     etag: str
     size: int
     modified: datetime
+
+    @classmethod
+    def of(cls, meta: Any) -> Self:
+        """An object, as the store's client describes it."""
+        return cls(meta["e_tag"] or "", meta["size"], meta["last_modified"])
 
 
 class ConflictError(ArchiveError):
@@ -116,11 +124,7 @@ class ObjectStorage:
 
         found = self._asked(pages)
         self.traffic.lists += max(1, len(found))
-        return {
-            meta["path"]: StoredObject(meta["e_tag"] or "", meta["size"], meta["last_modified"])
-            for page in found
-            for meta in page
-        }
+        return {meta["path"]: StoredObject.of(meta) for page in found for meta in page}
 
     def folders(self) -> list[str]:
         """What the keys right below the prefix begin with, up to their first slash.
@@ -131,46 +135,30 @@ class ObjectStorage:
         self.traffic.lists += 1
         return [name.strip("/") for name in self._asked(self._store.list_with_delimiter)["common_prefixes"]]
 
-    def find(self, key: str) -> StoredObject | None:
-        """An object, without its bytes; None if it is not there.
-
-        Raises:
-            ArchiveError: the store can't be asked.
-        """
-        self.traffic.lists += 1
-        try:
-            meta = self._asked(lambda: self._store.head(key))
-        except FileNotFoundError:
-            return None
-        return StoredObject(meta["e_tag"] or "", meta["size"], meta["last_modified"])
-
-    def read(self, key: str) -> tuple[bytes, str]:
-        """An object's bytes, and the tag of this version of it.
+    def read(self, key: str) -> tuple[bytes, StoredObject]:
+        """An object's bytes, and which version of it they are.
 
         Raises:
             FileNotFoundError: it is not there.
             ArchiveError: the store can't be asked.
         """
 
-        def get() -> tuple[bytes, str]:
+        def get() -> tuple[bytes, StoredObject]:
             answer = self._store.get(key)
-            return bytes(answer.bytes()), answer.meta["e_tag"] or ""
+            return bytes(answer.bytes()), StoredObject.of(answer.meta)
 
         self.traffic.reads += 1
-        data, etag = self._asked(get)
+        data, found = self._asked(get)
         self.traffic.bytes_read += len(data)
-        return data, etag
+        return data, found
 
-    def write(self, key: str, data: bytes, replaces: str | None = None) -> str:
+    def write(self, key: str, data: bytes, replaces: str | None = None) -> StoredObject:
         """Make an object, or replace a version of it, and read it back.
 
         Args:
             key: the object's key.
             data: its bytes.
             replaces: the tag of the version that it takes the place of; None if there is none.
-
-        Returns:
-            the tag of the new version.
 
         Raises:
             ConflictError: another version is there.
@@ -187,16 +175,14 @@ class ObjectStorage:
                     raise
             except (ConflictError, FileNotFoundError):  # also where an earlier attempt was done, and its answer lost
                 break
-        try:
-            found, etag = self.read(key)
-        except FileNotFoundError:
-            found, etag = None, ""
-        if found != data:
-            raise ConflictError(
-                f"{self.url}/{key}: another machine changed it meanwhile, or it did not read back as it was written",
-                "run again",
-            )
-        return etag
+        with contextlib.suppress(FileNotFoundError):
+            found, version = self.read(key)
+            if found == data:
+                return version
+        raise ConflictError(
+            f"{self.url}/{key}: another machine changed it meanwhile, or it did not read back as it was written",
+            "run again",
+        )
 
     def _put(self, key: str, data: bytes, replaces: str | None) -> None:
         mode: Any = "create"
@@ -209,12 +195,24 @@ class ObjectStorage:
                 mode["version"] = meta["version"]
         self._store.put(key, data, mode=mode, use_multipart=False)
 
-    def require_conditions(self, key: str) -> None:
+    def clock(self) -> datetime:
+        """What time it is for the store, by an object that is removed again.
+
+        Raises:
+            ArchiveError: the store can't be asked.
+        """
+        key = f".probe-{uuid.uuid4().hex}"
+        now = self.write(key, b"1").modified
+        self.delete([key])
+        return now
+
+    def require_conditions(self) -> None:
         """Make sure, with an object that is removed again, that the store overwrites nothing unseen.
 
         Raises:
             ArchiveError: it does, or can't be asked.
         """
+        key = f".probe-{uuid.uuid4().hex}"
         self.write(key, b"1")
         try:
             for replaces in (None, '"0"'):

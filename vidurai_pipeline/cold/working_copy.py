@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import uuid
@@ -31,6 +32,7 @@ from weakref import WeakSet
 
 from filelock import FileLock, Timeout
 
+from vidurai_pipeline.cold.erasures import NAME as ERASURES
 from vidurai_pipeline.cold.files import (
     archive_errors,
     durable_write,
@@ -40,9 +42,9 @@ from vidurai_pipeline.cold.files import (
     make_placeholder,
     written_beside,
 )
-from vidurai_pipeline.cold.listing import list_files, store_roots
+from vidurai_pipeline.cold.listing import INDEX, list_files, store_roots
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
-from vidurai_pipeline.cold.manifest import Manifest, Manifests
+from vidurai_pipeline.cold.manifest import Manifest, Manifests, digest_file
 from vidurai_pipeline.cold.pending import MACHINE, PendingMarks
 from vidurai_pipeline.cold.storage import ConflictError, ObjectStorage, StoredObject, Traffic
 from vidurai_pipeline.errors import ArchiveError, LockedError
@@ -55,11 +57,17 @@ _STATE = re.compile(
     r"(?:(?!\.)[^/\0]+/)*\.manifest\.json|\.(?:mirror(?:\.\w+)?|restored|erasures|secrets)\.json"
     r"|\.(?:pending|intents|tombstones)/(?!\.)[^/\0]+(?<!\.part)"
 )
+#: Stands in the new place of an archive while it is moved there.
+MOVING = ".moving"
 #: The name of a file that a rewriting made: it counts only once the manifest names it.
 _REWRITTEN = re.compile(r"memories(?:_\d{8}_\d{6})?_[0-9a-f]{8}_\d{3}\b[^/]*")
 #: Locked, for sharing, by each process that reads files.
 _READERS = ".readers"
+#: What belongs to the working copy itself.
+_KEPT = {RECORD, MACHINE, _READERS, ".copy.lock", ".lock", ".lock.json"}
 _AT_ONCE = 8
+#: How often files may be rewritten while they are brought, before that is an error.
+_CHANGES = 20
 #: Seconds to wait for what another process does with the working copy.
 _PATIENCE = 60.0
 
@@ -99,6 +107,8 @@ class WorkingCopy:
         self._marks = PendingMarks(root)
         self._synced: dict[str, Synced] = {}
         self._objects: dict[str, StoredObject] = {}
+        #: The digests of files that this run wrote to the bucket and read back.
+        self._uploaded: dict[str, str] = {}
         self._lost_lease = False
         self._keeping = threading.Lock()
         self._kept: int | None = None
@@ -179,6 +189,17 @@ class WorkingCopy:
                 self.evict(self.most_bytes)
 
     @contextlib.contextmanager
+    def moving(self, timeout: float) -> Iterator[None]:
+        """Within: no machine works on the archive, whose objects are moved to another place.
+
+        Raises:
+            LockedError: a run is at work, and did not finish in time.
+        """
+        with self._guard(timeout), self._lease("moving the archive", timeout):
+            yield
+        self.storage.delete([LEASE])
+
+    @contextlib.contextmanager
     def _guard(self, timeout: float) -> Iterator[None]:
         """Within: no other process or thread of this machine changes the working copy's record."""
         lock = FileLock(self.root / ".copy.lock", is_singleton=True, thread_local=True, mode=0o600)
@@ -211,7 +232,7 @@ class WorkingCopy:
             nonlocal etag
             while not ended.wait(self.lease_seconds / 6):
                 try:
-                    etag = self.storage.write(LEASE, _lease(holder), etag)
+                    etag = self.storage.write(LEASE, _lease(holder), etag).etag
                 except ConflictError:
                     self._lost_lease = True
                     return
@@ -229,19 +250,22 @@ class WorkingCopy:
                 self.storage.write(LEASE, _lease(None), etag)
 
     def _take_lease(self, holder: dict[str, object], timeout: float) -> str:
-        until = monotonic() + timeout
+        until, ahead = monotonic() + timeout, None
         while True:
-            found = self.storage.find(LEASE)
-            data, etag = self.storage.read(LEASE) if found else (b"{}", None)
-            try:
+            other, found = {}, None
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                data, found = self.storage.read(LEASE)
                 other = json.loads(data)
-            except ValueError:
-                other = {}
-            age = (datetime.now(UTC) - found.modified).total_seconds() if found else 0.0
             # One of this machine's can't be alive: its process would hold the lock of the working copy.
-            if not other.get("machine") or other["machine"] == holder["machine"] or age > self.lease_seconds:
+            free = not other.get("machine") or all(other.get(name) == holder[name] for name in ("machine", "host"))
+            if found is not None and not free:
+                # The clocks of two machines may differ, so the store's counts.
+                ahead = ahead or self.storage.clock() - datetime.now(UTC)
+                age = datetime.now(UTC) + ahead - found.modified
+                free = age.total_seconds() >= self.lease_seconds
+            if free:
                 with contextlib.suppress(ConflictError):
-                    return self.storage.write(LEASE, _lease(holder), etag)
+                    return self.storage.write(LEASE, _lease(holder), found and found.etag).etag
             if monotonic() > until:
                 raise LockedError(
                     f"another machine is at work on {self.storage.url}: process {other.get('pid')} on "
@@ -259,18 +283,25 @@ class WorkingCopy:
             ArchiveError: the bucket can't be read, or holds no archive.
         """
         self._load()
-        with contextlib.suppress(LockedError), self._guard(0.0 if self._synced else _PATIENCE):
-            self._pull()
+        seen = bool(self._synced)
+        try:
+            with self._guard(0.0 if seen else _PATIENCE):
+                self._pull()
+        except LockedError:
+            if not seen:  # nothing is here yet, so there would be an empty answer
+                raise
 
     def _pull(self) -> None:
         before = dict(self._synced)
         with archive_errors(self.root):
             for attempt in (1, 2):
                 # The archives of named stores, which may share the prefix, have working copies of their own.
-                self._objects = {
-                    key: found for key, found in self.storage.objects().items() if not key.startswith(store_folder(""))
-                }
+                all_ = self.storage.objects()
+                self._objects = {key: found for key, found in all_.items() if not key.startswith(store_folder(""))}
+                if self._synced and len(all_) > len(self._objects) and not any(map(belongs_to_archive, self._objects)):
+                    self._forget()
                 self._require_ours(self._objects)
+                self._uploaded.clear()
                 for key in sorted({key for key in self._objects if _STATE.fullmatch(key)} | set(self._synced)):
                     self._pull_state(key)
                 # What a manifest names came after the listing, perhaps.
@@ -280,7 +311,19 @@ class WorkingCopy:
         if self._synced != before:
             self._save()
 
+    def _forget(self) -> None:
+        """Let go of what is here: the archive was moved into the folder of a store."""
+        for path in self.root.iterdir():
+            if path.name not in _KEPT and not path.name.startswith(store_folder("")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._synced = {}
+
     def _require_ours(self, objects: dict[str, StoredObject]) -> None:
+        if MOVING in objects:
+            raise ArchiveError(
+                f"{self.storage.url}: the archive is being moved there",
+                "wait; if it was interrupted, run `vidurai-pipeline move-into-store NAME` again, with its name",
+            )
         ours = any(key == LEASE or _STATE.fullmatch(key) for key in objects)
         if objects and not ours:
             raise ArchiveError(
@@ -326,25 +369,25 @@ class WorkingCopy:
             return
         if known is not None and known.etag == there.etag and (here is not None or self._may_go(key)):
             return  # what was changed here goes to the bucket with the next run
-        if here is not None and self._is_newer_here(key):
-            self._synced[key] = Synced(there.etag, None)
-            return
         try:
-            data, etag = self.storage.read(key)
+            data, found = self.storage.read(key)
         except FileNotFoundError:
             return
-        if here is None or path.read_bytes() != data:
+        ours = path.read_bytes() if here else None
+        if ours is not None and key.startswith(".pending/") and self._is_own_mark(ours) and self._is_own_mark(data):
+            self._synced[key] = Synced(found.etag, None)  # no other machine writes it, so what is here is newer
+            return
+        if ours != data:
             make_folder(path.parent)
             durable_write(path, data)
-        self._synced[key] = Synced(etag, _stamp(path))
+            if key == ERASURES:  # an index still has words of what another machine erased
+                for index in (self.root / INDEX).glob("words-*"):
+                    shutil.rmtree(index, ignore_errors=True)
+        self._synced[key] = Synced(found.etag, _stamp(path))
 
-    def _is_newer_here(self, key: str) -> bool:
-        """Whether a file of which both sides have another version is one that this machine alone writes."""
-        if not key.startswith(".pending/"):
-            return False
-        with contextlib.suppress(ArchiveError, OSError, ValueError, TypeError, KeyError):
-            store = json.loads((self.root / key).read_bytes())["store"]
-            return store[0].startswith(self.machine)
+    def _is_own_mark(self, data: bytes) -> bool:
+        with contextlib.suppress(ValueError, TypeError, LookupError):
+            return json.loads(data)["store"][0].startswith(self.machine)
         return False
 
     def _recorded(self) -> set[str]:
@@ -365,10 +408,11 @@ class WorkingCopy:
             entry, file = self._manifests.of(folder).entries.get(name), here.pop(key, None)
             size = entry.bytes if entry else found.size
             modified = entry.modified if entry else int(found.modified.timestamp() * 1e9)
-            marked = self._marks.path(name).exists() and not is_placeholder(self.root / key)
-            if file is None or not (marked or (file.size, file.modified) == (size, modified)):
-                make_folder((self.root / key).parent)
-                make_placeholder(self.root / key, size, modified)
+            path, mark = self.root / key, self._marks.path(name)
+            own = mark.exists() and not is_placeholder(path) and self._is_own_mark(mark.read_bytes())
+            if file is None or not (own or (file.size, file.modified) == (size, modified)):
+                make_folder(path.parent)
+                make_placeholder(path, size, modified)
         for key in here:
             folder, _, name = key.rpartition("/")
             manifest = self._manifests.of(folder)
@@ -384,11 +428,8 @@ class WorkingCopy:
             return True
         if name in manifest.replaced:
             return False
-        return not _REWRITTEN.fullmatch(name) or self._has_lost_record(folder, manifest)
-
-    def _has_lost_record(self, folder: str, manifest: Manifest) -> bool:
-        announced = folder in self._manifests.of("").folders
-        return bool(manifest.damaged) or (announced and not (self.root / folder / MANIFEST).exists())
+        lost = manifest.damaged or not (self.root / folder / MANIFEST).exists()
+        return bool(lost) or not _REWRITTEN.fullmatch(name)
 
     def fetch(self, path: Path) -> None:
         """Bring the content of a placeholder.
@@ -399,7 +440,7 @@ class WorkingCopy:
         """
         self.keep()
         relative = str(path.absolute().relative_to(self.root))
-        data, _ = self.storage.read(relative)
+        data = self.read(relative)
         known = self._manifests.entry(relative) or self._marks.of(path.name)
         if known is not None and not known.allows(hashlib.sha256(data).hexdigest()):
             raise ArchiveError(
@@ -413,7 +454,7 @@ class WorkingCopy:
                 beside.replace(path)
 
     def fetch_all(self, *, damaged: bool = False) -> None:
-        """Bring the content of all files that is not here, several at a time.
+        """Bring the content of all files that the bucket holds now and is not here, several at a time.
 
         Args:
             damaged: go on with the others where one can't be brought.
@@ -422,11 +463,22 @@ class WorkingCopy:
             ArchiveError: one can't be brought.
         """
         self.keep()
-        absent = [path for file in list_files(self.root) if is_placeholder(path := self.root / file.relative)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for answer in [pool.submit(self.fetch, path) for path in absent]:
-                with contextlib.suppress(FileNotFoundError, *([ArchiveError] if damaged else [])):
-                    answer.result()
+        for _ in range(_CHANGES):
+            self.pull()
+            absent = [path for file in list_files(self.root) if is_placeholder(path := self.root / file.relative)]
+            withdrawn = False
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                for answer in [pool.submit(self.fetch, path) for path in absent]:
+                    try:
+                        answer.result()
+                    except FileNotFoundError:  # by another machine, which rewrote it
+                        withdrawn = True
+                    except ArchiveError:
+                        if not damaged:
+                            raise
+            if not withdrawn:
+                return
+        raise ArchiveError(f"{self.storage.url}: files go as fast as they are read", "ask again")
 
     def read(self, relative: str) -> bytes:
         """A file as the bucket holds it.
@@ -436,6 +488,17 @@ class WorkingCopy:
             ArchiveError: it can't be read.
         """
         return self.storage.read(relative)[0]
+
+    def require_sound(self, path: Path, sha256: str) -> None:
+        """Give up the content of a file that is damaged here alone.
+
+        Args:
+            path: the file.
+            sha256: its digest in the bucket.
+        """
+        if not is_placeholder(path) and digest_file(path)[0] != sha256:
+            with archive_errors(path):
+                make_placeholder(path, (found := path.stat()).st_size, found.st_mtime_ns)
 
     def keep(self) -> None:
         """Keep the content of files here until this process gives it up itself, or ends."""
@@ -470,6 +533,11 @@ class WorkingCopy:
                 os.close(kept)
 
     def _evict(self, most: int) -> None:
+        yesterday = datetime.now(UTC).timestamp() - 86_400
+        for path in self.root.rglob(".*.parquet.*.part"):  # of a process that died while it brought a file
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ctime < yesterday:
+                    path.unlink()
         found = []
         for file in list_files(self.root):
             path, entry = self.root / file.relative, self._manifests.entry(file.relative)
@@ -500,18 +568,22 @@ class WorkingCopy:
     def _push(self) -> None:
         self._require_lease()
         with archive_errors(self.root):
-            local = {key: stamp for key in self._state_files() if (stamp := _stamp(self.root / key))}
+            folders = self._manifests.folders(list_files(self.root))
+            local = {key: stamp for key in self._state_files(folders) if (stamp := _stamp(self.root / key))}
             changed = [
                 key for key, stamp in local.items() if key not in self._synced or self._synced[key].stamp != stamp
             ]
             before = dict(self._synced)
             if changed and not self._synced:
-                self.storage.require_conditions(f".probe-{uuid.uuid4().hex}")
+                self.storage.require_conditions()
             try:
-                # The manifests come last, and the archive's own after those of the months that it names.
-                for key in sorted(changed, key=lambda key: (key.endswith(MANIFEST), key == MANIFEST, key)):
-                    if key.endswith(MANIFEST):
-                        self._upload_recorded(key.rpartition("/")[0])
+                states = [key for key in changed if not key.endswith(MANIFEST)]
+                for key in sorted(states):
+                    self._write_state(key)
+                # Also what someone removed from the bucket, and is still here.
+                self._upload_recorded(folders)
+                # The archive's own manifest comes after those of the months that it names.
+                for key in sorted(set(changed) - set(states), key=lambda key: (key == MANIFEST, key)):
                     self._write_state(key)
                 self._remove_replaced()
                 for key in self._synced.keys() - local.keys():
@@ -528,30 +600,27 @@ class WorkingCopy:
         if not (self.root / RECORD).exists():
             raise ArchiveError(f"{self.root}: the working copy was removed during a run", "run again")
 
-    def _state_files(self) -> Iterator[str]:
-        for folder in ("", ".pending", ".intents", ".tombstones", *self._folders_here()):
+    def _state_files(self, folders: Collection[str]) -> Iterator[str]:
+        for folder in {"", ".pending", ".intents", ".tombstones", *folders}:
             with contextlib.suppress(FileNotFoundError):
                 yield from (
                     key for path in (self.root / folder).iterdir() if _STATE.fullmatch(key := _key(folder, path.name))
                 )
 
-    def _folders_here(self) -> list[str]:
-        return [folder for folder in self._manifests.folders(list_files(self.root)) if folder]
-
     def _write_state(self, key: str) -> None:
         path, known = self.root / key, self._synced.get(key)
         stamp, data = _stamp(path), path.read_bytes()
-        etag = self.storage.write(key, data, known.etag if known else None)
-        self._synced[key] = Synced(etag, stamp)
+        self._synced[key] = Synced(self.storage.write(key, data, known.etag if known else None).etag, stamp)
 
-    def _upload_recorded(self, folder: str) -> None:
-        """Have in the bucket what the manifest is about to name."""
-        for name, entry in self._manifests.of(folder).entries.items():
-            path = self.root / _key(folder, name)
-            if _key(folder, name) not in self._objects and path.exists() and not is_placeholder(path):
-                data = path.read_bytes()
-                if entry.allows(hashlib.sha256(data).hexdigest()):  # what is damaged is no copy
-                    self.upload(_key(folder, name), data)
+    def _upload_recorded(self, folders: Collection[str]) -> None:
+        """Have in the bucket what the manifests name, as far as it is here."""
+        for folder in folders:
+            for name, entry in self._manifests.of(folder).entries.items():
+                key, path = _key(folder, name), self.root / _key(folder, name)
+                if key not in self._objects and path.exists() and not is_placeholder(path):
+                    data = path.read_bytes()
+                    if entry.allows(hashlib.sha256(data).hexdigest()):  # what is damaged is no copy
+                        self.upload(key, data)
 
     def _remove_replaced(self) -> None:
         """Remove what the manifests, as the bucket has them, say was replaced."""
@@ -594,10 +663,12 @@ class WorkingCopy:
             ArchiveError: it could not be done.
         """
         self._require_lease()
-        etag = None
+        etag, digest = None, hashlib.sha256(data).hexdigest()
+        if self._uploaded.get(relative) == digest:
+            return
         if relative in self._objects:
             with contextlib.suppress(FileNotFoundError):
-                found, etag = self.storage.read(relative)
+                found, (etag, *_) = self.storage.read(relative)
                 if found == data:
                     return
                 if hashlib.sha256(found).hexdigest() not in replaces:
@@ -605,8 +676,8 @@ class WorkingCopy:
                         raise ConflictError(f"{self.storage.url}/{relative}: another file is there", "run again")
                     with archive_errors(self.root / relative):
                         durable_write(self.root / f"{relative}.damaged-{uuid.uuid4().hex[:8]}", found)
-        etag = self.storage.write(relative, data, etag)
-        self._objects[relative] = StoredObject(etag, len(data), datetime.now(UTC))
+        self._objects[relative] = self.storage.write(relative, data, etag)
+        self._uploaded[relative] = digest
 
     def withdraw(self, relative: str, allowed: Collection[str]) -> None:
         """Remove a pending file of which nothing is left, if it has one of some digests.
@@ -628,6 +699,7 @@ class WorkingCopy:
         for key in list(keys):
             self.storage.delete([key])
             self._objects.pop(key, None)
+            self._uploaded.pop(key, None)
 
     def sweep(self) -> None:
         """Remove the waste of rewritings that were cut short; within a session.
@@ -682,7 +754,6 @@ def refresh(root: Path, reader: object = None, *, damaged: bool = False) -> None
     for copy in _copies_in(root):
         if reader is not None:
             copy.readers.add(reader)
-        copy.pull()
         copy.fetch_all(damaged=damaged)
 
 
@@ -711,6 +782,11 @@ def traffic_of(root: Path) -> Traffic:
 
 def _copies_in(root: Path) -> list[WorkingCopy]:
     return [copy for folder in (root, *store_roots(root).values()) if (copy := WorkingCopy.of(folder)) is not None]
+
+
+def belongs_to_archive(key: str) -> bool:
+    """Whether an object is part of an archive."""
+    return bool(_PARQUET.fullmatch(key) or _STATE.fullmatch(key)) and not key.startswith(store_folder(""))
 
 
 def _lease(holder: dict[str, object] | None) -> bytes:

@@ -3,12 +3,14 @@
 They run in a process of their own, since neither the store's client nor Arrow's threads live through a fork.
 """
 
+import contextlib
 import lzma
 import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,9 +21,11 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.eraser import MemoryEraser
 from vidurai_pipeline.care.healing import prove
+from vidurai_pipeline.cold import working_copy
 from vidurai_pipeline.cold.files import is_placeholder
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.mirror import open_archive
+from vidurai_pipeline.cold.moving import move_into_store
 from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.cold.storage import ObjectStorage
 from vidurai_pipeline.cold.working_copy import WorkingCopy
@@ -50,6 +54,7 @@ class Scenario:
         self.before = hot_rows(self.home / "vidurai.db")
         self.url = f"s3://{object_store.BUCKET}/{folder.parent.name}/{folder.name}"
         os.environ.pop("VIDURAI_MIRROR", None)
+        os.environ.pop("VIDURAI_STORE_NAME", None)
         os.environ["VIDURAI_ARCHIVE"] = self.url
         os.environ["VIDURAI_ROWS_PER_FILE"] = "600"
         self.proxy.pass_all()
@@ -108,6 +113,10 @@ def count() -> int:
         return analyst.query_archive("SELECT count(*) AS n FROM history_all")[0]["n"]
 
 
+def equal(one: object, other: object) -> None:
+    assert one == other
+
+
 def without_sevenths(table: pa.Table) -> pa.Array | pa.ChunkedArray:
     """The memories that leave in a rewriting: those whose id can be divided by seven."""
     quotient = pc.divide(table["id"], 7)  # pyright: ignore[reportAttributeAccessIssue]
@@ -135,6 +144,17 @@ def another_machine_sees_all_and_a_second_question_transfers_nothing(one: Scenar
         assert all(is_placeholder(path) for path in open_archive(load_settings()).files())
         assert count() == moved
 
+    def ask_while_it_is_rewritten() -> None:
+        fetch = WorkingCopy.fetch
+
+        def fetch_late(self: WorkingCopy, path: Path) -> None:
+            (one.folder / "fetching").touch()
+            wait_until((one.folder / "rewritten").exists)
+            fetch(self, path)
+
+        WorkingCopy.fetch = fetch_late
+        assert count() == moved
+
     def read_while_others_ask() -> None:
         archive = open_archive(load_settings())
         with RepoAnalyst() as analyst:
@@ -152,6 +172,12 @@ def another_machine_sees_all_and_a_second_question_transfers_nothing(one: Scenar
     wait_until((one.folder / "reading").exists)
     in_child(count)
     (one.folder / "asked").touch()
+    assert os.waitpid(reader, 0)[1] == 0
+    reader = start_child(ask_while_it_is_rewritten)
+    wait_until((one.folder / "fetching").exists)
+    one.be_at(one.home)
+    in_child(compact)
+    (one.folder / "rewritten").touch()
     assert os.waitpid(reader, 0)[1] == 0
 
 
@@ -268,7 +294,15 @@ def a_lease_is_respected_unless_its_machine_died(one: Scenario) -> None:
         with open_archive(load_settings()).lock("a long run"):
             os.kill(os.getpid(), 9)
 
+    class Late(datetime):
+        """A clock that is an hour ahead."""
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=1)
+
     def wait_in_vain() -> None:
+        working_copy.datetime = Late
         with pytest.raises(LockedError, match=r"another machine is at work on .* \(a long run\)"):
             MemoryArchiver(lock_timeout=0.1).flush()
 
@@ -302,6 +336,51 @@ def an_archive_without_a_name_and_those_of_named_stores_never_share_a_prefix(one
     refuse(None, "holds the archives of several stores, such as bob")
 
 
+def an_archive_that_moves_is_cut_off_and_nothing_is_lost_or_shown_twice(one: Scenario, number: int) -> None:
+    os.environ["VIDURAI_MIRROR"] = f"{one.url}-mirror"
+    in_child(flush)
+    moved = len(one.before) - len(hot_rows(one.home / "vidurai.db"))
+    other = one.folder / "other"
+    one.be_at(other)
+    in_child(lambda: equal(count(), moved))
+    one.be_at(one.home)
+
+    def move() -> None:
+        move_into_store(load_settings(), "alice")
+
+    def broken() -> None:
+        one.proxy.break_request(number, FAULTS[number % len(FAULTS)])
+        move()
+
+    def ask() -> None:
+        # Machines that have not heard of it: all memories once, or a clear refusal.
+        with contextlib.suppress(ArchiveError):
+            assert count() == moved
+
+    def refuse() -> None:
+        with pytest.raises(ArchiveError, match="several stores, such as alice"):
+            flush()
+
+    run_child(broken)
+    one.proxy.pass_all()
+    in_child(ask)
+    in_child(move)
+    one.be_at(other)
+    shutil.copy(one.home / "vidurai.db", other / "vidurai.db")
+    in_child(refuse, lambda: equal(count(), moved))
+    one.be_at(one.home)
+    os.environ["VIDURAI_STORE_NAME"] = "alice"
+    in_child(lambda: equal(prove(open_archive(load_settings()), repair=True).flaws, []))
+
+    def check() -> None:
+        for url in (one.url, f"{one.url}-mirror"):
+            assert {key.partition("/")[0] for key in ObjectStorage(url).objects()} == {"store=alice"}
+        one.url = f"{one.url}/store=alice"
+        one.check()
+
+    in_child(check)
+
+
 def a_mirror_in_a_bucket_heals_the_archive(one: Scenario) -> None:
     del os.environ["VIDURAI_ARCHIVE"]
     os.environ["VIDURAI_MIRROR"] = one.url
@@ -324,8 +403,8 @@ def a_scrub_reads_the_bucket_and_heals_it_from_a_mirror(one: Scenario) -> None:
     def damage() -> None:
         storage = ObjectStorage(one.url)
         damaged, gone, *_ = [key for key in storage.objects() if key.endswith(".parquet")]
-        data, etag = storage.read(damaged)
-        storage.write(damaged, data[:-9] + b"damaged" + data[-2:], etag)
+        data, version = storage.read(damaged)
+        storage.write(damaged, data[:-9] + b"damaged" + data[-2:], version.etag)
         storage.delete([gone])
 
     def scrub() -> None:
@@ -336,7 +415,20 @@ def a_scrub_reads_the_bucket_and_heals_it_from_a_mirror(one: Scenario) -> None:
         assert prove(open_archive(load_settings())).sound
         one.check()
 
-    in_child(flush, damage)
+    def lose_and_damage_here() -> None:
+        gone, kept, *_ = [key for key in ObjectStorage(one.url).objects() if key.endswith(".parquet")]
+        ObjectStorage(one.url).delete([gone])
+        archive = open_archive(load_settings())
+        path = archive.root / kept
+        flip(path)
+        modified = archive.manifests.of(kept.rpartition("/")[0]).entries[path.name].modified
+        os.utime(path, ns=(modified, modified))
+        assert [flaw.file for flaw in prove(archive).damaged] == [gone]
+        assert is_placeholder(path)
+        flush()
+        assert prove(open_archive(load_settings())).sound
+
+    in_child(flush, lose_and_damage_here, damage)
     shutil.rmtree(one.home / "cache")
     in_child(scrub)
 

@@ -43,6 +43,7 @@ def environment(proxy: object_store.Proxy, monkeypatch: pytest.MonkeyPatch) -> N
         ("a_machine_that_was_held_up_does_no_harm", []),
         ("a_lease_is_respected_unless_its_machine_died", []),
         ("an_archive_without_a_name_and_those_of_named_stores_never_share_a_prefix", []),
+        ("an_archive_that_moves_is_cut_off_and_nothing_is_lost_or_shown_twice", [12, 45]),
         ("a_mirror_in_a_bucket_heals_the_archive", []),
         ("a_scrub_reads_the_bucket_and_heals_it_from_a_mirror", []),
     ],
