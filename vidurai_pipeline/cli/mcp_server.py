@@ -43,14 +43,25 @@ _BYTES_PER_TOKEN = 4
 _LONGEST_CELL = 1_000
 _LONGEST_LINE = 300
 _COUNTED = 10_000
-_OF_A_HIT = ("id", "tier", "created_at", "salience", "project_name", "event_type", "file_path", "gist", "snippet")
+_OF_A_HIT = (
+    "store",
+    "id",
+    "tier",
+    "created_at",
+    "salience",
+    "project_name",
+    "event_type",
+    "file_path",
+    "gist",
+    "snippet",
+)
 #: Columns of `memories` that say the same as others, or nothing to an assistant.
 _REPEATED = {"verbatim", "created_ts", "expires_ts", "archived_ts", "salience_score", "year", "month", "file"}
 
 #: What history_stats counts by, and the columns of each row. All of it is one query: each reads the whole hot store.
 _GROUPED = {
     "tiers": ("tier", "memories", "oldest", "newest"),
-    "projects": ("id", "name", "path", "hot", "cold", "oldest", "newest"),
+    "projects": ("store", "id", "name", "path", "hot", "cold", "oldest", "newest"),
     "kinds": ("salience", "event_type", "memories"),
     "months": ("month", "memories"),
 }
@@ -58,15 +69,15 @@ _STATS = """
     SELECT
         CASE grouping(tier, id, level, month) WHEN 7 THEN 'tiers' WHEN 11 THEN 'projects' WHEN 13 THEN 'kinds'
             ELSE 'months' END AS grouped_by,
-        tier, id, name, path, level AS salience, event_type, month, count(*) AS memories,
+        tier, store, id, name, path, level AS salience, event_type, month, count(*) AS memories,
         count(*) FILTER (tier_of = 'hot') AS hot, count(*) FILTER (tier_of = 'cold') AS cold,
         min(created_ts) AS oldest, max(created_ts) AS newest
     FROM (
-        SELECT tier, tier AS tier_of, project_id AS id, project_name AS name, project_path AS path,
+        SELECT tier, tier AS tier_of, {store} AS store, project_id AS id, project_name AS name, project_path AS path,
             upper(salience) AS level, event_type, strftime(created_ts, '%Y-%m') AS month, created_ts
         FROM memories
     )
-    GROUP BY GROUPING SETS ((tier), (id, name, path), (level, event_type), (month))
+    GROUP BY GROUPING SETS ((tier), (store, id, name, path), (level, event_type), (month))
     ORDER BY grouped_by, CASE grouped_by WHEN 'projects' THEN epoch(newest) WHEN 'kinds' THEN memories END
         DESC NULLS LAST, month DESC NULLS LAST, tier, salience, event_type
 """
@@ -143,7 +154,7 @@ class History:
         found = self.analyst.search_archive(
             question, limit + 1, project=project, since=since, until=until, salience=salience, tier="all"
         )
-        hits = [_brief({name: row[name] for name in _OF_A_HIT}, _LONGEST_LINE) for row in found[:limit]]
+        hits = [_brief({name: row.get(name) for name in _OF_A_HIT}, _LONGEST_LINE) for row in found[:limit]]
         shown, rest = _that_fit(hits, max_tokens)
         answer: Answer = {"memories": shown}
         if rest:
@@ -161,6 +172,7 @@ class History:
         self,
         *,
         id: MemoryId,  # noqa: A002  (a model reads it)
+        store: Annotated[str | None, Field(description="The memory's store, if the other tools name one.")] = None,
         version: Annotated[int, Field(ge=1, description="1 is the newest version.")] = 1,
         offset: Annotated[int, Field(ge=0, description="Where in the text to begin, in characters.")] = 0,
         max_tokens: Tokens = 4_000,
@@ -171,9 +183,12 @@ class History:
 
         Example: id=1234.
         """
-        versions = self.analyst.memory(id)
+        versions = [row for row in self.analyst.memory(id) if store in (None, row.get("store"))]
         if not versions:
             raise QueryError(f"no memory has the id {id}", "find ids with search_history")
+        if len(stores := {row.get("store") for row in versions}) > 1:
+            names = ", ".join(sorted(map(str, stores)))
+            raise QueryError(f"each of these stores has a memory {id}: {names}", "say whose you mean by store=")
         if version > len(versions):
             raise QueryError(f"memory {id} has only {plural(len(versions), 'version')}", "version=1 is the newest")
         row = versions[version - 1]
@@ -197,8 +212,9 @@ class History:
         Views: `memories` (both tiers, each memory once), `history` (the archive), `history_all` (every stored copy) and
         `projects` (id, name, path, hot, cold, oldest, newest). Columns of `memories`: id, tier, gist, content (the
         text), salience, event_type, file_path, tags, outcome (1 it helped, -1 it did not), access_count, project_id,
-        project_name, created_at and more; history_stats lists all. To compare times use created_ts and archived_ts
-        (TIMESTAMP, UTC); for salience use salience_score (CRITICAL 5 to NOISE 1). Select few columns, and add a LIMIT.
+        project_name, created_at, store (where stores share an archive) and more; history_stats lists all. To compare
+        times use created_ts and archived_ts (TIMESTAMP, UTC); for salience use salience_score (CRITICAL 5 to
+        NOISE 1). Select few columns, and add a LIMIT.
 
         Examples:
         SELECT id, created_ts, gist FROM memories WHERE file_path LIKE '%/auth.py' ORDER BY created_ts DESC LIMIT 20
@@ -225,7 +241,7 @@ class History:
         """
         ask = self.analyst.query_archive
         groups: dict[str, list[Answer]] = {name: [] for name in _GROUPED}
-        for row in ask(_STATS):
+        for row in ask(_STATS.format(store="store" if self.analyst.stores.several else "NULL")):
             name = row.pop("grouped_by")
             groups[name].append(_brief({column: row[column] for column in _GROUPED[name]}, _LONGEST_LINE))
         answer: Answer = {

@@ -11,7 +11,7 @@ import click
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cli import output
-from vidurai_pipeline.cold.listing import list_settled
+from vidurai_pipeline.cold.listing import list_settled, store_roots
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.rl.policy import QLearningPolicy
@@ -31,6 +31,11 @@ _LABELS = {
     "total_memories": "memories",
     "waiting": "waiting to be archived",
 }
+#: What each store has in the archive, first the one whose last archived memory is the oldest.
+_BY_STORE = """
+    SELECT store, count(*) AS memories, coalesce(max_by(archived_at, archived_ts), max(archived_at)) AS newest_archive
+    FROM history GROUP BY store ORDER BY max(archived_ts), store
+"""
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
@@ -66,14 +71,19 @@ def _hot_store(settings: Settings) -> dict[str, Any]:
 def _archive(settings: Settings) -> dict[str, Any]:
     with RepoAnalyst() as analyst:
         stats = analyst.get_memory_stats()
-    proofs = Manifests(settings.archive_path).proofs(list_settled(settings.archive_path))
+        path, roots = settings.archive_address or settings.archive_path, [settings.archive_path]
+        if analyst.stores.several:
+            path = settings.archive or settings.archive_root
+            roots = [*store_roots(settings.archive_root).values()]
+            stats["by_store"] = {row.pop("store"): row for row in analyst.query_archive(_BY_STORE)}
+    proofs = [Manifests(root).proofs(list_settled(root)) for root in roots]
     months = stats["by_month"]
     return {
-        "path": str(settings.archive_address or settings.archive_path),
+        "path": str(path),
         **stats,
         "growth_per_month": round(sum(months.values()) / len(_without_gaps(months))) if months else 0,
-        "oldest_proof": proofs.oldest,
-        "files_never_proved": len(proofs.unknown),
+        "oldest_proof": min((one.oldest for one in proofs if one.oldest), default=None),
+        "files_never_proved": sum(len(one.unknown) for one in proofs),
     }
 
 
@@ -106,7 +116,7 @@ def print_overview(view: dict[str, dict[str, Any]]) -> None:
         for name, counts in charts.items():
             if counts:
                 click.echo(f"  {name.replace('_', ' ')}")
-                for line in _growth(counts) if name == "by_month" else _shares(counts):
+                for line in _CHARTS.get(name, _shares)(counts):
                     click.echo(f"    {line}")
 
 
@@ -123,6 +133,15 @@ def _growth(counts: Mapping[str, int]) -> list[str]:
     shown = dict(list(months.items())[-_MONTHS:])
     earlier = [f"({len(months) - _MONTHS} earlier months are not shown)"] if len(months) > _MONTHS else []
     return earlier + output.bar_chart(shown, totals[-len(shown) :])
+
+
+def _last_archived(stores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A chart of the stores, with when a memory was last archived."""
+    counts = {str(name): store["memories"] for name, store in stores.items()}
+    return output.bar_chart(counts, [f"last archived {store['newest_archive']}" for store in stores.values()])
+
+
+_CHARTS: dict[str, Callable[[Any], list[str]]] = {"by_month": _growth, "by_store": _last_archived}
 
 
 def _without_gaps(counts: Mapping[str, int]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Several stores that share an archive: one question to all of them, memories known by store and id."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from vidurai_pipeline import MemoryArchiver, MemoryRestorer, RepoAnalyst
 from vidurai_pipeline.analytics.word_index import WordIndex
+from vidurai_pipeline.cli.mcp_server import History
 from vidurai_pipeline.cold.keys import add_key
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.errors import ArchiveError, ConfigError, QueryError
@@ -136,6 +138,38 @@ def test_one_store_can_be_asked_alone_whatever_the_state_of_the_others(use: Use)
     skipped = cli("query", "SELECT count(*) AS n FROM history", "--skip-damaged", "--format", "json")
     assert (skipped.returncode, json.loads(skipped.stdout)) == (3, [{"n": 2}])
     assert "store=bob/year=" in skipped.stderr
+
+
+def test_an_assistant_can_tell_the_memories_of_stores_apart(use: Use) -> None:
+    history = History(use("alice"), timeout=60)
+    with contextlib.closing(history):
+        found = history.search_history(question="shared text")["memories"]
+        assert sorted((hit["store"], hit["id"]) for hit in found) == [
+            (store, id_) for store, id_, _ in ALL_OF_ALICE
+        ] + [
+            ("bob", 1),
+            ("bob", 2),
+        ]
+        assert history.read_memory(id=1, store="bob")["memory"]["content"] == "the shared text of bob"
+        with pytest.raises(QueryError, match="each of these stores has a memory 1: alice, bob"):
+            history.read_memory(id=1)
+        projects = history.history_stats()["projects"]
+        assert sorted((one["store"], one["id"], one["cold"]) for one in projects) == [("alice", 1, 2), ("bob", 1, 2)]
+
+
+def test_the_figures_are_of_all_stores_and_say_which_is_behind(use: Use) -> None:
+    root = use("alice").archive_root
+    (root / "store=alice").rename(root / "store=late")
+    write_file(root / "store=new", [memory(1, archived_at="2031-01-01T00:00:00")], "memories_20310101_000000.parquet")
+    archive = json.loads(cli("stats", "--format", "json").stdout)["archive"]
+    assert (archive["path"], archive["total_memories"], archive["files"]) == (str(root), 5, 3)
+    assert [(store, one["memories"]) for store, one in archive["by_store"].items()] == [
+        ("late", 2),
+        ("bob", 2),
+        ("new", 1),
+    ]
+    assert "new   █" in (shown := cli("stats").stdout)
+    assert "1  last archived 2031-01-01T00:00:00" in shown
 
 
 def test_another_stores_archive_shows_no_hot_memories_of_this_machine(use: Use) -> None:
