@@ -61,8 +61,8 @@ def test_run_and_run_again(home: Path) -> None:
 def test_progress_on_a_terminal(home: Path, programs: Path, command: str) -> None:
     """Shown once a second has gone by; here it is shown at once."""
     code = (
-        "from vidurai_pipeline.cli import main, output; output.ProgressLine.slow_seconds = 0; "
-        f"main.main([{command!r}, '--format', 'json'])"
+        "from vidurai_pipeline.cli.main import main, output; output.ProgressLine.slow_seconds = 0; "
+        f"main([{command!r}, '--format', 'json'])"
     )
     leader, follower = pty.openpty()
     process = subprocess.Popen([programs / "python", "-c", code], stdout=subprocess.PIPE, stderr=follower, text=True)

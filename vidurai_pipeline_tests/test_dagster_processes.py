@@ -194,8 +194,8 @@ def assert_steps_never_at_once(instance: dg.DagsterInstance, runs: list[str]) ->
 
 def test_first_users_of_a_new_dagster_home_at_once(settings: Settings, programs: Path) -> None:
     script = (
-        "from vidurai_pipeline.cli import run; from vidurai_pipeline.settings import load_settings; "
-        "print(run.dagster_home(load_settings()))"
+        "from vidurai_pipeline.defs.instance import dagster_home; from vidurai_pipeline.settings import load_settings; "
+        "print(dagster_home(load_settings()))"
     )
     users = [
         subprocess.Popen([programs / "python", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -16,12 +16,12 @@ import dagster as dg
 import pytest
 
 from vidurai_pipeline.care.health import archive_proved
-from vidurai_pipeline.cli import run
 from vidurai_pipeline.cli.doctor import examine
-from vidurai_pipeline.cli.run import dagster_home, read_history
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs import instance
+from vidurai_pipeline.defs.instance import dagster_home, read_history
 from vidurai_pipeline.settings import Settings, load_settings
 from vidurai_pipeline_tests.support.archives import flip, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli
@@ -178,7 +178,7 @@ def test_a_nightly_run_that_is_too_long_ago(home: Path) -> None:
     assert history is not None
     assert history.succeeded is not None
     long_ago = replace(history, succeeded=history.succeeded - timedelta(hours=53))
-    with mock.patch.object(run, "read_history", return_value=long_ago):
+    with mock.patch.object(instance, "read_history", return_value=long_ago):
         done = cli("doctor")
         assert (done.returncode, "53 hours ago: check that Dagster's daemon runs" in done.stdout) == (1, True)
         assert cli("doctor", VIDURAI_STALE_HOURS="60").returncode == 0
@@ -214,7 +214,7 @@ def test_alerts_that_do_not_arrive(home: Path) -> None:
     assert cli("run").returncode == 0
     assert "alerts" not in findings(VIDURAI_ALERT_URLS="json://127.0.0.1:9")
     since = {"json": datetime(2026, 1, 2, 3, 4, tzinfo=UTC)}
-    with mock.patch.object(run, "undelivered", return_value=since):
+    with mock.patch.object(instance, "undelivered", return_value=since):
         found = findings(VIDURAI_ALERT_URLS="json://127.0.0.1:9")["alerts"]
     assert found["status"] == "failed"
     assert found["detail"].startswith("no alert could be sent by json since 2026-01-0")

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from vidurai_pipeline.cli.main import COMMANDS as SUMMARIES
 from vidurai_pipeline.cli.main import main
 from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline.settings import Settings, unknown_variables
@@ -29,7 +30,7 @@ def commands(program: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-COMMANDS = {name: command for name, command in main.commands.items() if not command.hidden}
+COMMANDS = {name: command for name in SUMMARIES if (command := main.get_command(click.Context(main), name))}
 
 
 def test_the_readme_shows_every_command() -> None:
@@ -59,6 +60,7 @@ def test_every_command_and_option_says_what_it_does(name: str) -> None:
     done = cli(name, "--help")
     assert done.returncode == 0
     assert command.help
+    assert command.help.partition("\n")[0] == SUMMARIES[name]
     assert command.help.split(".")[0].split()[0] in done.stdout
     for parameter in command.params:
         if isinstance(parameter, click.Option):

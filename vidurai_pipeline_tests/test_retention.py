@@ -10,8 +10,8 @@ import pytest
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import TickStatus
 
-from vidurai_pipeline.cli.run import dagster_home
 from vidurai_pipeline.definitions import build_definitions
+from vidurai_pipeline.defs.instance import dagster_home
 from vidurai_pipeline.defs.run_retention import prune_runs
 from vidurai_pipeline.settings import Settings, load_settings
 

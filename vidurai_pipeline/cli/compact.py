@@ -1,15 +1,16 @@
 """``vidurai-pipeline compact``."""
 
 import re
-from typing import TYPE_CHECKING
 
 import click
+from rich import filesize
 
+from vidurai_pipeline.care.compaction import CompactionReport
+from vidurai_pipeline.care.compaction import compact as compact_archive
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.options import dry_run_option, format_option
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.settings import load_settings
-
-if TYPE_CHECKING:
-    from vidurai_pipeline.care.compaction import CompactionReport
 
 
 def _month(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
@@ -20,8 +21,8 @@ def _month(_context: click.Context, _parameter: click.Parameter, value: str | No
 
 @click.command()
 @click.option("--month", metavar="YYYY-MM", callback=_month, help="Only this month. By default, all that are over.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
-@output.format_option("table", "json")
+@dry_run_option
+@format_option("table", "json")
 def compact(month: str | None, dry_run: bool, form: str) -> None:
     """Put the many small files of past months together.
 
@@ -30,9 +31,6 @@ def compact(month: str | None, dry_run: bool, form: str) -> None:
 
     For example: vidurai-pipeline compact --dry-run
     """
-    from vidurai_pipeline.care.compaction import compact as compact_archive
-    from vidurai_pipeline.cold.mirror import open_archive
-
     settings = load_settings()
     with output.ProgressLine() as progress:
         report = compact_archive(
@@ -42,18 +40,11 @@ def compact(month: str | None, dry_run: bool, form: str) -> None:
             lock_timeout=settings.lock_timeout,
             progress=progress,
         )
-    if form == "json":
-        output.print_json(report.to_dict())
-    else:
-        _print(report)
-    for failed in report.months:
-        if failed.error is not None:
-            click.echo(output.one_line(f"error: {failed.month}: {failed.error}"), err=True)
-    if not report.sound:
-        raise click.exceptions.Exit(1)
+    output.answer(form, report, _print, success=report.sound)
+    output.say("error", [f"{failed.month}: {failed.error}" for failed in report.months if failed.error is not None])
 
 
-def _print(report: "CompactionReport") -> None:
+def _print(report: CompactionReport) -> None:
     changed = [month for month in report.months if month.files_after != month.files_before]
     if not changed:
         click.echo("nothing to do: no month that is over has small files to put together")
@@ -63,8 +54,8 @@ def _print(report: "CompactionReport") -> None:
             month.month,
             f"{month.files_before:,}",
             f"{month.files_after:,}",
-            output.human_bytes(month.bytes_before),
-            "" if month.bytes_after is None else output.human_bytes(month.bytes_after),
+            filesize.decimal(month.bytes_before),
+            "" if month.bytes_after is None else filesize.decimal(month.bytes_after),
         )
         for month in changed
     ]

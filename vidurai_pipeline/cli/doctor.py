@@ -1,28 +1,17 @@
-"""A self-test: are the settings right, the tiers readable, and do they agree?"""
+"""``vidurai-pipeline doctor``: are the settings right, the tiers readable, and do they agree?"""
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-from vidurai_pipeline.care.health import (
-    Finding,
-    archive_proved,
-    archive_readable,
-    dates_plausible,
-    disk_room,
-    mirrored,
-    no_credentials,
-    no_duplicates,
-    odd_memories,
-    one_tier,
-    other_store,
-    rejected_memories,
-    search_index,
-    store_integrity,
-    store_room,
-)
+import click
+
+from vidurai_pipeline.care import health
+from vidurai_pipeline.care.health import Finding
+from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.options import format_option
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import require_archive
 from vidurai_pipeline.cold.mirror import open_archive
@@ -33,10 +22,28 @@ from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.hot.stores import find_stores
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableFile
-from vidurai_pipeline.settings import Settings, unknown_variables
+from vidurai_pipeline.settings import Settings, load_settings, unknown_variables
 
 # A person waits.
 _SECONDS_FOR_CREDENTIALS = 5.0
+
+
+@click.command()
+@format_option("table", "json")
+def doctor(form: str) -> None:
+    """Check settings, stores and files, and whether the tiers agree.
+
+    For example: vidurai-pipeline doctor --format json
+    """
+    findings = list(examine(load_settings()))
+    output.end_with(int(any(finding.status == "failed" for finding in findings)))
+    if form == "json":
+        output.print_json([asdict(finding) for finding in findings])
+        return
+    for finding in findings:
+        colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding.status]
+        detail = finding.detail.replace("\n", "\\n")  # a path may hold one
+        click.echo(f"{click.style(f'{finding.status:<8}', fg=colour)}{finding.check}: {detail}")
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -45,59 +52,16 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield definitions
     if unknown := unknown_variables():
         yield Finding("unknown variables", "warning", "; ".join(unknown))
-    waiting = yield from _tiers(settings) if settings.stores is None else _stores(settings)
+    if settings.stores is None:
+        tiers = [Tiers(settings)]
+        yield from tiers[0].examine()
+    else:
+        found = find_stores(settings)
+        yield from (Finding("stores", "failed", problem) for problem in found.problems)
+        tiers = [Tiers(own) for own in found.stores.values()]
+        yield from (one.in_one_line(name) for name, one in zip(found.stores, tiers, strict=True))
     if definitions.status != "failed":  # with which Dagster can't be asked
-        yield from _last_run(settings, waiting)
-
-
-def _stores(settings: Settings) -> Generator[Finding, None, int]:
-    """A line for each store that ``VIDURAI_STORES`` names; returns how many memories wait in all of them."""
-    found = find_stores(settings)
-    total = 0
-    for problem in found.problems:
-        yield Finding("stores", "failed", problem)
-    for name, own in found.stores.items():
-        finding, waiting = _store(name, own)
-        yield finding
-        total += waiting
-    return total
-
-
-def _store(name: str, settings: Settings) -> tuple[Finding, int]:
-    """What is wrong with one store, in one line, and how many memories wait in it."""
-    findings: list[Finding] = []
-    tiers, waiting = _tiers(settings), 0
-    try:
-        while True:
-            findings.append(next(tiers))
-    except StopIteration as end:
-        waiting = end.value
-    except PipelineError as error:
-        findings.append(Finding("archive", "failed", str(error)))
-    wrong = sorted((finding for finding in findings if finding.status != "ok"), key=lambda one: one.status)
-    if not wrong:
-        return Finding(f"store {name}", "ok", f"{settings.db_path}: {waiting:,} ARCHIVED"), waiting
-    said = f"{wrong[0].check}: {wrong[0].detail}"
-    if more := len(wrong) - 1:
-        said += f" (and {more} more: unset VIDURAI_STORES, set VIDURAI_DB and VIDURAI_STORE_NAME, and ask again)"
-    return Finding(f"store {name}", wrong[0].status, said), waiting
-
-
-def _tiers(settings: Settings) -> Generator[Finding, None, int]:
-    """What is to be said of one store and its archive; returns how many memories wait in it."""
-    archive = open_archive(settings)
-    store = HotStore(settings.db_path, settings.busy_timeout)
-    waiting = yield from _hot_store(store, archive, settings.wal_limit)
-    yield from _archive_files(archive, settings.scrub_days)
-    yield from _leftovers(store, archive)
-    yield one_tier(store, archive)
-    yield no_duplicates(archive)
-    if settings.secrets_check:
-        yield no_credentials(archive, _SECONDS_FOR_CREDENTIALS)
-    yield dates_plausible(archive)
-    yield _q_table(settings.q_table_path)
-    yield disk_room(store, archive)
-    return waiting
+        yield from _last_run(settings, sum(one.waiting for one in tiers))
 
 
 def _definitions(settings: Settings) -> Finding:
@@ -122,93 +86,123 @@ def _definitions(settings: Settings) -> Finding:
     )
 
 
-def _hot_store(store: HotStore, archive: Archive, log_limit: int) -> Generator[Finding, None, int]:
-    """What is to be said of the hot store; returns how many memories wait in it."""
-    waiting = 0
-    try:
-        with closing(store.connect()) as con:
-            backlog = read_backlog(store, con)
-            waiting = backlog.waiting
-            yield Finding(
-                "hot store", "ok", f"{store.path}: {plural(backlog.total, 'memory')}, {backlog.waiting:,} ARCHIVED"
-            )
-            if found := other_store(store):
-                yield found
-            yield store_integrity(store)
-            yield rejected_memories(store, con)
-            yield from store_room(store, con, log_limit)
-            yield from odd_memories(store, con, archive)
-    except ArchiveError:
-        pass  # which the next checks explain
-    except PipelineError as error:
-        yield Finding("hot store", "failed", str(error))
-        return waiting
-    if not os.access(store.path, os.W_OK):
-        yield Finding("hot store permissions", "failed", f"{store.path} is not writable: nothing can be purged")
-    return waiting
+@dataclass
+class Tiers:
+    """One store, its archive and its Q-table.
 
+    Attributes:
+        settings: where they are.
+        waiting: how many memories wait to be archived; known after the examination.
+    """
 
-def _archive_files(archive: Archive, scrub_days: int) -> Iterator[Finding]:
-    try:
-        require_archive(archive.root)
-    except PipelineError as error:
-        yield Finding("archive folder", "failed", str(error))
-        return
-    there = next(folder for folder in (archive.root, *archive.root.parents) if os.path.lexists(folder))
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        yield Finding("archive folder", "failed", f"{there} is not a folder that this user may write")
-        return
-    yield archive_readable(archive, thorough=True)[0]
-    if found := mirrored(archive):
-        yield found
-    yield archive_proved(archive, scrub_days)
-    yield search_index(archive)
-    loose = [path for path in archive.files() if path.stat().st_mode & 0o077]
-    if loose:
-        yield Finding(
-            "archive permissions",
-            "warning",
-            f"{plural(len(loose), 'file')} can be read by other users: chmod -R go= {archive.root}",
-        )
+    settings: Settings
+    waiting: int = 0
 
+    def examine(self) -> Iterator[Finding]:
+        """What is to be said of them."""
+        archive = open_archive(self.settings)
+        store = HotStore(self.settings.db_path, self.settings.busy_timeout)
+        yield from self._hot_store(store, archive)
+        yield from self._archive_files(archive)
+        yield from _leftovers(store, archive)
+        yield health.one_tier(store, archive)
+        yield health.no_duplicates(archive)
+        if self.settings.secrets_check:
+            yield health.no_credentials(archive, _SECONDS_FOR_CREDENTIALS)
+        yield health.dates_plausible(archive)
+        yield self._q_table()
+        yield health.disk_room(store, archive)
 
-def _unfinished(archive: Archive) -> Iterator[Finding]:
-    """Restorations and erasures that a crash cut short."""
-    try:
-        intents = archive.intents.all()
-    except PipelineError as error:
-        yield Finding("unfinished work", "failed", str(error))
-        return
-    for intent in intents:
-        work = {"restore": "restoration", "erase": "erasure"}[intent.kind]
-        yield Finding(
-            f"unfinished {work}",
-            "warning",
-            f"{plural(len(intent.memories), 'memory')} of {intent.store[0]}: run the job or `vidurai-pipeline flush`, "
-            "which finishes it",
-        )
+    def in_one_line(self, name: str) -> Finding:
+        """The worst of what is to be said, of one store among many."""
+        findings: list[Finding] = []
+        try:
+            for finding in self.examine():
+                findings.append(finding)
+        except PipelineError as error:
+            findings.append(Finding("archive", "failed", str(error)))
+        wrong = sorted((finding for finding in findings if finding.status != "ok"), key=lambda one: one.status)
+        if not wrong:
+            return Finding(f"store {name}", "ok", f"{self.settings.db_path}: {self.waiting:,} ARCHIVED")
+        said = f"{wrong[0].check}: {wrong[0].detail}"
+        if more := len(wrong) - 1:
+            said += f" (and {more} more: unset VIDURAI_STORES, set VIDURAI_DB and VIDURAI_STORE_NAME, and ask again)"
+        return Finding(f"store {name}", wrong[0].status, said)
+
+    def _hot_store(self, store: HotStore, archive: Archive) -> Iterator[Finding]:
+        try:
+            with closing(store.connect()) as con:
+                backlog = read_backlog(store, con)
+                self.waiting = backlog.waiting
+                memories = f"{plural(backlog.total, 'memory')}, {backlog.waiting:,} ARCHIVED"
+                yield Finding("hot store", "ok", f"{store.path}: {memories}")
+                if found := health.other_store(store):
+                    yield found
+                yield health.store_integrity(store)
+                yield health.rejected_memories(store, con)
+                yield from health.store_room(store, con, self.settings.wal_limit)
+                yield from health.odd_memories(store, con, archive)
+        except ArchiveError:
+            pass  # which the next checks explain
+        except PipelineError as error:
+            yield Finding("hot store", "failed", str(error))
+            return
+        if not os.access(store.path, os.W_OK):
+            yield Finding("hot store permissions", "failed", f"{store.path} is not writable: nothing can be purged")
+
+    def _archive_files(self, archive: Archive) -> Iterator[Finding]:
+        try:
+            require_archive(archive.root)
+        except PipelineError as error:
+            yield Finding("archive folder", "failed", str(error))
+            return
+        there = next(folder for folder in (archive.root, *archive.root.parents) if os.path.lexists(folder))
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            yield Finding("archive folder", "failed", f"{there} is not a folder that this user may write")
+            return
+        yield health.archive_readable(archive, thorough=True)[0]
+        if found := health.mirrored(archive):
+            yield found
+        yield health.archive_proved(archive, self.settings.scrub_days)
+        yield health.search_index(archive)
+        if loose := [path for path in archive.files() if path.stat().st_mode & 0o077]:
+            said = f"{plural(len(loose), 'file')} can be read by other users: chmod -R go= {archive.root}"
+            yield Finding("archive permissions", "warning", said)
+
+    def _q_table(self) -> Finding:
+        path = self.settings.q_table_path
+        if not path.exists():
+            return Finding("Q-table", "ok", f"{path}: not there yet; the first dream makes it")
+        try:
+            policy = QLearningPolicy.load(path)
+        except PipelineError as error:
+            return Finding("Q-table", "failed", str(error))
+        if (candidate := TableFile(path).candidate_path).exists():
+            detail = f"{candidate}: a newer table that was refused; `vidurai-pipeline dream` tells why"
+            return Finding("Q-table", "warning", detail)
+        known = f"{plural(policy.states_tried, 'state')}, {plural(policy.episodes, 'episode')}"
+        return Finding("Q-table", "ok", f"{path}: {known}")
 
 
 def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
+    """What interrupted or failed work has left."""
     try:
-        marks = archive.pending.all()
+        marks, intents = archive.pending.all(), archive.intents.all()
     except PipelineError as error:
         yield Finding("interrupted runs", "failed", str(error))
         return
     own = store_identity(store.path, archive.root)
-    strangers = [mark for mark in marks if not mark.concerns(own)]
-    waiting = [mark for mark in marks if mark not in strangers]
+    waiting = [mark.file for mark in marks if mark.concerns(own)]
     if waiting:
-        names = some_of([mark.file for mark in waiting])
         yield Finding(
             "interrupted runs",
             "warning",
-            f"{len(waiting)} files wait to be purged ({names}): run the job again; it finishes them or, where one is "
-            "damaged, archives its memories anew",
+            f"{len(waiting)} files wait to be purged ({some_of(waiting)}): run the job again; it finishes them or, "
+            "where one is damaged, archives its memories anew",
         )
     else:
         yield Finding("interrupted runs", "ok", "none")
-    if strangers:
+    if strangers := [mark for mark in marks if not mark.concerns(own)]:
         stores = some_of(sorted({mark.store[0] for mark in strangers}))
         yield Finding(
             "other stores",
@@ -216,14 +210,19 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
             f"{len(strangers)} files wait for another hot store ({stores}): run the job on that one; if it has moved "
             f"here, move their marks out of {archive.root / '.pending'}",
         )
-    yield from _unfinished(archive)
+    for intent in intents:
+        yield Finding(
+            f"unfinished {'restoration' if intent.kind == 'restore' else 'erasure'}",
+            "warning",
+            f"{plural(len(intent.memories), 'memory')} of {intent.store[0]}: run the job or `vidurai-pipeline flush`, "
+            "which finishes it",
+        )
     if manifests := archive.manifests.set_aside():
         yield Finding(
             "manifests set aside",
             "warning",
             f"{some_of(manifests)}: damaged, and replaced by new ones. Run `vidurai-pipeline scrub`, then delete them",
         )
-    retired = archive.pending.retired()
     if set_aside := archive.damaged_files():
         yield Finding(
             "files set aside",
@@ -231,22 +230,21 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
             f"{some_of(set_aside)}: damaged. A copy from the mirror took their place, or their memories were archived "
             "anew from the hot store. Delete them once you know why",
         )
-    if retired:
+    if retired := [path.name.removesuffix(".damaged") for path in archive.pending.retired()]:
         yield Finding(
             "lost files",
             "failed",
-            f"{some_of([path.name.removesuffix('.damaged') for path in retired])}: damaged or gone after some "
-            "of their memories had been purged: restore them from a backup, then delete the notes in "
-            f"{archive.root / '.pending'}",
+            f"{some_of(retired)}: damaged or gone after some of their memories had been purged: restore them from a "
+            f"backup, then delete the notes in {archive.root / '.pending'}",
         )
 
 
 def _last_run(settings: Settings, waiting: int) -> Iterator[Finding]:
     """Whether the nightly job still runs, and alerts arrive; cron or a login script can tell by the exit code."""
-    try:
-        from vidurai_pipeline.cli.run import read_history  # noqa: PLC0415  (slow; fails if Dagster refuses a setting)
+    from vidurai_pipeline.defs import instance  # noqa: PLC0415  (fails if Dagster refuses a setting)
 
-        history = read_history(settings)
+    try:
+        history = instance.read_history(settings)
     except ConfigError as error:
         yield Finding("last run", "failed", str(error))
         return
@@ -262,34 +260,16 @@ def _last_run(settings: Settings, waiting: int) -> Iterator[Finding]:
             f"no alert could be sent by {service} since {since.astimezone():%Y-%m-%d %H:%M %Z}: see the ticks of its "
             "sensor under Automation, and check VIDURAI_ALERT_URLS",
         )
-    moment = history.succeeded
-    start = moment or history.set_up
+    start = history.succeeded or history.set_up
     hours = (datetime.now(UTC) - start).total_seconds() / 3600
     at = f"{start.astimezone():%Y-%m-%d %H:%M %Z}"
-    detail = (
-        f"the last good run of the nightly job ended {at}"
-        if moment
-        else f"the nightly job has not succeeded yet; Dagster was set up {at}"
-    )
+    detail, waits = f"the last good run of the nightly job ended {at}", ""
+    if history.succeeded is None:
+        detail = f"the nightly job has not succeeded yet; Dagster was set up {at}"
+        waits = f", and {plural(waiting, 'memory')} {'waits' if waiting == 1 else 'wait'}"
     # Without a good run it is no failure that nothing was archived while nothing was there to archive.
-    if hours > settings.stale_hours and (moment or waiting):
-        waits = "" if moment else f", and {plural(waiting, 'memory')} {'waits' if waiting == 1 else 'wait'}"
+    if hours > settings.stale_hours and (history.succeeded or waiting):
         advice = "check that Dagster's daemon runs, and look at the job's history under Runs; then run the job"
         yield Finding("last run", "failed", f"{detail}, {hours:,.0f} hours ago{waits}: {advice}")
     else:
         yield Finding("last run", "ok", detail)
-
-
-def _q_table(path: Path) -> Finding:
-    if not path.exists():
-        return Finding("Q-table", "ok", f"{path}: not there yet; the first dream makes it")
-    try:
-        policy = QLearningPolicy.load(path)
-    except PipelineError as error:
-        return Finding("Q-table", "failed", str(error))
-    if (candidate := TableFile(path).candidate_path).exists():
-        detail = f"{candidate}: a newer table that was refused; `vidurai-pipeline dream` tells why"
-        return Finding("Q-table", "warning", detail)
-    return Finding(
-        "Q-table", "ok", f"{path}: {plural(policy.states_tried, 'state')}, {plural(policy.episodes, 'episode')}"
-    )

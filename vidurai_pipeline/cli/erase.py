@@ -1,34 +1,22 @@
 """``vidurai-pipeline erase``."""
 
-from typing import TYPE_CHECKING
-
 import click
 
+from vidurai_pipeline.archival.eraser import MemoryEraser
+from vidurai_pipeline.archival.erasing import EraseReport
 from vidurai_pipeline.cli import output
-from vidurai_pipeline.cli.restore import agreed
-from vidurai_pipeline.errors import NAMED, plural
-
-if TYPE_CHECKING:
-    from vidurai_pipeline.archival.erasing import EraseReport
+from vidurai_pipeline.cli.options import choice_options, confirm, format_option
+from vidurai_pipeline.errors import plural
+from vidurai_pipeline.rl.dreamer import DreamCycle
 
 
 @click.command()
-@click.option("--id", "ids", type=int, multiple=True, metavar="ID", help="A memory to erase. May be repeated.")
-@click.option("--where", metavar="SQL", help="Erase the memories that meet this condition over `memories`.")
+@choice_options("erase")
 @click.option("--match", metavar="WORDS", help="Erase the memories in which all these words occur, as they stand.")
-@click.option("--dry-run", is_flag=True, help="Count what would be erased, and change nothing.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--history", is_flag=True, help="List earlier erasures: when, how many memories, how they were chosen.")
-@output.format_option("table", "json")
+@format_option("table", "json")
 def erase(
-    *,
-    ids: tuple[int, ...],
-    where: str | None,
-    match: str | None,
-    dry_run: bool,
-    yes: bool,
-    history: bool,
-    form: str,
+    *, ids: tuple[int, ...], where: str | None, match: str | None, dry_run: bool, yes: bool, history: bool, form: str
 ) -> None:
     """Erase memories for good, wherever they are, and prove it.
 
@@ -41,9 +29,6 @@ def erase(
       vidurai-pipeline erase --match hunter2 --dry-run
       vidurai-pipeline erase --id 1234 --yes
     """  # noqa: D301  (click's mark for lines that stay as they are)
-    from vidurai_pipeline.archival.eraser import MemoryEraser
-    from vidurai_pipeline.rl.dreamer import DreamCycle
-
     with output.ProgressLine() as progress:
         eraser = MemoryEraser(progress=progress)
         if history:
@@ -52,18 +37,12 @@ def erase(
             return
         if not (dry_run or yes):
             found = eraser.erase(ids, where, match, dry_run=True)
-            if not agreed(f"Erase {plural(found.erased, 'memory')} for good?"):
-                raise click.Abort
+            confirm(f"Erase {plural(found.erased, 'memory')} for good?")
         report = eraser.erase(ids, where, match, dry_run=dry_run, forget=DreamCycle().forget)
-    if form == "json":
-        output.print_json(report.to_dict())
-    else:
-        _print(report)
-    if not report.success:
-        raise click.exceptions.Exit(1)
+    output.answer(form, report, _print, success=report.success)
 
 
-def _print(report: "EraseReport") -> None:
+def _print(report: EraseReport) -> None:
     facts: dict[str, object] = {"memories": report.erased, "refused": len(report.refused)}
     facts |= {place.place: f"{place.found:,}, {place.how}" if place.found else place.how for place in report.places}
     if not report.dry_run:
@@ -72,7 +51,4 @@ def _print(report: "EraseReport") -> None:
         )
         facts["backups and snapshots"] = "out of reach; delete these yourself"
     output.print_facts("Would be erased (dry run: nothing was changed)" if report.dry_run else "Erased", facts)
-    for refusal in report.refused[:NAMED]:
-        click.echo(f"refused: memory {refusal.id}: {refusal.reason}", err=True)
-    if (more := len(report.refused) - NAMED) > 0:
-        click.echo(f"refused: and {more:,} more; `--format json` lists them all", err=True)
+    output.say_refused(report)

@@ -1,14 +1,19 @@
 """``vidurai-pipeline expire``."""
 
 import click
+from rich import filesize
 
+from vidurai_pipeline.care.retention import ExpiryReport
+from vidurai_pipeline.care.retention import expire as expire_memories
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.options import dry_run_option, format_option
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.settings import load_settings
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Count what would be removed, and change nothing.")
-@output.format_option("table", "json")
+@dry_run_option
+@format_option("table", "json")
 def expire(dry_run: bool, form: str) -> None:
     """Remove archived memories that are older than the rules allow.
 
@@ -17,9 +22,6 @@ def expire(dry_run: bool, form: str) -> None:
 
     For example: vidurai-pipeline expire --dry-run
     """
-    from vidurai_pipeline.care.retention import expire as expire_memories
-    from vidurai_pipeline.cold.mirror import open_archive
-
     settings = load_settings()
     with output.ProgressLine() as progress:
         report = expire_memories(
@@ -30,9 +32,8 @@ def expire(dry_run: bool, form: str) -> None:
             lock_timeout=settings.lock_timeout,
             progress=progress,
         )
-    if form == "json":
-        output.print_json(report.to_dict())
-    else:
+
+    def show(report: ExpiryReport) -> None:
         facts = {
             **({} if dry_run else {"expired": report.expired}),
             **(report.rules or {"rules": "none, everything is kept"}),
@@ -40,11 +41,9 @@ def expire(dry_run: bool, form: str) -> None:
             "kept, pinned": report.pinned,
             "kept, without a time": report.undated,
             "months": len(report.months),
+            **({} if dry_run else {"freed": filesize.decimal(report.bytes_freed)}),
         }
-        if not dry_run:
-            facts["freed"] = output.human_bytes(report.bytes_freed)
         output.print_facts("Would expire (dry run: nothing was changed)" if dry_run else "Expired", facts)
-    for problem in report.problems:
-        click.echo(f"error: {output.one_line(problem)}", err=True)
-    if not report.success:
-        raise click.exceptions.Exit(1)
+
+    output.answer(form, report, show, success=report.success)
+    output.say("error", report.problems)

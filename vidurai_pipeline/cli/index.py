@@ -3,8 +3,13 @@
 from dataclasses import asdict
 
 import click
+from rich import filesize
 
+from vidurai_pipeline.analytics.vector_index import update_vectors
+from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.options import format_option
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.settings import load_settings
 
 
@@ -15,7 +20,7 @@ from vidurai_pipeline.settings import load_settings
     type=click.FloatRange(min=0),
     help="How long to embed memories for the search by meaning. Default: VIDURAI_EMBED_MINUTES.",
 )
-@output.format_option("table", "json")
+@format_option("table", "json")
 def index(rebuild: bool, minutes: float | None, form: str) -> None:
     """Bring the search index in line with the archive.
 
@@ -27,10 +32,6 @@ def index(rebuild: bool, minutes: float | None, form: str) -> None:
 
     For example: vidurai-pipeline index --minutes 60
     """
-    from vidurai_pipeline.analytics.vector_index import update_vectors
-    from vidurai_pipeline.analytics.word_index import WordIndex
-    from vidurai_pipeline.cold.mirror import open_archive
-
     settings = load_settings()
     archive = open_archive(settings)
     words = WordIndex(archive.root)
@@ -40,7 +41,7 @@ def index(rebuild: bool, minutes: float | None, form: str) -> None:
     if form == "json":
         output.print_json({**asdict(report), "vectors": asdict(vectors), "note": note})
     else:
-        facts = {**asdict(report), "bytes": output.human_bytes(report.bytes), "folder": words.folder}
+        facts = {**asdict(report), "bytes": filesize.decimal(report.bytes), "folder": words.folder}
         output.print_facts("Search index", facts)
-        facts = {**asdict(vectors), "bytes": output.human_bytes(vectors.bytes), "state": note or vectors.state}
+        facts = {**asdict(vectors), "bytes": filesize.decimal(vectors.bytes), "state": note or vectors.state}
         output.print_facts("Search by meaning", facts)

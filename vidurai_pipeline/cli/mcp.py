@@ -4,21 +4,15 @@ from importlib.util import find_spec
 
 import click
 
-from vidurai_pipeline.cli.limits import bound_memory
+from vidurai_pipeline.cli import limits
+from vidurai_pipeline.cli.options import seconds_option
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import load_settings, memory_bytes
 
 
 @click.command()
 @click.option("--allow-restore", is_flag=True, help="Also offer a tool that restores memories by their ids.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True, max=3_600),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Stop a question after this many seconds.",
-)
+@seconds_option(3_600, 30.0, "Stop a question after this many seconds.")
 def mcp(allow_restore: bool, timeout: float) -> None:
     """Let coding assistants search the memories (Model Context Protocol).
 
@@ -30,7 +24,7 @@ def mcp(allow_restore: bool, timeout: float) -> None:
     if find_spec("mcp") is None:
         raise ConfigError("the package `mcp` is not installed", "pip install 'vidurai-pipeline[mcp]'")
     settings = load_settings()
-    from vidurai_pipeline.cli.mcp_server import serve  # noqa: PLC0415  (slow to import)
+    from vidurai_pipeline.cli.mcp_server import serve  # noqa: PLC0415  (needs that package)
 
-    bound_memory(memory_bytes(settings.memory_limit), settings.threads)
+    limits.bound_memory(memory_bytes(settings.memory_limit), settings.threads)
     serve(settings, timeout=timeout, allow_restore=allow_restore)

@@ -1,5 +1,6 @@
 """How the command line shows things: tables on a terminal, plain lines elsewhere, JSON and CSV on request."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import click
 from rich.cells import cell_len
@@ -25,7 +26,20 @@ from rich.text import Text
 
 from vidurai_pipeline.errors import NAMED, plural
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from vidurai_pipeline.archival.report import ChoiceReport
+
+
+class HasDict(Protocol):
+    """A report that can be printed as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """It, as JSON's types."""
+        ...
+
+
+Report = TypeVar("Report", bound=HasDict)
+_EXIT_CODE = "vidurai_pipeline.exit_code"
 _LAST_STANDARD = 2
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ROWS_PER_TABLE = 1_000
@@ -98,7 +112,7 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
         if kind is KeyboardInterrupt and self._reached:
-            sys.stderr.write(f"note: done so far: {self.reached}\n")
+            say("note", [f"done so far: {self.reached}"])
         self._stream.close()
 
     @property
@@ -124,13 +138,6 @@ class ProgressLine:
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=None)
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
-
-
-def format_option(*forms: str) -> Callable[[Command], Command]:
-    """The option ``--format``, with the forms that a command can print; the first is the default."""
-    return click.option(
-        "--format", "form", type=click.Choice(forms), default=forms[0], show_default=True, help="How to print it."
-    )
 
 
 def print_json(value: Any) -> None:
@@ -262,15 +269,48 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
+def say(kind: str, lines: Iterable[str], most: int | None = None) -> None:
+    """Print lines on stderr, each after its kind, such as ``note``; at most some of them."""
+    lines = list(lines)
+    shown = [one_line(line) for line in lines[:most]]
+    if more := len(lines) - len(shown):
+        shown.append(f"and {more:,} more; `--format json` lists them all")
+    for line in shown:
+        click.echo(f"{kind}: {line}", err=True)
+
+
+def say_refused(report: "ChoiceReport") -> None:
+    """Say with which of the chosen memories nothing was done, and why."""
+    say("refused", [f"memory {one.id}: {one.reason}" for one in report.refused], NAMED)
+
+
 def print_attention(rejected: Sequence[Mapping[str, Any]], notes: Sequence[str], errors: Sequence[str]) -> None:
-    """Say on stderr which memories stay hot and why, what was put right, and what went wrong."""
-    lines = [f"rejected: memory {row['id']}: {row['column']}: {row['reason']}" for row in rejected[:NAMED]]
-    if (more := len(rejected) - len(lines)) > 0:
-        lines.append(f"rejected: and {more:,} more; `--format json` lists them all")
-    lines += [f"note: {line}" for line in notes]
-    lines += [f"error: {line}" for line in errors]
-    for line in lines:
-        sys.stderr.write(f"{line}\n")
+    """Say which memories stay hot and why, what was put right, and what went wrong."""
+    say("rejected", [f"memory {row['id']}: {row['column']}: {row['reason']}" for row in rejected], NAMED)
+    say("note", notes)
+    say("error", errors)
+
+
+def end_with(code: int, error: str | None = None) -> None:
+    """Let the command end with this exit code, also if nobody reads to the end what it prints from here on."""
+    click.get_current_context().meta[_EXIT_CODE] = code
+    if error is not None:
+        with contextlib.suppress(BrokenPipeError):
+            say("error", [error])
+
+
+def exit_code() -> int:
+    """The code that the command is to end with."""
+    return click.get_current_context().meta.get(_EXIT_CODE, 0)
+
+
+def answer(form: str, report: Report, show: Callable[[Report], None], *, success: bool = True) -> None:
+    """Print a report as JSON or as ``show`` does; without success, the command ends with exit code 1."""
+    end_with(int(not success))
+    if form == "json":
+        print_json(report.to_dict())
+    else:
+        show(report)
 
 
 def bar_chart(counts: Mapping[str, int], notes: Sequence[str]) -> list[str]:
@@ -285,16 +325,6 @@ def bar_chart(counts: Mapping[str, int], notes: Sequence[str]) -> list[str]:
         f"{name:<{label}}  {bar:<{width}}  {count:>{digits},}  {note}"
         for (name, count), bar, note in zip(counts.items(), bars, notes, strict=True)
     ]
-
-
-def human_bytes(size: int) -> str:
-    """A number of bytes as people write it."""
-    value = float(size)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def _fact(value: Any) -> str:

@@ -1,23 +1,44 @@
-"""What the Q-table has learned, on the terminal."""
+"""``vidurai-pipeline policy``: what the Q-table has learned, on the terminal."""
 
 import itertools
 import sys
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.options import format_option
 from vidurai_pipeline.errors import ConfigError, plural, some_of
 from vidurai_pipeline.rl.fleet import FleetReport
 from vidurai_pipeline.rl.learning_curve import thin
 from vidurai_pipeline.rl.report import DreamReport
-from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, PolicySummary, bucket_in_words, heat_map
+from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, PolicySummary, bucket_in_words, heat_map, read_summary
+from vidurai_pipeline.settings import Hyperparameters, load_settings
 
 _POINTS = 12
 _BAR = 30
 _LABEL, _CELL = 12, 5
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The most states to list.")
+@click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Also write PNG files there.")
+@format_option("table", "json")
+def policy(limit: int, pictures: Path | None, form: str) -> None:
+    """Show what was learned.
+
+    The best action in each state, a heat map, and the learning curve.
+
+    For example: vidurai-pipeline policy --limit 5
+    """
+    settings = load_settings()
+    summary = read_summary(settings.q_table_path, Hyperparameters.of(settings))
+    output.answer(form, summary, lambda summary: print_policy(summary, limit))
+    for path in save_pictures(summary, pictures) if pictures is not None else []:
+        click.echo(f"wrote {path}", err=True)
 
 
 def print_policy(summary: PolicySummary, limit: int) -> None:

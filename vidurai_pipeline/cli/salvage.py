@@ -5,6 +5,11 @@ from pathlib import Path
 import click
 
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.options import format_option
+from vidurai_pipeline.cold.keys import key_of
+from vidurai_pipeline.cold.mirror import open_archive
+from vidurai_pipeline.cold.salvage import SalvageReport
+from vidurai_pipeline.cold.salvage import salvage as save
 from vidurai_pipeline.errors import some_of
 from vidurai_pipeline.settings import load_settings
 
@@ -12,7 +17,7 @@ from vidurai_pipeline.settings import load_settings
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--to", type=click.Path(path_type=Path), help="The new file. By default FILE.salvaged.")
-@output.format_option("table", "json")
+@format_option("table", "json")
 def salvage(file: Path, to: Path | None, form: str) -> None:
     """Save what can be read of a damaged file of the archive.
 
@@ -21,27 +26,8 @@ def salvage(file: Path, to: Path | None, form: str) -> None:
 
     For example: vidurai-pipeline salvage archive/year=2026/month=11/memories_20261120_020001.parquet
     """
-    from vidurai_pipeline.cold.keys import key_of
-    from vidurai_pipeline.cold.mirror import open_archive
-    from vidurai_pipeline.cold.salvage import salvage as save
-
     report = save(open_archive(load_settings()), file.absolute(), to and to.absolute())
-    if form == "json":
-        output.print_json(report.to_dict())
-    else:
-        lost = "none" if report.rows is not None and report.saved == report.rows else some_of(report.lost_ids)
-        if report.lost_range is not None:
-            lost += " (not all could be read; they are from {} to {})".format(*report.lost_range)
-        output.print_facts(
-            "Salvage",
-            {
-                "memories": report.rows,
-                "saved": report.saved,
-                "lost ids": lost,
-                "NULL in some": ", ".join(f"{name} ({n:,})" for name, n in report.incomplete.items()) or "none",
-                "written to": report.to,
-            },
-        )
+    output.answer(form, report, _print, success=report.complete)
     if report.to is not None:
         suffix = ".parquet" if (key := key_of(report.to.name)) is None else f".key-{key}.parquet"
         click.echo(
@@ -49,5 +35,12 @@ def salvage(file: Path, to: Path | None, form: str) -> None:
             f"ends in {suffix}, and run `vidurai-pipeline scrub --all --forget`",
             err=True,
         )
-    if not report.complete:
-        raise click.exceptions.Exit(1)
+
+
+def _print(report: SalvageReport) -> None:
+    lost = "none" if report.rows is not None and report.saved == report.rows else some_of(report.lost_ids)
+    if report.lost_range is not None:
+        lost += " (not all could be read; they are from {} to {})".format(*report.lost_range)
+    incomplete = ", ".join(f"{name} ({n:,})" for name, n in report.incomplete.items()) or "none"
+    facts = {"memories": report.rows, "saved": report.saved, "lost ids": lost, "NULL in some": incomplete}
+    output.print_facts("Salvage", {**facts, "written to": report.to})

@@ -4,12 +4,15 @@ from dataclasses import asdict
 
 import click
 
+from vidurai_pipeline.care.secrets import find_secrets
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.options import format_option
+from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.settings import load_settings
 
 
 @click.command()
-@output.format_option("table", "json")
+@format_option("table", "json")
 def secrets(form: str) -> None:
     """List archived memories that look as if they hold credentials.
 
@@ -18,9 +21,6 @@ def secrets(form: str) -> None:
 
     For example: vidurai-pipeline secrets --format json
     """
-    from vidurai_pipeline.care.secrets import find_secrets
-    from vidurai_pipeline.cold.mirror import open_archive
-
     with output.ProgressLine() as progress:
         report = find_secrets(open_archive(load_settings()), progress=progress)
     if form == "json":

@@ -1,4 +1,4 @@
-"""The hot store, the archive and the Q-table at a glance."""
+"""``vidurai-pipeline stats``: the hot store, the archive and the Q-table at a glance."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import filesize
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli.options import format_option
 from vidurai_pipeline.cold.listing import list_settled, store_roots
 from vidurai_pipeline.cold.manifest import Manifests
 from vidurai_pipeline.errors import PipelineError
 from vidurai_pipeline.rl.policy import QLearningPolicy
-from vidurai_pipeline.settings import Settings
+from vidurai_pipeline.settings import Settings, load_settings
 
 _MONTHS = 24
 _LONGEST_GAP = 600
@@ -37,6 +39,21 @@ _BY_STORE = """
     FROM history GROUP BY store ORDER BY max(archived_ts), store
 """
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+
+
+@click.command()
+@format_option("table", "json")
+def stats(form: str) -> None:
+    """Show the hot store, the archive and the Q-table at a glance.
+
+    For example: vidurai-pipeline stats --format json
+    """
+    view = overview(load_settings())
+    output.end_with(int(any("error" in tier for tier in view.values())))
+    if form == "json":
+        output.print_json(view)
+    else:
+        print_overview(view)
 
 
 def overview(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -156,7 +173,7 @@ def _without_gaps(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _readable(name: str, value: Any) -> Any:
     if name == "bytes":
-        return output.human_bytes(value)
+        return filesize.decimal(value)
     if name == "epsilon":
         return f"{value:.1%}"
     if name == "maturity":

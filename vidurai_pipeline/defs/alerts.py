@@ -277,13 +277,18 @@ def _failures(events: Iterable[dg.DagsterEvent]) -> list[str]:
             lines.append(f"{_words(event.step_key or '')}: {said or _kind(data.error)}")
         elif event.is_job_failure and not lines and not stopped_by_check:
             # None where somebody else reported it: the sensor that ends dead runs, Dagster's own daemon.
-            error = getattr(event.event_specific_data, "error", None)
-            while error is not None and error.cause is not None:
-                error = error.cause
+            error = innermost(getattr(event.event_specific_data, "error", None))
             foreseen = error is not None and error.cls_name == "Failure"
             said = error.message.strip().partition(": ")[2] if error and foreseen else None
             lines.append(said or (_kind(error) if error else str(event.message)))
     return lines
+
+
+def innermost(error: "dg.SerializableErrorInfo | None") -> "dg.SerializableErrorInfo | None":
+    """The error that caused all others."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error
 
 
 def _kind(error: "dg.SerializableErrorInfo | None") -> str:

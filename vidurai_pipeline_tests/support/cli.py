@@ -10,7 +10,8 @@ from unittest import mock
 
 from click.testing import CliRunner
 
-from vidurai_pipeline.cli import main as command_line
+from vidurai_pipeline.cli import limits
+from vidurai_pipeline.cli.main import main
 
 COMMAND = (sys.executable, "-m", "vidurai_pipeline")
 Done = subprocess.CompletedProcess[str]
@@ -23,9 +24,9 @@ def cli(*arguments: str, **environment: str) -> Done:
     """
 
     def invoke() -> Done:
-        with mock.patch.multiple(command_line, bound_memory=mock.DEFAULT, lower_priority=mock.DEFAULT):
+        with mock.patch.multiple(limits, bound_memory=mock.DEFAULT, lower_priority=mock.DEFAULT):
             result = CliRunner().invoke(
-                command_line.main, arguments, env=environment, prog_name="vidurai-pipeline", catch_exceptions=False
+                main, arguments, env=environment, prog_name="vidurai-pipeline", catch_exceptions=False
             )
         return Done(arguments, result.exit_code, result.stdout, result.stderr)
 
