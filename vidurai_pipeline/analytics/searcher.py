@@ -384,6 +384,7 @@ class Searcher:
 
     def _archived_by_meaning(self, vector: "NDArray[np.float32]") -> list[Row]:
         search, database, among = self._search, self._database, None
+        database.cursor()  # from then on it knows the files, whose stores are asked, and what is hidden
         if search.filters.any or database.hidden is not None:
             among = ids_by_store(self._query(*search.ids("history")).rows())
         hits = self._indexes.nearest(vector, search.limit + _SPARE, database.files, among)

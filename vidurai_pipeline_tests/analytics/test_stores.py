@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vidurai_pipeline import MemoryArchiver, MemoryRestorer, RepoAnalyst
+from vidurai_pipeline.analytics.vector_index import update_vectors
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.cli.mcp_server import History
 from vidurai_pipeline.cold.keys import add_key
@@ -125,6 +126,20 @@ def test_a_search_finds_the_memories_of_all_stores(use: Use, indexed: tuple[str,
         assert _known(found) == ALL_OF_ALICE + ARCHIVED_OF_BOB
         assert list(found[0])[:2] == ["store", "id"]
         assert {row["store"] for row in analyst.search_archive("bob", tier="cold")} == {"bob"}
+
+
+def test_a_search_by_meaning_finds_the_memories_of_all_stores(use: Use) -> None:
+    for name in ("alice", "bob"):
+        settings = use(name)
+        assert update_vectors(open_archive(settings), settings, minutes=1)[1] is None
+    use("alice")
+    archived = ALL_OF_ALICE[:2] + ARCHIVED_OF_BOB
+    with RepoAnalyst() as analyst:
+        assert _known(analyst.search_archive("a common text", tier="cold", mode="meaning")) == archived
+        similar = analyst.query_archive("SELECT store, id FROM similar_memories('a text of bob', 2)")
+        assert sorted((row["store"], row["id"]) for row in similar) == [("bob", 1), ("bob", 2)]
+    with RepoAnalyst(store="bob") as analyst:
+        assert _known(analyst.search_archive("a common text", tier="cold", mode="meaning")) == ARCHIVED_OF_BOB
 
 
 def test_one_store_can_be_asked_alone_whatever_the_state_of_the_others(use: Use) -> None:
