@@ -150,6 +150,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Rows hold no reference cycles; looking for some would take a fifth of the time.
     gc.disable()
+    sys.meta_path.insert(0, _WithoutPandas())
     answers = os.fdopen(os.dup(1), "wb")
     # What anything prints must not get between the answers; there may be no stderr to send it to.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -176,6 +177,14 @@ def serve() -> None:
             what = f"{type(error).__name__} at {place.filename}:{place.lineno}, while writing {request.path}"
             answer(RuntimeError(what))
         gc.collect()
+
+
+class _WithoutPandas:
+    """Arrow would import pandas with its first array, to ask whether that is a series: longer than all else takes here."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ImportError(name)
 
 
 def _listen(requests: queue.SimpleQueue) -> None:

@@ -93,7 +93,8 @@ class _TextSearch:
 
     def find(self, data: bytes, known: Collection[str]) -> set[str]:
         found: set[str] = set()
-        ends = pa.array([0, len(data)], pa.int32()).buffers()[1]
+        # `pa.array` would import pandas, which takes longer than the search.
+        ends = pa.py_buffer(np.array([0, len(data)], np.int32))
         value = pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(data)])
         while forms := [form for form, text in self._forms.items() if text not in found and text not in known]:
             # RE2 takes as long for a hundred texts as for one, which `bytes.find` does not, and lets other threads run.
@@ -180,7 +181,7 @@ def _decompress(path: Path) -> bytes:
 def _decode_parquet(path: Path) -> bytes:
     texts: list[bytes] = []
     with contextlib.suppress(pa.ArrowException, OSError), path.open("rb") as file:
-        for column in pq.read_table(file).columns:
+        for column in pq.ParquetFile(file).read().columns:
             texts += [buffer.to_pybytes() for part in column.chunks for buffer in part.buffers() if buffer]
     return b"\n".join(texts)
 
