@@ -180,7 +180,7 @@ def serve() -> None:
 
 
 class _WithoutPandas:
-    """Arrow would import pandas with its first array, to ask whether that is a series: longer than all else takes here."""
+    """Keeps out pandas, which Arrow imports with its first array: that takes longer than all else here."""
 
     def find_spec(self, name: str, *_: object) -> None:
         if name == "pandas":

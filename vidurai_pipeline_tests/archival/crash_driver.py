@@ -78,10 +78,13 @@ def check(before: dict, db: Path, archive: Path) -> None:
 
 def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -> dict:
     before = hot_rows(store)
-    if mode.endswith("apart"):
-        Run.rows_worth_a_process = 0
     deaths: Counter[str] = Counter()
     failures: list[str] = []
+
+    def run(db: Path, archive: Path) -> None:
+        if mode.endswith("apart"):
+            Run.rows_worth_a_process = 0  # in this child: the run that follows a death starts no second process
+        flush(db, archive)
 
     def attempt(name: str, kill: Callable[[Path, Path], int]) -> bool:
         db, archive = prepare(store, folder / "work")
@@ -98,20 +101,20 @@ def main(mode: str, store: Path, folder: Path, seed: int = 0, rounds: int = 0) -
             switch = KillSwitch(at)
 
             def kill(db: Path, archive: Path, switch: KillSwitch = switch) -> int:
-                return start_child(lambda: (switch.install(), flush(db, archive)))
+                return start_child(lambda: (switch.install(), run(db, archive)))
 
             if not attempt(f"call {at}", kill):
                 break
     else:
         db, archive = prepare(store, folder / "work")
         began = time.monotonic()
-        run_child(lambda: flush(db, archive))
+        run_child(lambda: run(db, archive))
         duration = time.monotonic() - began
         dice = random.Random(seed)
         for _ in range(rounds):
 
             def kill_later(db: Path, archive: Path, delay: float = dice.uniform(0, duration)) -> int:
-                pid = start_child(lambda: flush(db, archive))
+                pid = start_child(lambda: run(db, archive))
                 time.sleep(delay)
                 os.kill(pid, signal.SIGKILL)
                 return pid
