@@ -16,7 +16,7 @@ endif
 # More for pytest: make test PYTEST_ARGS="-k query -x"
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub bench-search bench-fleet bench-objects clean
+.PHONY: help run dev environments test test-fast lint format hooks docs snapshot bench bench-history bench-dream bench-compaction bench-scrub bench-search bench-fleet bench-objects clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -27,7 +27,9 @@ run: $(VENV)/running $(SAMPLE)  ## run the maintenance job on your store, or on 
 dev: $(VENV)/running $(SAMPLE)  ## open Dagster's UI at http://127.0.0.1:3000, with the nightly schedule on
 	@$(BIN)/vidurai-pipeline ui
 
-test: $(VENV)/installed $(REFERENCE)/installed $(SPARK)/installed  ## run all tests
+environments: $(VENV)/installed $(REFERENCE)/installed $(SPARK)/installed
+
+test: environments  ## run all tests
 	$(BIN)/pytest -n 3 --dist worksteal -rs $(PYTEST_ARGS)
 
 test-fast: $(VENV)/installed  ## run each package's main promises, in less than a minute
