@@ -508,10 +508,7 @@ def test_errors_are_one_readable_line(
     ("module", "argument", "instead"),
     [
         ("archival.archiver", "--flush", "vidurai-pipeline flush"),
-        ("archival.archiver", "--stats", "vidurai-pipeline stats"),
-        ("archival.archiver", "--test", "vidurai-pipeline doctor"),
         ("analytics.engine", "--query=SELECT 1", "vidurai-pipeline query SQL"),
-        ("analytics.engine", "--search=error", "vidurai-pipeline search WORDS"),
         ("rl.dreamer", "--run", "vidurai-pipeline dream"),
     ],
 )

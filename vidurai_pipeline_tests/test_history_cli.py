@@ -19,6 +19,7 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.errors import MORE_MEMORY
 from vidurai_pipeline_tests.support.archives import memory, write_file
+from vidurai_pipeline_tests.support.cli import cli
 
 Store = Callable[[str], Path]
 PEAK = r"""
@@ -31,11 +32,6 @@ finally:
     status = pathlib.Path("/proc/self/status").read_text()
     print(re.search(r"VmHWM:\s*(\d+)", status).group(1), file=sys.stderr)
 """
-COMMAND = (sys.executable, "-m", "vidurai_pipeline")
-
-
-def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -269,11 +265,11 @@ def test_thousands_of_columns_of_one_name_take_no_time() -> None:
     assert unique_names(["a_1", "a", "a"]) == ["a_1", "a", "a_2"]
 
 
-def on_a_terminal(*arguments: str, height: int = 24, width: int = 100, **environment: str) -> str:
+def on_a_terminal(programs: Path, *arguments: str, height: int = 24, width: int = 100, **environment: str) -> str:
     leader, follower = pty.openpty()
     size = {"LINES": str(height), "COLUMNS": str(width), "TERM": "xterm"}
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [programs / "vidurai-pipeline", *arguments],
         stdin=follower,
         stdout=follower,
         stderr=follower,
@@ -294,25 +290,25 @@ def on_a_terminal(*arguments: str, height: int = 24, width: int = 100, **environ
     return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
 
 
-def test_only_what_is_longer_than_the_screen_is_paged(home: Path, tmp_path: Path):
+def test_only_what_is_longer_than_the_screen_is_paged(programs: Path, home: Path, tmp_path: Path):
     write_file(home / "archive", [memory(1)])
     pager = tmp_path / "pager"
     pager.write_text("#!/bin/sh\necho PAGED; cat\n")
     pager.chmod(0o755)
-    short = on_a_terminal("query", "SELECT * FROM range(5)", PAGER=str(pager))
-    long = on_a_terminal("query", "SELECT i AS number FROM range(100) t(i)", PAGER=str(pager))
+    short = on_a_terminal(programs, "query", "SELECT * FROM range(5)", PAGER=str(pager))
+    long = on_a_terminal(programs, "query", "SELECT i AS number FROM range(100) t(i)", PAGER=str(pager))
     assert "PAGED" not in short
     assert "5 rows" in short
     assert "PAGED" in long
     assert re.search(r"\b99\b", long)
     assert "100 rows" in long
-    assert "PAGED" not in on_a_terminal("query", "FROM range(100)", "--format", "csv", PAGER=str(pager))
+    assert "PAGED" not in on_a_terminal(programs, "query", "FROM range(100)", "--format", "csv", PAGER=str(pager))
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_rows_that_are_too_wide_are_shown_one_below_the_other(home: Path, width: int):
+def test_rows_that_are_too_wide_are_shown_one_below_the_other(programs: Path, home: Path, width: int):
     write_file(home / "archive", [memory(n, verbatim=f"said {n} " + "word " * 60) for n in range(1, 4)])
-    shown = on_a_terminal("query", "SELECT * FROM history", width=width, PAGER="cat")
+    shown = on_a_terminal(programs, "query", "SELECT * FROM history", width=width, PAGER="cat")
     assert all(len(line) <= width for line in shown.splitlines())
     for n in range(1, 4):
         assert re.search(rf"^row {n} ", shown, re.MULTILINE)
@@ -321,18 +317,18 @@ def test_rows_that_are_too_wide_are_shown_one_below_the_other(home: Path, width:
     assert "3 rows" in shown
 
 
-def test_the_table_fits_the_terminal(home: Path):
+def test_the_table_fits_the_terminal(programs: Path, home: Path):
     write_file(home / "archive", [memory(1, verbatim="word " * 200)])
-    shown = on_a_terminal("query", "SELECT id, verbatim, gist FROM history")
+    shown = on_a_terminal(programs, "query", "SELECT id, verbatim, gist FROM history")
     assert max(map(len, shown.splitlines())) <= 100
 
 
-def test_a_pager_that_is_left_ends_the_query(home: Path, tmp_path: Path):
+def test_a_pager_that_is_left_ends_the_query(programs: Path, home: Path, tmp_path: Path):
     write_file(home / "archive", [memory(1)])
     pager = tmp_path / "pager"
     pager.write_text("#!/bin/sh\nhead -n 5\n")
     pager.chmod(0o755)
-    shown = on_a_terminal("query", "FROM range(1000000000)", PAGER=str(pager))
+    shown = on_a_terminal(programs, "query", "FROM range(1000000000)", PAGER=str(pager))
     assert len(shown.splitlines()) <= 10
 
 
@@ -394,10 +390,12 @@ def test_the_comments_of_the_time_columns_say_that_they_are_in_utc(home: Path):
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_no_width_of_the_terminal_cuts_anything_off(home: Path, width: int):
+def test_no_width_of_the_terminal_cuts_anything_off(programs: Path, home: Path, width: int):
     cli("demo", str(home), "--rows", "50")
     written = write_file(home / "archive", [memory(900, gist="a gist that is longer than a narrow terminal is wide")])
-    shown = {command: on_a_terminal(*command.split(), width=width) for command in ("--help", "show 900", "stats")}
+    shown = {
+        command: on_a_terminal(programs, *command.split(), width=width) for command in ("--help", "show 900", "stats")
+    }
     assert not any("…" in text or "..." in text.replace("[ARGS]...", "") for text in shown.values())
     for command in ("show 900", "stats"):
         assert max(map(len, shown[command].splitlines())) <= width

@@ -185,17 +185,17 @@ def test_what_sqlite_and_dagster_put_beside_their_files_is_theirs(
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-@pytest.mark.parametrize("name", [*SETTINGS, "VIDURAI_HOME"])
 def test_an_address_is_no_path(
-    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: tuple[str, ...]
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     before = contents(tmp_path)
     monkeypatch.chdir(tmp_path)
-    may_be_in_a_bucket = name in {"VIDURAI_ARCHIVE", "VIDURAI_MIRROR"}
-    for address in ("file:///x", "ftp://b", *([] if may_be_in_a_bucket else ["s3://bucket/x", "gs://b"])):
-        with monkeypatch.context() as here:
-            here.setenv(name, address)
-            refused(cli(*command), name, "an address")
+    for name in (*SETTINGS, "VIDURAI_HOME"):
+        may_be_in_a_bucket = name in {"VIDURAI_ARCHIVE", "VIDURAI_MIRROR"}
+        for address in ("file:///x", "ftp://b", *([] if may_be_in_a_bucket else ["s3://bucket/x", "gs://b"])):
+            with monkeypatch.context() as here:
+                here.setenv(name, address)
+                refused(cli(*command), name, "an address")
     assert contents(tmp_path) == before
 
 
@@ -215,7 +215,15 @@ def test_other_peoples_files_are_left_alone(
 ) -> None:
     folder = other_files(tmp_path / "theirs")
     before = contents(folder)
-    for path in (folder, folder / "letter.txt", folder / "other.db", folder / "data"):
+    concerned = {
+        "VIDURAI_DB": command[0] in ("run", "flush", "ui", "home", "doctor", "stats"),
+        "VIDURAI_ARCHIVE": command in (("run",), ("flush",)),
+        "VIDURAI_MIRROR": command in (("run",), ("flush",), ("doctor",)),
+        "VIDURAI_Q_TABLE": command[0] in ("dream", "policy", "doctor", "stats"),
+        "DAGSTER_HOME": command[0] in ("run", "ui", "home"),
+    }[name]
+    paths = [folder, folder / "letter.txt", folder / "other.db", folder / "data"]
+    for path in paths if concerned else paths[COMMANDS.index(command) % 2 :: 2]:
         with monkeypatch.context() as here:
             here.setenv(name, str(path))
             try:
@@ -224,14 +232,7 @@ def test_other_peoples_files_are_left_alone(
                 assert name != "DAGSTER_HOME"
                 continue
         assert contents(folder) == before, path
-        concerned = {
-            "VIDURAI_DB": command[0] in ("run", "flush", "ui", "home", "doctor", "stats"),
-            "VIDURAI_ARCHIVE": command in (("run",), ("flush",)),
-            "VIDURAI_MIRROR": command in (("run",), ("flush",), ("doctor",)),
-            "VIDURAI_Q_TABLE": command[0] in ("dream", "policy", "doctor", "stats"),
-            "DAGSTER_HOME": command[0] in ("run", "ui", "home"),
-        }
-        if concerned[name]:
+        if concerned:
             assert done.returncode != 0, (path, done)
             assert "Traceback" not in done.stderr
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +13,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.test_utils import create_test_daemon_workspace_context, freeze_time
-from dagster._core.workspace.load_target import PythonFileTarget
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from vidurai_pipeline.definitions import build_definitions
@@ -56,31 +58,31 @@ class Clock:
 
 
 @pytest.fixture
-def location(sample_store: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PythonFileTarget:
-    monkeypatch.setenv("VIDURAI_HOME", str(sample_store("guardian").parent))
+def queue(home: Path, dagster_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     monkeypatch.setenv("VIDURAI_TIMEZONE", "Europe/Berlin")
-    definitions = tmp_path / "location.py"
-    definitions.write_text("from vidurai_pipeline.definitions import defs\n")
-    return PythonFileTarget(str(definitions), None, str(tmp_path), "vidurai_pipeline")
-
-
-@pytest.fixture
-def queue(dagster_home: Path) -> Iterator[dg.DagsterInstance]:
     overrides = {"run_coordinator": {"module": "dagster._core.test_utils", "class": "MockedRunCoordinator"}}
     with dg.instance_for_test(overrides=overrides, temp_dir=str(dagster_home)) as instance:
         yield instance
 
 
 @contextmanager
-def ticking(location: PythonFileTarget, queue: dg.DagsterInstance) -> Iterator[Clock]:
-    """Dagster's daemon, started with the settings of the moment."""
-    with create_test_daemon_workspace_context(location, queue) as workspace:
+def ticking(queue: dg.DagsterInstance, folder: Path) -> Iterator[Clock]:
+    """Dagster's daemon, started with the settings of the moment; its code server is in this process."""
+    folder.mkdir()
+    (folder / "location.py").write_text(
+        "from vidurai_pipeline.definitions import build_definitions\n"
+        "from vidurai_pipeline.settings import load_settings\n"
+        "defs = build_definitions(load_settings())\n"
+    )
+    code = LoadableTargetOrigin(python_file=str(folder / "location.py"), working_directory=str(folder))
+    target = InProcessWorkspaceLoadTarget(InProcessCodeLocationOrigin(code))
+    with create_test_daemon_workspace_context(target, queue) as workspace:
         yield Clock(workspace, queue)
 
 
 @pytest.fixture
-def clock(location: PythonFileTarget, queue: dg.DagsterInstance) -> Iterator[Clock]:
-    with ticking(location, queue) as clock:
+def clock(queue: dg.DagsterInstance, tmp_path: Path) -> Iterator[Clock]:
+    with ticking(queue, tmp_path / "code") as clock:
         yield clock
 
 
@@ -132,8 +134,8 @@ def test_the_clock_put_back_starts_no_second_run(clock: Clock) -> None:
     ids=["earlier at noon", "earlier at 23:00", "later at 23:00"],
 )
 def test_a_schedule_that_is_moved_leaves_no_night_out_and_takes_none_twice(
-    location: PythonFileTarget,
     queue: dg.DagsterInstance,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     *,
     before: int,
@@ -144,7 +146,7 @@ def test_a_schedule_that_is_moved_leaves_no_night_out_and_takes_none_twice(
     moved = datetime(2026, 6, 2, tzinfo=BERLIN) + timedelta(hours=moved_at)
     for hour, first, last in ((before, begin, moved), (after, moved, begin + timedelta(days=2))):
         monkeypatch.setenv("VIDURAI_SCHEDULE", f"0 {hour} * * *")
-        with ticking(location, queue) as clock:
+        with ticking(queue, tmp_path / str(hour)) as clock:
             clock.every_hour(first, last)
             runs = clock.runs()
     assert nights(runs) == {"06-02": 1, "06-03": 1}

@@ -94,7 +94,7 @@ def _both_answers(analyst: RepoAnalyst, sql: str, parameters=None) -> list:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_conditions)
 def test_the_answer_is_that_of_reading_every_row(odd: RepoAnalyst, condition: str):
     pushed, whole = _both_answers(odd, f"SELECT id, tier, * FROM memories WHERE {condition} ORDER BY ALL")

@@ -213,7 +213,7 @@ def test_snippets_show_the_first_hit_on_one_line():
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40).filter(lambda text: text.split())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=ANY_TEXT, other=ANY_TEXT)
 def test_any_text_finds_itself_and_is_never_a_pattern(text: str, other: str):
     """Whatever is typed, it finds the memory that holds it; and nothing that doesn't hold it."""
@@ -232,7 +232,7 @@ def test_any_text_finds_itself_and_is_never_a_pattern(text: str, other: str):
         assert all(set(word.casefold()) & {c for f in folded for c in f.casefold()} for word in text.split())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     word=st.text("ab%_.*+?()[]{}|^$\\'\"-&~#@ 0é", min_size=1, max_size=8).filter(lambda word: word.split() == [word])
 )

@@ -100,7 +100,7 @@ def test_nights_add_up(archive: Path, table: Path, tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(min_value=1, max_value=40), min_size=1, max_size=5), st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_split_into_nights_and_limits(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int
 ) -> None:

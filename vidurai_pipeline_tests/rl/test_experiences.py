@@ -48,7 +48,7 @@ def test_each_code_stands_for_the_transition_of_its_memory() -> None:
         max_size=20,
     )
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_tokens_and_importance_are_python_s(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
     archive = tmp_path_factory.mktemp("archive")
     write_file(

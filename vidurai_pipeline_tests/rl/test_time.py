@@ -153,7 +153,7 @@ def test_a_limit_and_a_wrong_clock(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 30)), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_clocks(tmp_path_factory: pytest.TempPathFactory, clocks: list[tuple[int, int, int]]) -> None:
     """Whatever the clocks of flush and dream said, the table is what the archive alone gives."""
     nights = Nights(tmp_path_factory.mktemp("nights"))
