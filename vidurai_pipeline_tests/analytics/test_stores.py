@@ -133,13 +133,13 @@ def test_a_search_by_meaning_finds_the_memories_of_all_stores(use: Use) -> None:
         settings = use(name)
         assert update_vectors(open_archive(settings), settings, minutes=1)[1] is None
     use("alice")
-    archived = ALL_OF_ALICE[:2] + ARCHIVED_OF_BOB
     with RepoAnalyst() as analyst:
-        assert _known(analyst.search_archive("a common text", tier="cold", mode="meaning")) == archived
+        found = analyst.search_archive("a common text", tier="cold", mode="meaning")
+        assert sorted((row["store"], row["id"]) for row in found) == [(s, n) for s in ("alice", "bob") for n in (1, 2)]
         similar = analyst.query_archive("SELECT store, id FROM similar_memories('a text of bob', 2)")
         assert sorted((row["store"], row["id"]) for row in similar) == [("bob", 1), ("bob", 2)]
     with RepoAnalyst(store="bob") as analyst:
-        assert _known(analyst.search_archive("a common text", tier="cold", mode="meaning")) == ARCHIVED_OF_BOB
+        assert {row["store"] for row in analyst.search_archive("text", tier="cold", mode="meaning")} == {"bob"}
 
 
 def test_one_store_can_be_asked_alone_whatever_the_state_of_the_others(use: Use) -> None:
