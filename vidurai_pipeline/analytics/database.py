@@ -52,6 +52,7 @@ from vidurai_pipeline.analytics.views import (
     projects,
     similar_memories,
 )
+from vidurai_pipeline.cold.files import fetchers, is_placeholder
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_all_stores, quote_literal
 from vidurai_pipeline.cold.manifest import Flaw, StoreManifests
@@ -165,16 +166,24 @@ class ArchiveDatabase:
     def _list(self) -> tuple[ArchiveFile, ...]:
         return list_all_stores(self.base, self._only_store)
 
-    def cursor(self) -> duckdb.DuckDBPyConnection:
+    def lacks(self, needed: Callable[[ArchiveFile], bool]) -> bool:
+        """Whether content of files that are needed is in the object store alone."""
+        return bool(fetchers) and any(needed(file) and is_placeholder(self.base / file.relative) for file in self.files)
+
+    def cursor(self, needed: Callable[[ArchiveFile], bool] = lambda _: True) -> duckdb.DuckDBPyConnection:
         """Give a connection whose views read the files that are there now.
+
+        Args:
+            needed: says which of the files will be read, of those in an object store.
 
         Warns:
             ArchiveWarning: damaged files are left out, as the database was told.
         """
         with self._lock:
             self._follow_hidden()
+            whole = self._given is not None or self._filter is not None
             for last in [*[False] * CHANGES, True]:
-                refresh(self.base, self, damaged=self._filter is not None)
+                refresh(self.base, self, lambda file: whole or needed(file), damaged=self._filter is not None)
                 files = self._list()
                 if self._connection is not None and files == self._listed:
                     break
@@ -345,7 +354,7 @@ class ArchiveDatabase:
 
     def listing(self) -> Listing:
         """The files that the views read."""
-        return Listing.readable(self.base, self.files, self.scratch_folder, self._keys)
+        return Listing.readable(self.base, self.files, self.scratch_folder, self._keys, present=False)
 
     def scratch_folder(self) -> Path:
         """A private folder for temporary files, which goes with the database."""
@@ -360,7 +369,7 @@ class ArchiveDatabase:
         What DuckDB remembers of files that were replaced goes with the old database, and readers that still read
         from that keep it alive.
         """
-        listing = Listing.readable(self.base, files, self.scratch_folder, self._keys)
+        listing = Listing.readable(self.base, files, self.scratch_folder, self._keys, present=False)
         connection = self._given if self._given is not None else self._locked_in(listing)
         if self._filter is None:
             listing.require_keys()
@@ -370,8 +379,10 @@ class ArchiveDatabase:
         try:
             self._make_views(connection, listing)
         except duckdb.Error as error:
-            if duckdb_errors.may_be_damage(str(error)) and (damaged := find_damaged(connection, listing)):
-                raise ArchiveError(damage_message(listing, damaged), ADVICE + ASK_ON) from None
+            if duckdb_errors.may_be_damage(str(error)):
+                listing = Listing.readable(self.base, listing.files, self.scratch_folder, self._keys)
+                if damaged := find_damaged(connection, listing):
+                    raise ArchiveError(damage_message(listing, damaged), ADVICE + ASK_ON) from None
             raise
         if self._given is None:
             connection.execute("SET GLOBAL lock_configuration = true")

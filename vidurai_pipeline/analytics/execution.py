@@ -14,8 +14,9 @@ import duckdb
 from vidurai_pipeline.analytics import duckdb_errors, sandbox
 from vidurai_pipeline.analytics.damage import ADVICE, ASK_ON, damage_message, find_damaged
 from vidurai_pipeline.analytics.database import CHANGES, ArchiveDatabase
-from vidurai_pipeline.analytics.pushdown import Parameters
+from vidurai_pipeline.analytics.pushdown import Parameters, needed_files
 from vidurai_pipeline.analytics.views import NOT_READ
+from vidurai_pipeline.cold.listing import ArchiveFile
 from vidurai_pipeline.errors import ArchiveError, HotStoreWarning, PipelineError, QueryError, QueryTimeoutError
 from vidurai_pipeline.hot.view import HotSnapshot, HotView
 
@@ -121,6 +122,8 @@ class Query:
         self.parameters = parameters
         self._limit = limit
         self._statement: sandbox.Statement | None = None
+        #: Says which files the statement can be about.
+        self._needed: Callable[[ArchiveFile], bool] = lambda _: False
         self._whole = False
         self._changes = 0
         self._connection: duckdb.DuckDBPyConnection
@@ -139,9 +142,12 @@ class Query:
         """
         while True:
             try:
-                self._connection = self._database.cursor()
+                self._connection = self._database.cursor(self._needed)
                 if self._statement is None:
                     self._statement = sandbox.check(self._connection, self._sql, views_only=self._hot.hides)
+                    self._needed = needed_files(self._statement, self.parameters)
+                    if self._database.lacks(self._needed):
+                        continue
                 if sandbox.asks_for_similar(self._statement):
                     self._database.require_meaning()
                 self.about_nothing = not self._database.files
@@ -166,6 +172,9 @@ class Query:
         """Whether a file was withdrawn while the statement ran, or it needs more of the hot store than was read."""
         if not self._whole and self._columns and NOT_READ in str(error):
             self._whole = True
+            return True
+        if duckdb_errors.may_be_damage(str(error)) and self._database.lacks(lambda _: True):
+            self._needed = lambda _: True
             return True
         if self._changes == CHANGES or not duckdb_errors.names_a_file(str(error)) or not self._database.changed():
             return False
@@ -235,7 +244,7 @@ class Query:
         Its message for the bare statement points at the place, which the one for a relation doesn't.
         """
         # A view of the session's own is in no other session; of any other, an answer may still be read there.
-        connection = self._connection if self._columns else self._database.cursor()
+        connection = self._connection if self._columns else self._database.cursor(self._needed)
         try:
             connection.execute(f"EXPLAIN {statement.body}", self.parameters).fetchall()
         except duckdb.Error:

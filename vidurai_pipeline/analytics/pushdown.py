@@ -1,13 +1,14 @@
-"""Which of the hot store's rows a statement can be about, as far as its syntax tells for certain.
+"""Which rows of the hot store and which files a statement can be about, as far as its syntax tells for certain.
 
-Only a single SELECT from ``memories`` is looked at. DuckDB still applies the whole WHERE to what was read: it is enough
+Only a single SELECT from one view is looked at. DuckDB still applies the whole WHERE to what was read: it is enough
 never to leave out a row that may meet it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from vidurai_pipeline.analytics.sandbox import Statement
+from vidurai_pipeline.cold.listing import ArchiveFile
 from vidurai_pipeline.hot.view import Comparison, RowFilter
 
 _OPERATORS = {
@@ -18,6 +19,14 @@ _OPERATORS = {
     "COMPARE_GREATERTHANOREQUALTO": ">=",
 }
 _MIRRORED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_HOLDS: dict[str, Callable[[int, tuple[Any, ...]], bool]] = {
+    "=": lambda value, others: value == others[0],
+    "<": lambda value, others: value < others[0],
+    ">": lambda value, others: value > others[0],
+    "<=": lambda value, others: value <= others[0],
+    ">=": lambda value, others: value >= others[0],
+    "IN": lambda value, others: value in others,
+}
 _TYPES: dict[str, type] = {"BIGINT": int, "VARCHAR": str}
 _LARGEST = 2**63 - 1
 Parameters = Sequence[object] | Mapping[str, object] | None
@@ -31,17 +40,40 @@ def row_filter(statement: Statement, columns: Mapping[str, str], parameters: Par
         columns: the columns that mean the same in the view and in the hot store, with their types.
         parameters: the statement's values.
     """
-    select = statement.tree["statements"][0]["node"]
-    table = select.get("from_table") or {}
-    alone = statement.queries == 1 and select["type"] == "SELECT_NODE" and table.get("type") == "BASE_TABLE"
-    if not alone or table["table_name"].lower() != "memories" or table.get("column_name_alias"):
-        return RowFilter()
-    if table.get("sample") or select.get("sample"):
+    select = _select(statement, {"memories"})
+    if select is None:
         return RowFilter()
     where = select.get("where_clause")
     if where is None:
         return RowFilter(most=_bare_limit(select))
     return RowFilter(tuple(_Comparisons(columns, parameters).of(where)))
+
+
+def needed_files(statement: Statement, parameters: Parameters) -> Callable[[ArchiveFile], bool]:
+    """Find out by the conditions on ``year`` and ``month`` which files a statement can be about; not all must be so.
+
+    DuckDB opens no other of those: it leaves out what the names of folders rule out.
+    """
+    select = _select(statement, {"history", "history_all"})
+    where = select and select.get("where_clause")
+    comparisons = [*_Comparisons({"year": "BIGINT", "month": "BIGINT"}, parameters).of(where)] if where else []
+
+    def needed(file: ArchiveFile) -> bool:
+        if file.month is None:
+            return True
+        year, month = file.month
+        return all(_HOLDS[one.operator](year if one.field == "year" else month, one.values) for one in comparisons)
+
+    return needed
+
+
+def _select(statement: Statement, views: Collection[str]) -> dict[str, Any] | None:
+    """The statement, if it is a single SELECT from one of some views."""
+    select = statement.tree["statements"][0]["node"]
+    table = select.get("from_table") or {}
+    alone = statement.queries == 1 and select["type"] == "SELECT_NODE" and table.get("type") == "BASE_TABLE"
+    plain = alone and table["table_name"].lower() in views and not table.get("column_name_alias")
+    return select if plain and not table.get("sample") and not select.get("sample") else None
 
 
 class _Comparisons:

@@ -76,7 +76,7 @@ class Statement:
     @property
     def queries(self) -> int:
         """How many queries it is made of: itself, and each within it."""
-        return sum(node.get("type") in _QUERY_NODES for node in _nodes(self.tree))
+        return sum(str(node.get("type")) in _QUERY_NODES for node in _nodes(self.tree))
 
     @property
     def quotes_at_will(self) -> bool:

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -116,28 +117,47 @@ def durable_write(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def make_placeholder(path: Path, size: int, modified: int) -> None:
+def make_placeholder(path: Path, size: int, modified: int, fill: Callable[[BinaryIO], None] | None = None) -> None:
     """Put a file without content in the place of one that is in the object store alone.
 
     It has the size and time of the file, so that a listing shows what there is, and no one may read it.
+
+    Args:
+        path: its place.
+        size: its size.
+        modified: its time.
+        fill: puts some of the content in its place. Then it may be read, and no one may write it: what is not there
+            is no valid page of a Parquet file.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
-        os.truncate(descriptor, size)
-        os.fchmod(descriptor, 0)
-        os.utime(descriptor, ns=(modified, modified))
-        Path(name).replace(path)
+        with os.fdopen(descriptor, "wb") as file:
+            file.truncate(size)
+            if fill is not None:
+                fill(file)
+                file.flush()
+            os.fchmod(descriptor, stat.S_IRUSR if fill else 0)
+            os.utime(descriptor, ns=(modified, modified))
+            Path(name).replace(path)
     finally:
-        os.close(descriptor)
         Path(name).unlink(missing_ok=True)
 
 
 def is_placeholder(path: Path) -> bool:
-    """Whether a file's content is in the object store alone."""
+    """Whether a file's content is in the object store alone, or all but some of it."""
+    return _mode(path) in {0, stat.S_IRUSR}
+
+
+def has_parts(path: Path) -> bool:
+    """Whether some of a placeholder's content is here."""
+    return _mode(path) == stat.S_IRUSR
+
+
+def _mode(path: Path) -> int | None:
     try:
-        return stat.S_IMODE(path.stat().st_mode) == 0
+        return stat.S_IMODE(path.stat().st_mode)
     except OSError:
-        return False
+        return None
 
 
 #: What brings the content of placeholders, by the folder that they are in.

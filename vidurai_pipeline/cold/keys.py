@@ -7,6 +7,7 @@ key, so a damaged or swapped line is noticed when the file is read. A file's nam
 
 import base64
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -109,12 +110,12 @@ class KeyRing:
         key = self.get(path)
         return None if key is None else encryption.create_encryption_properties(key)
 
-    def open(self, path: Path, data: bytes | None = None) -> pq.ParquetFile:
+    def open(self, path: Path, data: bytes | io.RawIOBase | None = None) -> pq.ParquetFile:
         """Open a file of the archive; its pages are held against their checksums when they are read.
 
         Args:
             path: where it is; its name says which key it needs.
-            data: its bytes, if they were read before.
+            data: its bytes, if they were read before; or what reads them.
 
         Raises:
             ArchiveError: it is encrypted, but its name names no key.
@@ -123,14 +124,15 @@ class KeyRing:
         key = self.get(path)
         if data is None:
             make_present(path)
+        source = pa.BufferReader(data) if isinstance(data, bytes) else data
         try:
             return pq.ParquetFile(
-                path if data is None else pa.BufferReader(data),
+                path if source is None else source,
                 page_checksum_verification=True,
                 decryption_properties=None if key is None else encryption.create_decryption_properties(key),
             )
         except (OSError, pa.ArrowException):
-            if key is None and is_encrypted(path, data):
+            if key is None and not isinstance(data, io.RawIOBase) and is_encrypted(path, data):
                 raise ArchiveError(f"{path} is encrypted, but its name names no key", "give it its old name") from None
             raise
 

@@ -29,6 +29,7 @@ REQUIRED = frozenset({"id", "verbatim", "created_at"})
 FILE, YEAR, MONTH, STORE = "_file", "_year", "_month", "_store"
 _OF_STORE = re.compile(rf"store=({STORE_NAME.pattern})")
 _PARTITION = re.compile(rf"({_OF_STORE.pattern}/)?year=\d{{1,4}}/month=\d{{1,2}}/[^/]+")
+_MONTH = re.compile(r"year=(\d+)/month=(\d+)/")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -65,6 +66,12 @@ class ArchiveFile(NamedTuple):
     def partitioned(self) -> bool:
         """Whether the file lies exactly where the layout puts it: ``year=YYYY/month=MM/``, perhaps of a store."""
         return _PARTITION.fullmatch(self.relative) is not None
+
+    @property
+    def month(self) -> tuple[int, int] | None:
+        """The year and the month whose folder it lies in, if it lies in one."""
+        found = _MONTH.search(self.relative) if self.partitioned else None
+        return found and (int(found[1]), int(found[2]))
 
     @property
     def store(self) -> str | None:
@@ -258,7 +265,13 @@ class Listing:
 
     @classmethod
     def readable(
-        cls, base: Path, files: Sequence[ArchiveFile], scratch: Callable[[], Path], keys: KeyRing | None = None
+        cls,
+        base: Path,
+        files: Sequence[ArchiveFile],
+        scratch: Callable[[], Path],
+        keys: KeyRing | None = None,
+        *,
+        present: bool = True,
     ) -> Self:
         """Find the paths under which DuckDB reads exactly these files.
 
@@ -270,12 +283,13 @@ class Listing:
             files: its files, or some of them.
             scratch: gives a private folder for the link, where one is needed.
             keys: the archive's keys; default none.
+            present: whether content that is in an object store alone is brought.
 
         Raises:
             ArchiveError: a file has a name that can't be given to DuckDB.
         """
         require_usable(base)
-        for file in files if fetchers else ():
+        for file in files if present and fetchers else ():
             make_present(base / file.relative)
         for file in files:
             if _GLOB.search(file.relative) or not file.relative.isprintable():

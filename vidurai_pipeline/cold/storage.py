@@ -7,6 +7,7 @@ whose answer got lost is recognised: what is there already is what was to be wri
 
 import contextlib
 import errno
+import io
 import os
 import re
 import uuid
@@ -14,7 +15,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from vidurai_pipeline.errors import ArchiveError, ConfigError
@@ -152,6 +153,25 @@ class ObjectStorage:
         self.traffic.bytes_read += len(data)
         return data, found
 
+    def open(self, key: str, size: int, kept: BinaryIO) -> "Ranges":
+        """An object as a file that is read by ranges, each of which is kept in another file at the same place.
+
+        Args:
+            key: the object's key.
+            size: its size.
+            kept: the other file.
+        """
+
+        def get(start: int, length: int) -> bytes:
+            self.traffic.reads += 1
+            data = bytes(self._asked(lambda: self._store.get_range(key, start=start, length=length)))
+            self.traffic.bytes_read += len(data)
+            kept.seek(start)
+            kept.write(data)
+            return data
+
+        return Ranges(get, size)
+
     def write(self, key: str, data: bytes, replaces: str | None = None) -> StoredObject:
         """Make an object, or replace a version of it, and read it back.
 
@@ -273,6 +293,39 @@ class ObjectStorage:
                 "check the network and the endpoint, and run again; no memory is lost",
             )
         return ArchiveError(f"{self.url}: the object store refused a request{name}")
+
+
+class Ranges(io.RawIOBase):
+    """A file of which only what is asked for is read.
+
+    Args:
+        get: gives the bytes from a place on.
+        size: of the file.
+    """
+
+    def __init__(self, get: Callable[[int, int], bytes], size: int) -> None:
+        self._get, self._size, self._at = get, size, 0
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether it can be read from any place on."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read from here on."""
+        if (length := min(len(buffer), self._size - self._at)) <= 0:
+            return 0
+        buffer[:length] = self._get(self._at, length)
+        self._at += length
+        return length
 
 
 def _code(error: Exception) -> str | None:

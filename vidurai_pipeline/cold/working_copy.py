@@ -21,13 +21,13 @@ import shutil
 import socket
 import threading
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 from weakref import WeakSet
 
 from filelock import FileLock, Timeout
@@ -37,12 +37,14 @@ from vidurai_pipeline.cold.files import (
     archive_errors,
     durable_write,
     fetchers,
+    has_parts,
     is_placeholder,
     make_folder,
     make_placeholder,
     written_beside,
 )
-from vidurai_pipeline.cold.listing import INDEX, list_files, store_roots
+from vidurai_pipeline.cold.keys import KeyRing
+from vidurai_pipeline.cold.listing import INDEX, ArchiveFile, list_files, store_roots
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import Manifest, Manifests, digest_file
 from vidurai_pipeline.cold.pending import MACHINE, PendingMarks
@@ -50,6 +52,8 @@ from vidurai_pipeline.cold.storage import ConflictError, ObjectStorage, StoredOb
 from vidurai_pipeline.errors import ArchiveError, LockedError
 from vidurai_pipeline.settings import store_folder
 
+#: What a memory is known by, and which of its versions is the newest.
+IDENTIFYING = ("id", "created_at", "archived_at")
 RECORD = ".bucket.json"
 LEASE = ".lease.json"
 _PARQUET = re.compile(r"(?:(?!\.)[^/\0]+/)*(?!\.)[^/\0]+\.parquet")
@@ -97,6 +101,8 @@ class WorkingCopy:
     lease_seconds = 90.0
     #: So many bytes of files' content stay here after a run.
     most_bytes = 20_000_000_000
+    #: A smaller file is brought as a whole: that takes one request.
+    worth_parts = 1_000_000
 
     _known: dict[Path, "WorkingCopy"] = {}  # noqa: RUF012
 
@@ -439,7 +445,7 @@ class WorkingCopy:
             ArchiveError: it can't be brought, or is not what was recorded.
         """
         self.keep()
-        relative = str(path.absolute().relative_to(self.root))
+        relative = self._relative(path)
         data = self.read(relative)
         known = self._manifests.entry(relative) or self._marks.of(path.name)
         if known is not None and not known.allows(hashlib.sha256(data).hexdigest()):
@@ -453,10 +459,36 @@ class WorkingCopy:
             if is_placeholder(path):
                 beside.replace(path)
 
-    def fetch_all(self, *, damaged: bool = False) -> None:
-        """Bring the content of all files that the bucket holds now and is not here, several at a time.
+    def fetch_parts(self, path: Path) -> None:
+        """Bring of a placeholder what its memories are known by: the footer, and the columns ``IDENTIFYING``.
+
+        Raises:
+            FileNotFoundError: the bucket does not have it.
+            ArchiveError: it can't be brought.
+        """
+        found = path.stat()
+
+        def fill(kept: BinaryIO) -> None:
+            with KeyRing().open(path, self.storage.open(self._relative(path), found.st_size, kept)) as parquet:
+                names = parquet.schema_arrow.names
+                parquet.read([name for name in IDENTIFYING if name in names], use_threads=False)
+
+        try:
+            with archive_errors(path):
+                make_placeholder(path, found.st_size, found.st_mtime_ns, fill)
+        except ArchiveError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise error.__cause__ from None
+            raise
+
+    def _relative(self, path: Path) -> str:
+        return str(path.absolute().relative_to(self.root))
+
+    def fetch_all(self, needed: Callable[[ArchiveFile], bool] = lambda _: True, *, damaged: bool = False) -> None:
+        """Bring the content of files that the bucket holds now and is not here, several at a time.
 
         Args:
+            needed: says of which files it is needed; of others that are large, :meth:`fetch_parts` will do.
             damaged: go on with the others where one can't be brought.
 
         Raises:
@@ -465,10 +497,10 @@ class WorkingCopy:
         self.keep()
         for _ in range(_CHANGES):
             self.pull()
-            absent = [path for file in list_files(self.root) if is_placeholder(path := self.root / file.relative)]
+            absent = [file for file in list_files(self.root) if is_placeholder(self.root / file.relative)]
             withdrawn = False
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                for answer in [pool.submit(self.fetch, path) for path in absent]:
+                for answer in [pool.submit(fetch, path) for fetch, path in self._fetches(absent, needed)]:
                     try:
                         answer.result()
                     except FileNotFoundError:  # by another machine, which rewrote it
@@ -479,6 +511,16 @@ class WorkingCopy:
             if not withdrawn:
                 return
         raise ArchiveError(f"{self.storage.url}: files go as fast as they are read", "ask again")
+
+    def _fetches(
+        self, absent: Iterable[ArchiveFile], needed: Callable[[ArchiveFile], bool]
+    ) -> Iterator[tuple[Callable[[Path], None], Path]]:
+        for file in absent:
+            path = self.root / file.relative
+            if file.key is not None or file.size < self.worth_parts or needed(file):
+                yield self.fetch, path
+            elif not has_parts(path):
+                yield self.fetch_parts, path
 
     def read(self, relative: str) -> bytes:
         """A file as the bucket holds it.
@@ -740,12 +782,19 @@ class WorkingCopy:
             durable_write(self.root / RECORD, json.dumps({"url": self.storage.url, "synced": self._synced}).encode())
 
 
-def refresh(root: Path, reader: object = None, *, damaged: bool = False) -> None:
-    """Have in an archive's folder what its bucket holds, with all content; nothing is to be done for other archives.
+def refresh(
+    root: Path,
+    reader: object = None,
+    needed: Callable[[ArchiveFile], bool] = lambda _: True,
+    *,
+    damaged: bool = False,
+) -> None:
+    """Have in an archive's folder what its bucket holds, with its content; nothing is to be done for other archives.
 
     Args:
         root: the archive's folder.
         reader: reads files until :func:`evict` is called for it, or it is gone.
+        needed: says of which files the content is needed; see :meth:`WorkingCopy.fetch_all`.
         damaged: leave damaged files as they are.
 
     Raises:
@@ -754,7 +803,7 @@ def refresh(root: Path, reader: object = None, *, damaged: bool = False) -> None
     for copy in _copies_in(root):
         if reader is not None:
             copy.readers.add(reader)
-        copy.fetch_all(damaged=damaged)
+        copy.fetch_all(needed, damaged=damaged)
 
 
 def evict(root: Path, reader: object) -> None:

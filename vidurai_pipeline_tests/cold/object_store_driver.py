@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pytest
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
+from vidurai_pipeline.archival import run
 from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.eraser import MemoryEraser
 from vidurai_pipeline.care.healing import prove
@@ -179,6 +180,48 @@ def another_machine_sees_all_and_a_second_question_transfers_nothing(one: Scenar
     in_child(compact)
     (one.folder / "rewritten").touch()
     assert os.waitpid(reader, 0)[1] == 0
+
+
+def a_question_about_a_month_brings_that_month_alone(one: Scenario) -> None:
+    class Early(datetime):
+        """A clock of January."""
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, 31, tzinfo=tz)
+
+    def flush_in_january() -> None:
+        run.datetime = Early
+        flush()
+
+    def copy_january() -> None:
+        storage = ObjectStorage(one.url)
+        january = next(key for key in storage.objects() if "/month=01/memories" in key)
+        storage.write("year=2026/month=02/memories_20260201_000000.parquet", storage.read(january)[0])
+
+    def ask() -> None:
+        WorkingCopy.worth_parts = 0
+        archive = open_archive(load_settings())
+        with RepoAnalyst() as analyst:
+            for view, month, memories in (("history", 1, 0), ("history_all", 1, 600), ("history", 2, 600)):
+                sql = f"SELECT count(verbatim) AS n FROM {view} WHERE year = ? AND month IN ({month}, 13)"
+                assert (found := analyst.query_archive(sql, [2026])) == [{"n": memories}], (view, month, found)
+                here = {path.parent.name for path in archive.files() if not is_placeholder(path)}
+                assert here == {"month=01", "month=02"}  # what no manifest knows is always read
+            assert analyst.query_archive("SELECT count(*) AS n FROM history") == [{"n": moved}]
+
+    change(
+        one.home / "vidurai.db",
+        "UPDATE memories SET status = 'ACTIVE' WHERE id NOT IN "
+        "(SELECT id FROM memories WHERE status = 'ARCHIVED' ORDER BY id LIMIT 600)",
+    )
+    in_child(flush_in_january)
+    change(one.home / "vidurai.db", "UPDATE memories SET status = 'ARCHIVED' WHERE id % 2 = 0")
+    in_child(flush, copy_january)
+    moved = len(one.before) - len(hot_rows(one.home / "vidurai.db"))
+    assert moved > 600
+    one.be_at(one.folder / "other")
+    in_child(ask)
 
 
 def a_flush_that_is_cut_off_loses_nothing(one: Scenario, number: int) -> None:

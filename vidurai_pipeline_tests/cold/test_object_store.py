@@ -36,6 +36,7 @@ def environment(proxy: object_store.Proxy, monkeypatch: pytest.MonkeyPatch) -> N
     ("scenario", "numbers"),
     [
         ("another_machine_sees_all_and_a_second_question_transfers_nothing", []),
+        ("a_question_about_a_month_brings_that_month_alone", []),
         ("a_flush_that_is_cut_off_loses_nothing", range(2, 60, 8)),
         ("a_rewriting_that_is_cut_off_loses_nothing_and_brings_nothing_back", range(9, 33, 5)),
         ("an_erasure_that_is_cut_off_is_finished_and_takes_nothing_else", [10, 26, 41]),
