@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
 from vidurai_pipeline.cli import output
@@ -89,12 +88,12 @@ def print_policy(summary: PolicySummary, limit: int) -> None:
 
 def _print_heat_map(console: Console, summary: PolicySummary) -> None:
     grid = heat_map(summary.states, max(1, (console.width - _LABEL) // _CELL))
-    most = max([1.0, *(abs(value) for row in grid.values for value in row if value is not None)])
     console.print("\n[bold]Value of the best action, in points[/bold] (· nothing learned)")
-    for importance, row in zip(grid.importances, grid.values, strict=True):
+    for importance, row in zip(grid.importances, grid.cells, strict=True):
         line = Text(f"{bucket_in_words(IMPORTANCE, importance):>{_LABEL - 1}} ")
-        for value in row:
-            line.append(f"{'·' if value is None else f'{value:+.0f}':>{_CELL - 1}} ", style=_style(value, most))
+        for cell in row:
+            value = None if cell is None else cell.value
+            line.append(f"{'·' if value is None else f'{value:+.0f}':>{_CELL - 1}} ", style=_style(value, grid.most))
         console.print(line)
     labels = (f"{start * 500 / 1000:g}k" if start > 1 else str(start * 500) for start, _ in grid.tokens)
     console.print(Text("importance  " + "".join(f"{label:>{_CELL - 1}} " for label in labels)))
@@ -114,26 +113,22 @@ def _style(value: float | None, most: float) -> str:
 
 
 def _print_curve(console: Console, summary: PolicySummary) -> None:
-    if not summary.curve:
-        return
-    console.print("\n[bold]Learning curve[/bold]")
-    table = Table(
-        Column("learned", justify="right"),
-        Column("archived until"),
-        Column("mean reward", justify="right"),
-        Column("error before learning (points)"),
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
     curve = thin(summary.curve, _POINTS)
-    most = max(point.rms_td_error for point in curve) or 1.0
-    for point, learned in zip(curve, itertools.accumulate(one.experiences for one in curve), strict=True):
-        bar = "█" * max(1, round(point.rms_td_error / most * _BAR))
-        table.add_row(
-            f"{learned:,}", point.archived_at[:10], f"{point.mean_reward:+.1f}", f"{point.rms_td_error:6.1f} {bar}"
+    most = max((point.rms_td_error for point in curve), default=0) or 1.0
+    learned = itertools.accumulate(point.experiences for point in curve)
+    rows = [
+        (
+            f"{total:,}",
+            point.archived_at[:10],
+            f"{point.mean_reward:+.1f}",
+            f"{point.rms_td_error:6.1f} {'█' * max(1, round(point.rms_td_error / most * _BAR))}",
         )
-    console.print(table, highlight=False)
+        for total, point in zip(learned, curve, strict=True)
+    ]
+    if rows:
+        console.print("\n[bold]Learning curve[/bold]")
+        names = ["learned", "archived until", "mean reward", "error before learning (points)"]
+        output.print_rows(names, rows, "table")
 
 
 def save_pictures(summary: PolicySummary, folder: Path) -> list[Path]:

@@ -36,11 +36,7 @@ TABLE = f"temp.{_NAME}"
 
 # DuckDB's lower() makes ASCII of some other letters where Python's, which Vidurai uses, doesn't: hence ASCII only.
 def level_of(size: str) -> str:
-    """Make the SQL for the level of a column ``salience``.
-
-    Args:
-        size: the function that gives a text's size in bytes.
-    """
+    """Make the SQL for the level of a column ``salience``, given the function for a text's size in bytes."""
     levels = " ".join(f"WHEN lower(salience) = '{name}' THEN {level}" for level, name in enumerate(SALIENCES))
     return f"CASE WHEN {size}(salience) <> length(salience) THEN {DEFAULT_LEVEL} {levels} ELSE {DEFAULT_LEVEL} END"
 
@@ -130,7 +126,7 @@ class ArchiveReader:
         base: the archive's folder.
         scratch: a private folder.
         zone: the time zone of files that name none; None for this machine's.
-        keys: the archive's keys.
+        keys: the archive's.
     """
 
     cursor: duckdb.DuckDBPyConnection

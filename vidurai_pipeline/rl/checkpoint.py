@@ -25,7 +25,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter
 
 from vidurai_pipeline.errors import QTableError
 from vidurai_pipeline.rl.dataset import Watermark
-from vidurai_pipeline.rl.inference import archived_values
+from vidurai_pipeline.rl.inference import all_transitions
 from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.q_table_file import DamagedTableError, StoredTable, TableContents
 from vidurai_pipeline.rl.states import Action
@@ -158,11 +158,7 @@ class Baseline:
 
 
 def find_baseline(live: StoredTable | None, remembered: StoredTable | None) -> Baseline:
-    """Decide what a dream goes on from.
-
-    Args:
-        live: the table as it is.
-        remembered: the copy of the last table that a dream wrote.
+    """Decide what a dream goes on from, given the table as it is and the copy of the last one that a dream wrote.
 
     Raises:
         DamagedTableError: the table's note can't be read.
@@ -184,7 +180,8 @@ def _after_another_program(live: StoredTable, remembered: StoredTable | None) ->
     theirs, own = live.contents.q_table, remembered.contents.q_table
     values = {(state, action) for state, row in theirs.items() for action in row}
     holds_ours = all(row.items() <= theirs.get(state, {}).items() for state, row in own.items())
-    if values and values <= archived_values() and not holds_ours:
+    archived = {one[:2] for step in all_transitions() for one in step}
+    if values and values <= archived and not holds_ours:
         unknown = {**remembered.contents.unknown, **live.contents.unknown}
         return Baseline(replace(remembered.contents, note=None, unknown=unknown), checkpoint, "overwritten")
     checkpoint = replace(checkpoint, archive_only=False)

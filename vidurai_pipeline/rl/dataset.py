@@ -1,15 +1,11 @@
-"""The archive as the learner sees it: one row for each version that has an outcome, in a total order.
+"""The archive as the learner sees it: one row for each version that has an outcome, in order of ``archived_at, id``.
 
 A version is the memory's id, ``created_at``, outcome, salience and size in tokens. The archive may hold it more than
 once: Vidurai's own archiver writes a row again, with a new ``archived_at``, when it could not delete it the night
-before. Such copies teach nothing new; only the one archived first counts.
+before. Only the copy archived first counts.
 
-The order is that of ``archived_at`` in UTC, then of the id. This pipeline writes UTC and says so in each file.
-Vidurai's own archiver writes its machine's local time and says nothing: its files are read in the zone that the caller
-names.
-
-DuckDB reads the files once, keeps a few numbers of each experience in a temporary table (on disk beyond its memory
-limit) and hands them over in batches, so a large archive takes little memory. No text leaves it.
+DuckDB keeps a few numbers of each experience in a temporary table (on disk beyond its memory limit) and hands them over
+in batches, so a large archive takes little memory. No text leaves it.
 """
 
 import contextlib
@@ -49,12 +45,7 @@ def _in_utc(archived_at: str) -> str:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Watermark:
-    """A place in the order of learning.
-
-    Attributes:
-        archived_at: a moment in UTC, as ISO text without an offset.
-        id: of a memory.
-    """
+    """A place in the order of learning; ``archived_at`` is ISO text in UTC, without an offset."""
 
     archived_at: Annotated[str, AfterValidator(_in_utc)]
     id: int
@@ -71,14 +62,7 @@ class Watermark:
 
 
 class Batch(NamedTuple):
-    """Some experiences in their order.
-
-    Attributes:
-        codes: what each teaches (see ``archive_query``).
-        held_out: whether it is one of those that tables are judged by.
-        archived_at: when it was archived, in UTC.
-        ids: of its memory.
-    """
+    """Some experiences in their order: codes (see ``archive_query``), and whether tables are judged by them."""
 
     codes: npt.NDArray[np.int32]
     held_out: npt.NDArray[np.bool_]
@@ -126,11 +110,13 @@ class Experiences:
 
     def nth(self, number: int) -> Watermark | None:
         """The place of an experience, counted from 1; None if there is none."""
-        rows = self._cursor.execute(
+        if not 0 < number <= self.total:
+            return None
+        [(moment, id_)] = self._cursor.execute(
             f"SELECT archived_at, id FROM {TABLE} WHERE reason IS NULL ORDER BY archived_at, id LIMIT 1 OFFSET ?",
-            [max(0, number - 1)],
+            [number - 1],
         ).fetchall()
-        return Watermark(rows[0][0].isoformat(), rows[0][1]) if rows and number > 0 else None
+        return Watermark(moment.isoformat(), id_)
 
     def code_counts(self, *, held_out: bool = False) -> dict[int, int]:
         """How many experiences there are of each code; of all, or of those that tables are judged by."""
@@ -149,14 +135,7 @@ class Experiences:
         newest_first: bool = False,
         limit: int | None = None,
     ) -> Iterator[Batch]:
-        """Hand over experiences in order; nothing else may be asked before the last one has come.
-
-        Args:
-            start: the place of the first; default the beginning.
-            end: the place before which it ends; default the end.
-            newest_first: from the last to the first.
-            limit: no more than this many.
-        """
+        """Hand over experiences in order, from one place up to another; ask nothing else before the last has come."""
         direction = "DESC" if newest_first else "ASC"
         within, places = _within(start, end)
         # The code comes last in the order for copies of an id that a watermark can't tell apart: any order would

@@ -2,27 +2,7 @@
 
 The way of an experience: ``archive_query`` reads it from Parquet, ``dataset`` hands it over in order, ``trainer``
 teaches it to the policy, ``evaluation`` judges the new table, and ``q_table_file`` writes it. ``training_run`` calls
-the last three; ``checkpoint`` tells it where to begin.
-
-What a dream promises, in detail in docs/learning.md:
-
-- **Once.** Each archived version with an outcome is learned once, in order of ``archived_at, id``. How
-  far learning has come is noted in the table's own file, so both change in one step.
-- **Late files.** If experiences turn up before that place, as in files that were copied in later, the whole archive is
-  learned again. Where that would forget something (the daemon taught the table too, it was begun newest first, or runs
-  are limited), the report says how many they are and leaves it to ``--rebuild``.
-- **A wrong clock.** What is dated later than the dream itself is learned last, and again behind what each later night
-  brings (see ``checkpoint.Ahead``), so that a night costs no more than its own experiences and those.
-- **Other programs.** If the daemon wrote the table since the last dream, ``checkpoint`` says what is done. If it writes
-  during a dream, nothing is replaced, and the dream starts again from what it wrote, a few times at most.
-- **Damage.** A Q-table that can't be read is moved aside and the dream fails, so that an older one can be restored. If
-  none is, the next dream learns the whole archive. A file that is not known to be a Q-table is left as it is.
-- **Erasure.** If memories were erased from which the table had learned, it is learned again without them, from an
-  empty table. A table that other programs taught too stays, and the report says so.
-- **A gate.** A table that is not well-formed, or predicts held-out experiences worse than the one in use, stays a
-  candidate beside it, and the dream fails. ``--rebuild`` skips the comparison.
-- **Determinism.** The same table and archive give the same file, byte for byte. If there is nothing new, the table is
-  not touched.
+the last three; ``checkpoint`` tells it where to begin. What a dream promises stands in ``docs/learning.md``.
 """
 
 import logging

@@ -1,20 +1,7 @@
 """The gate: whether a newly learned table may replace the one in use.
 
-**Well-formed.** Values are finite, actions known, states readable, and no value that was learned here exceeds
-max(r / (1 - gamma), the largest value it began with), where r is the largest reward that an archived experience can
-earn: Q-learning can't leave that bound (Gosavi, "Boundedness of iterates in Q-learning", Systems & Control Letters 55,
-2006). What another program put into the table is not ours to judge; it is only counted.
-
-**Not worse.** Both tables predict experiences that were held out: for each the reward plus the discounted value of the
-next state. Their mean squared Bellman errors are compared, a usual measure for choosing among value functions offline
-(Zitovsky et al., "Revisiting Bellman errors for offline model selection", ICML 2023). The mean of squared errors alone
-contains the variance of what happened. Products of the errors of two different experiences of the same state and action
-don't (double sampling: Baird, "Residual algorithms", ICML 1995; Sutton & Barto, Reinforcement Learning, 2nd ed., 11.5).
-The new table is refused if its error is larger by more than three to four standard deviations of chance, which acts in
-the choice of the held-out experiences (bootstrap) and in the learning: with a constant learning rate a value never
-settles, but keeps a variance of alpha / (2 - alpha) times that of its targets.
-
-See ``docs/learning.md`` for what this shows, and what it can't.
+It must be well-formed, and not foretell held-out experiences worse than the table in use. ``docs/learning.md`` says
+what this shows, what it can't, and whence the measures come.
 """
 
 import math
@@ -95,16 +82,13 @@ def value_bound(profile: RewardProfile, gamma: float) -> float:
 
 
 def find_faults(table: QTable, begun_with: QTable, bound: float) -> tuple[list[str], int]:
-    """Whether a table is well-formed.
+    """Whether a new table is well-formed.
 
-    Args:
-        table: the new table.
-        begun_with: what learning began with; another program may have taught it.
-        bound: the largest absolute value that learning can give, in points.
+    Q-learning can't leave the larger of the bound and what it began with (Gosavi, "Boundedness of iterates in
+    Q-learning", Systems & Control Letters 55, 2006).
 
     Returns:
-        What is wrong, and how many states and values can't have been learned from the archive, but follow from what
-        learning began with.
+        What is wrong, and how many states and values only another program can have taught, before learning began.
     """
     reachable = max(bound, max((abs(value) for row in begun_with.values() for value in row.values()), default=0.0))
     faults: list[str] = []
@@ -129,14 +113,10 @@ def find_faults(table: QTable, begun_with: QTable, bound: float) -> tuple[list[s
 
 
 def compare(old: QTable, new: QTable, held_out: list[TransitionCount], alpha: float, gamma: float) -> Verdict:
-    """Compare how well two tables foretell held-out experiences.
+    """Compare how well two tables foretell held-out experiences, by their mean squared Bellman errors.
 
-    Args:
-        old: the table in use.
-        new: the one to take its place.
-        held_out: the experiences; only those of which a second one has the same state and action can be used.
-        alpha: the learning rate.
-        gamma: the discount.
+    The new one is worse if its error is larger by more than three to four standard deviations of chance, which acts in
+    the choice of the experiences (bootstrap) and in the learning.
 
     Returns:
         The verdict, without faults. The same arguments give the same verdict.
@@ -182,8 +162,8 @@ def _errors(table: QTable, held_out: list[TransitionCount], gamma: float) -> Flo
 def _bellman_error(errors: Floats, counts: Counts, state_actions: npt.NDArray[np.intp]) -> float:
     """The mean squared Bellman error, in points squared.
 
-    For a state and an action it is the mean of the products of the errors of two different experiences, an
-    unbiased estimate of the squared expected error; each counts by its experiences.
+    For a state and an action it is the mean of the products of the errors of two different experiences, an unbiased
+    estimate of the squared expected error (double sampling: Baird, "Residual algorithms", ICML 1995).
     """
     size, first, second = (np.bincount(state_actions, weights=counts * power) for power in (1.0, errors, errors**2))
     usable = size > 1

@@ -1,19 +1,8 @@
-"""One policy for many stores, from counts alone.
+"""One policy for many stores, from counts alone, which add up whoever made them.
 
-How often each transition (state, action, outcome, next state) occurred is all that a table of action values can learn
-from archives, and counts add up: those of a fleet are the sums of those of its stores, whoever counted them. The table
-is the solution of the process that the counts describe (certainty equivalence: Sutton & Barto, Reinforcement Learning,
-2nd ed., 2018, section 6.3, where TD learning over and over the same batch ends at the same values; value iteration:
-section 4.4):
-
-    P(s'|s,a) = n(s,a,s') / n(s,a)        r(s,a) = mean reward of the n(s,a) experiences
-    Q(s,a)  <-  r(s,a) + gamma * sum over s' of P(s'|s,a) * max over a' of Q(s',a')
-
-The maximum goes over the actions that were tried in s'. As for the learner of a single store, a state in which nothing
-was tried ends an episode: it is worth 0. A state and action that never occurred have no value and no entry.
-
-The gate judges the table in each store, by that store's held-out experiences, against the store's own table. If the
-fleet's is worse in most of the stores, it stays a candidate.
+The table is the solution of the process that the counts of transitions describe (certainty equivalence: Sutton &
+Barto, Reinforcement Learning, 2nd ed., 2018, section 6.3), found by value iteration (section 4.4). The formulas, and
+what the gate does in each store, stand in ``docs/learning.md``.
 """
 
 from collections import Counter
@@ -29,7 +18,7 @@ from vidurai_pipeline.rl.evaluation import QTable, TransitionCount, Verdict, com
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import TableContents, TableFile
 from vidurai_pipeline.rl.states import Action
-from vidurai_pipeline.rl.stores import CodeCounts, Store, count_with_duckdb, find_stores
+from vidurai_pipeline.rl.stores import Store, count_with_duckdb, find_stores
 from vidurai_pipeline.rl.trainer import TransitionIndex
 from vidurai_pipeline.rl.training_run import judge
 from vidurai_pipeline.settings import Hyperparameters, Settings
@@ -40,13 +29,7 @@ _MOST_ITERATIONS = 100_000
 
 
 class Solution(NamedTuple):
-    """What value iteration ended with.
-
-    Attributes:
-        q_table: the values, in points.
-        iterations: how many it took.
-        residual: the largest change of a value in the last one, in points.
-    """
+    """What value iteration ended with; the residual is the largest change of a value in the last one, in points."""
 
     q_table: dict[str, dict[Action, float]]
     iterations: int
@@ -138,17 +121,10 @@ class FleetReport:
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
         stores = {
-            name: {
-                "experiences": one.experiences,
-                "own_table": None if one.own_table is None else str(one.own_table),
-                "verdict": one.verdict.to_dict(),
-            }
+            name: {**asdict(one), "own_table": one.own_table and str(one.own_table), "verdict": one.verdict.to_dict()}
             for name, one in self.stores.items()
         }
-        paths = {
-            "table": str(self.table),
-            "candidate": None if self.candidate is None else str(self.candidate),
-        }
+        paths = {"table": str(self.table), "candidate": self.candidate and str(self.candidate)}
         return {**asdict(self), **paths, "stores": stores, "worse": self.worse}
 
 
@@ -180,13 +156,14 @@ def learn_fleet(settings: Settings, tables: Mapping[str, Path] | None = None) ->
             raise ConfigError(
                 f"VIDURAI_FLEET_Q_TABLE={file.path} is the own table of the store {store.name}", "name another file"
             )
-    counts, report.left_out = count(settings, stores)
-    if stores and not counts:
-        raise ArchiveError(f"no store's archive can be read, such as {next(iter(report.left_out.values()))}")
+    count(settings, stores)
+    report.left_out = {store.name: store.left_out for store in stores if store.left_out is not None}
+    if stores and len(report.left_out) == len(stores):
+        raise ArchiveError(f"no store's archive can be read, such as {stores[0].left_out}")
     index = TransitionIndex(hyperparameters.reward_profile)
     total: Counter[int] = Counter()
-    for one in counts.values():
-        total.update(one.total)
+    for store in stores:
+        total.update(store.total)
     transitions = index.count(total)
     report.experiences = total.total()
     if not report.experiences:
@@ -194,8 +171,8 @@ def learn_fleet(settings: Settings, tables: Mapping[str, Path] | None = None) ->
     solution = solve(transitions, hyperparameters.gamma)
     report.states, report.iterations, report.residual = len(solution.q_table), solution.iterations, solution.residual
     for store in stores:
-        if store.name in counts:
-            report.stores[store.name] = _judge(store, counts[store.name], solution.q_table, index, hyperparameters)
+        if store.left_out is None:
+            report.stores[store.name] = _judge(store, solution.q_table, index, hyperparameters)
     bound = value_bound(hyperparameters.reward_profile, hyperparameters.gamma)
     faults, _ = find_faults(solution.q_table, {}, bound)
     report.refused = _refusal(faults, report)
@@ -210,10 +187,8 @@ def learn_fleet(settings: Settings, tables: Mapping[str, Path] | None = None) ->
     return report
 
 
-def _judge(
-    store: Store, counts: CodeCounts, table: QTable, index: TransitionIndex, hyperparameters: Hyperparameters
-) -> StoreVerdict:
-    experiences, held_out = sum(counts.total.values()), index.count(counts.held_out)
+def _judge(store: Store, table: QTable, index: TransitionIndex, hyperparameters: Hyperparameters) -> StoreVerdict:
+    experiences, held_out = store.total.total(), index.count(store.held_out)
     own = None
     if store.q_table is not None:
         try:
@@ -222,7 +197,7 @@ def _judge(
             return StoreVerdict(experiences, store.q_table, Verdict(reason=f"not compared: {error}"))
     if own is not None:
         return StoreVerdict(experiences, store.q_table, judge(own, table, held_out, hyperparameters))
-    alone = solve(index.count(counts.total), hyperparameters.gamma).q_table
+    alone = solve(index.count(store.total), hyperparameters.gamma).q_table
     verdict = compare(alone, table, held_out, hyperparameters.alpha, hyperparameters.gamma)
     return StoreVerdict(experiences, None, verdict)
 

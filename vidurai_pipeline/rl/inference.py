@@ -27,12 +27,7 @@ TOKEN_STEP = 50
 
 
 def infer_state(importance: float, tokens: int) -> MemoryState:
-    """The state in which a memory is assumed to have been archived.
-
-    Args:
-        importance: of its salience, 0 to 1.
-        tokens: characters of its verbatim and gist, // 4.
-    """
+    """The state in which a memory is assumed to have been archived, from its importance (0 to 1) and its tokens."""
     return MemoryState(
         working_memory_count=10,
         episodic_memory_count=100,
@@ -80,14 +75,7 @@ def infer_outcome(action: Action, outcome: int) -> Outcome:
 
 
 class Transition(NamedTuple):
-    """What an experience teaches, but for the reward, which depends on the profile.
-
-    Attributes:
-        state: its hash.
-        action: what was done in it.
-        outcome: 1 or -1.
-        next_state: the hash of the state that followed.
-    """
+    """What an experience teaches, but for the reward, which depends on the profile; states are hashes."""
 
     state: str
     action: Action
@@ -96,24 +84,16 @@ class Transition(NamedTuple):
 
 
 def infer_transition(importance: float, tokens: int, outcome: int) -> Transition:
-    """The transition of one archived memory.
-
-    Args:
-        importance: of its salience, 0 to 1.
-        tokens: characters of its verbatim and gist, // 4.
-        outcome: 1 or -1.
-    """
+    """The transition of one archived memory, whose outcome is 1 or -1."""
     state = infer_state(importance, tokens)
     next_state = infer_next_state(state, outcome)
     return Transition(state.to_hash(), infer_action(importance, outcome), outcome, next_state.to_hash())
 
 
 @cache
-def archived_values() -> frozenset[tuple[str, Action]]:
-    """Every state and action that archived memories can teach a value of."""
-    return frozenset(
-        infer_transition(importance, tokens, outcome)[:2]
-        for importance in IMPORTANCES
+def all_transitions() -> list[list[Transition]]:
+    """Every transition of archived memories: by tokens // ``TOKEN_STEP``, then by level of salience and outcome."""
+    return [
+        [infer_transition(importance, tokens, outcome) for importance in IMPORTANCES for outcome in (-1, 1)]
         for tokens in range(0, MAX_TOKENS + 1, TOKEN_STEP)
-        for outcome in (1, -1)
-    )
+    ]

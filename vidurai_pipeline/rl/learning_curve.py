@@ -6,7 +6,7 @@ the temporal-difference error before each experience is learned.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -44,26 +44,18 @@ class Point:
         return math.sqrt(self.squared_error / self.experiences)
 
 
-def extend(curve: Sequence[Point], points: Sequence[Point]) -> tuple[Point, ...]:
-    """A curve with more points; where they become too many, neighbours are put together, the older ones too."""
-    return thin([*curve, *points], MAX_POINTS)
-
-
-def thin(curve: Sequence[Point], most: int) -> tuple[Point, ...]:
-    """A curve of no more than so many points, from neighbours put together."""
-    points = tuple(curve)
+def thin(curve: Sequence[Point], most: int = MAX_POINTS) -> tuple[Point, ...]:
+    """A curve of no more than so many points: where there are more, neighbours are put together."""
+    points = list(curve)
     while len(points) > most:
-        points = tuple(_together(points[n : n + 2]) for n in range(0, len(points), 2))
-    return points
-
-
-def _together(points: Sequence[Point]) -> Point:
-    last = points[-1]
-    return Point(
-        archived_at=last.archived_at,
-        experiences=sum(point.experiences for point in points),
-        reward=sum(point.reward for point in points),
-        squared_error=sum(point.squared_error for point in points),
-        states=last.states,
-        episode=last.episode,
-    )
+        for n in range(len(points) // 2):
+            first, second = points[n : n + 2]
+            points[n : n + 2] = [
+                replace(
+                    second,
+                    experiences=first.experiences + second.experiences,
+                    reward=first.reward + second.reward,
+                    squared_error=first.squared_error + second.squared_error,
+                )
+            ]
+    return tuple(points)

@@ -1,10 +1,10 @@
 """The learned policy as plots: PNG, drawn without a display."""
 
 import io
-from collections.abc import Sequence
+import itertools
 from typing import TYPE_CHECKING
 
-from vidurai_pipeline.rl.learning_curve import Point, thin
+from vidurai_pipeline.rl.learning_curve import thin
 from vidurai_pipeline.rl.states import Action
 from vidurai_pipeline.rl.summary import IMPORTANCE, TOKENS, PolicySummary, bucket_in_words, heat_map
 
@@ -38,18 +38,18 @@ def draw_heat_map(summary: PolicySummary) -> bytes:
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title("What the policy does with a memory, and what that is worth", loc="left")
-    if not grid.values:
-        return _png(_empty(figure, "nothing learned yet"))
-    values = np.array([[np.nan if value is None else value for value in row] for row in grid.values])
-    most = max(1.0, float(np.nanmax(np.abs(values))))
+    if not grid.cells:
+        return _png(figure, "nothing learned yet")
+    values = np.array([[np.nan if cell is None else cell.value for cell in row] for row in grid.cells])
     colours = LinearSegmentedColormap.from_list("worth", [_ORANGE, "#F7F7F7", _BLUE]).with_extremes(bad="#E4E4E4")
-    image = axes.imshow(values, cmap=colours, norm=TwoSlopeNorm(0.0, -most, most), aspect="auto")
-    for row, line in enumerate(grid.values):
-        for column, value in enumerate(line):
-            action = grid.actions[row][column]
-            if value is not None and action is not None:
-                ink = "white" if abs(value) > 0.75 * most else "black"
-                text = f"{value:+.0f}\n{SHORT[action]}"
+    image = axes.imshow(values, cmap=colours, norm=TwoSlopeNorm(0.0, -grid.most, grid.most), aspect="auto")
+    used = set()
+    for row, line in enumerate(grid.cells):
+        for column, cell in enumerate(line):
+            if cell is not None:
+                used.add(cell.action)
+                ink = "white" if abs(cell.value) > 0.75 * grid.most else "black"
+                text = f"{cell.value:+.0f}\n{SHORT[cell.action]}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_xticks(range(len(grid.tokens)), [_column(*bounds) for bounds in grid.tokens], rotation=45, ha="right")
     axes.set_yticks(range(len(grid.importances)), [bucket_in_words(IMPORTANCE, row) for row in grid.importances])
@@ -57,7 +57,6 @@ def draw_heat_map(summary: PolicySummary) -> bytes:
     axes.set_ylabel("importance (0 to 1)")
     axes.tick_params(labelsize=8)
     figure.colorbar(image, ax=axes, label="value of the best action (points)")
-    used = {action for line in grid.actions for action in line if action is not None}
     legend = ", ".join(f"{SHORT[action]} = {action.value}" for action in Action if action in used)
     figure.supxlabel(f"{legend}; grey: nothing learned", fontsize=9)
     return _png(figure)
@@ -69,9 +68,14 @@ def draw_curve(summary: PolicySummary) -> bytes:
 
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
     if not summary.curve:
-        return _png(_empty(figure, "nothing learned yet"))
+        return _png(figure, "nothing learned yet")
     curve = thin(summary.curve, _POINTS)
-    learned, dreams = _running(curve)
+    learned = list(itertools.accumulate(point.experiences for point in curve))
+    dreams = [
+        total
+        for total, (point, following) in zip(learned, itertools.pairwise(curve), strict=False)
+        if point.episode != following.episode
+    ]
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.set_title("How wrong the table was about experiences that it had not learned yet", loc="left")
     upper.plot(learned, [point.rms_td_error for point in curve], color=_ORANGE, marker="o", markersize=3)
@@ -91,31 +95,14 @@ def draw_curve(summary: PolicySummary) -> bytes:
     return _png(figure)
 
 
-def _running(curve: Sequence[Point]) -> tuple[list[int], list[int]]:
-    """The experiences learned by each point, and those at which a further dream began."""
-    learned: list[int] = []
-    dreams: list[int] = []
-    total = 0
-    for number, point in enumerate(curve):
-        if number and curve[number - 1].episode != point.episode:
-            dreams.append(total)
-        total += point.experiences
-        learned.append(total)
-    return learned, dreams
-
-
 def _column(start: int, end: int) -> str:
     if end - start == 1:
         return bucket_in_words(TOKENS, start)
     return f"{bucket_in_words(TOKENS, start).partition('-')[0]}-{bucket_in_words(TOKENS, end - 1).rpartition('-')[2]}"
 
 
-def _empty(figure: "Figure", text: str) -> "Figure":
+def _png(figure: "Figure", text: str = "") -> bytes:
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=14, color=_GREY)
-    return figure
-
-
-def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     # Without the library's version in it, the same table gives the same picture.
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -62,11 +62,7 @@ class QLearningPolicy:
 
     @classmethod
     def load(cls, path: Path, **parameters: Any) -> Self:
-        """Read a policy from ``q_table.json``; it knows nothing yet if there is no such file.
-
-        Args:
-            path: the file.
-            **parameters: of the policy; the file holds none of them.
+        """Read a policy from ``q_table.json``, which holds no parameters; it knows nothing if there is no such file.
 
         Raises:
             QTableError: the file is damaged or can't be read; nothing was changed.

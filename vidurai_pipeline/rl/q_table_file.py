@@ -1,19 +1,9 @@
 """The file ``q_table.json``: Vidurai's own format, read with suspicion and replaced in one atomic step.
 
-Beside it, with ``q_table.json`` as the example of a name:
-
-- ``q_table.json.1`` to ``.5``: the tables before this one, the newest first;
-- ``q_table.state.json``: a copy of the last table that a dream wrote, to tell later what another program changed;
-- ``q_table.candidate.json``: a table that a dream learned, but that may not replace the one in use;
-- ``q_table.json.damaged-<time>``: a Q-table that could not be read, kept so that the cause can be found;
-- ``.q_table.json.*.part``: a table being written; one that is an hour old was left by a crash and is removed.
-
-**Only what is ours.** A setting may name any file by mistake, Vidurai's hot store for one. So no file under one of
-these names is renamed, replaced or removed unless it is known to be ours: it has the form of a Q-table, or it is the
-beginning of a table of which a whole copy lies beside it, as after a write that was cut off. All else is refused.
-
-A write makes the new file beside the old one, syncs it to the disk, keeps the old one as ``.1`` and renames. A crash at
-any moment leaves the old table or the new one under the name, never a part of one.
+**Only what is ours.** A setting may name any file by mistake, Vidurai's hot store for one. So no file under this name,
+or one of those beside it (see ``docs/learning.md``), is renamed, replaced or removed unless it is known to be ours: it
+has the form of a Q-table, or it is the beginning of a table of which a whole copy lies beside it, as after a write that
+was cut off. All else is refused.
 
 Vidurai's daemon writes the same file without any lock, and in place. So a file that doesn't parse is read again for a
 second before it counts as damaged, and a table is replaced only if it is still, byte for byte, the one that was read.
@@ -22,7 +12,6 @@ Between that comparison and the rename lie some microseconds in which a foreign 
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -224,19 +213,15 @@ class TableFile:
             self.require_ours()
             self._remove_stale()
             with written_beside(self.path, new.raw) as beside:
-                old = self._bytes(self.path)
-                self._require_unchanged(old, expected)
-                if old is not None and old != new.raw:
-                    self._keep_version(old)
-                # Once more, for what was written while the old one was kept.
-                self._require_unchanged(self._bytes(self.path), expected)
+                for last in (False, True):  # twice, for what is written while the old one is kept
+                    old = self._bytes(self.path)
+                    if expected is not True and old != (expected and expected.raw):
+                        raise TableChangedError(f"{self.path} was written by another program meanwhile")
+                    if not last and old is not None and old != new.raw:
+                        self._keep_version(old)
                 beside.replace(self.path)
             sync_folder(self.path.parent)
         return new
-
-    def _require_unchanged(self, raw: bytes | None, expected: StoredTable | Literal[True] | None) -> None:
-        if expected is not True and raw != (None if expected is None else expected.raw):
-            raise TableChangedError(f"{self.path} was written by another program meanwhile")
 
     def remember(self, raw: bytes) -> None:
         """Keep a copy of the table that a dream wrote, if it isn't kept already."""
@@ -260,9 +245,7 @@ class TableFile:
     def set_aside(self) -> Path:
         """Move a damaged table out of the way, under a name that says when; returns that name."""
         self._require_ours(self.path)
-        name = f"{self.path.name}.damaged-{datetime.now():%Y%m%dT%H%M%S}"
-        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        target = next(path for path in map(self.path.with_name, names) if not path.exists())
+        target = self.path.with_name(f"{self.path.name}.damaged-{datetime.now():%Y%m%dT%H%M%S.%f}")
         with self._write_errors(self.path):
             self.path.rename(target)
             sync_folder(self.path.parent)

@@ -24,7 +24,7 @@ class DreamReport:
         skipped: rows of the archive that can't be learned, by reason.
         duplicates: further copies of experiences in the archive.
         already_learned: experiences that earlier dreams have learned.
-        late: experiences that came late (see ``dreamer``).
+        late: experiences that came late, before the place that learning had reached.
         missing: experiences that were learned and are no longer in the archive.
         rebuilt: whether the whole archive was learned anew.
         daemon: what another program did to the table (see ``checkpoint.Baseline``); None for nothing.

@@ -16,7 +16,7 @@ from vidurai_pipeline.errors import ArchiveError, ConfigError
 from vidurai_pipeline.rl.archive_query import level_of, require_sound
 from vidurai_pipeline.rl.dataset import HELD_OUT
 from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, IMPORTANCES, MAX_TOKENS
-from vidurai_pipeline.rl.stores import NO_NAME, CodeCounts, Store
+from vidurai_pipeline.rl.stores import NO_NAME, Store
 from vidurai_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ _COUNT = f"""
 """
 
 
-def count_with_spark(settings: Settings, stores: Sequence[Store]) -> tuple[dict[str, CodeCounts], dict[str, str]]:
+def count_with_spark(settings: Settings, stores: Sequence[Store]) -> None:
     """Count the experiences of all stores in one job.
 
     Raises:
@@ -71,21 +71,20 @@ def count_with_spark(settings: Settings, stores: Sequence[Store]) -> tuple[dict[
     """
     files: list[str] = []
     removed: list[str] = []
-    counts: dict[str, CodeCounts] = {}
-    left_out: dict[str, str] = {}
+    by_name: dict[str, Store] = {}
     for store in stores:
         try:
             settled, tombstones = _files_of(store)
         except ArchiveError as error:
-            left_out[store.name] = str(error)
+            store.left_out = str(error)
         else:
-            counts[store.name] = CodeCounts({}, {})
+            by_name[store.name] = store
             files += settled
             removed += tombstones
     sources = [(paths, *how) for paths, how in ((files, _FILES), (removed, _TOMBSTONES)) if paths]
     if not sources:
-        return counts, left_out
-    only = next(iter(counts)) if len(counts) == 1 else None
+        return
+    only = next(iter(by_name)) if len(by_name) == 1 else None
     with _session(settings) as spark:
         frames = [
             spark.read.schema(schema).parquet(*paths).selectExpr("id", "created_at", *columns, _STORE)
@@ -93,11 +92,10 @@ def count_with_spark(settings: Settings, stores: Sequence[Store]) -> tuple[dict[
         ]
         experiences = frames[0] if len(frames) == 1 else frames[0].unionByName(frames[1])
         for row in spark.sql(_COUNT, experiences=experiences).collect():
-            of_store = counts[only or row.store or NO_NAME]
-            of_store.total[row.code] = row.total
+            store = by_name[only or row.store or NO_NAME]
+            store.total[row.code] = row.total
             if row.held_out:
-                of_store.held_out[row.code] = row.held_out
-    return counts, left_out
+                store.held_out[row.code] = row.held_out
 
 
 def _files_of(store: Store) -> tuple[list[str], list[str]]:

@@ -1,8 +1,9 @@
 """The stores whose memories an archive holds, and how many experiences of which kind each has."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from vidurai_pipeline.cold.listing import list_files, store_roots
 from vidurai_pipeline.cold.mirror import open_root
@@ -15,39 +16,29 @@ from vidurai_pipeline.settings import Settings
 NO_NAME = "(no name)"
 
 
-class Store(NamedTuple):
-    """One store of the fleet.
+@dataclass(slots=True)
+class Store:
+    """One store of the fleet, and how many of its experiences there are of each code (see ``archive_query``).
 
     Attributes:
         name: as reports call it.
         archive: the folder of its archive.
         q_table: its own table; None if that is not on this machine.
+        total: of all experiences.
+        held_out: of those that tables are judged by.
+        left_out: why its archive can't be read; None if it can.
     """
 
     name: str
     archive: Path
     q_table: Path | None
-
-
-class CodeCounts(NamedTuple):
-    """How many experiences of a store there are of each code (see ``archive_query``).
-
-    Attributes:
-        total: of all of them.
-        held_out: of those that tables are judged by.
-    """
-
-    total: dict[int, int]
-    held_out: dict[int, int]
+    total: Counter[int] = field(default_factory=Counter)
+    held_out: Counter[int] = field(default_factory=Counter)
+    left_out: str | None = None
 
 
 def find_stores(settings: Settings, tables: Mapping[str, Path] | None = None) -> list[Store]:
-    """The stores whose memories lie in the archive.
-
-    Args:
-        settings: which archive.
-        tables: the Q-tables of stores on this machine, by their names; of the settings' own store, theirs is known.
-    """
+    """The stores whose memories lie in the archive, given the Q-tables of those on this machine by their names."""
     tables = tables or {}
     base = open_root(settings)
     refresh(base)
@@ -60,17 +51,12 @@ def find_stores(settings: Settings, tables: Mapping[str, Path] | None = None) ->
     ]
 
 
-def count_with_duckdb(settings: Settings, stores: Sequence[Store]) -> tuple[dict[str, CodeCounts], dict[str, str]]:
-    """Count the experiences of one store after the other.
-
-    Returns:
-        The counts, and why a store is left out; by the stores' names.
-    """
-    counts, left_out = {}, {}
+def count_with_duckdb(settings: Settings, stores: Sequence[Store]) -> None:
+    """Count the experiences of one store after the other."""
     for store in stores:
         try:
             with open_experiences(settings, store.archive) as experiences:
-                counts[store.name] = CodeCounts(experiences.code_counts(), experiences.code_counts(held_out=True))
+                store.total.update(experiences.code_counts())
+                store.held_out.update(experiences.code_counts(held_out=True))
         except ArchiveError as error:
-            left_out[store.name] = str(error)
-    return counts, left_out
+            store.left_out = str(error)

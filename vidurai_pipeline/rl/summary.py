@@ -1,12 +1,11 @@
 """What was learned, for people: states in words, the best action of each, and what stands behind it."""
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vidurai_pipeline.rl.checkpoint import Visits, find_baseline, read_checkpoint, visits_behind
 from vidurai_pipeline.rl.evaluation import QTable, find_faults, value_bound
@@ -90,21 +89,12 @@ class PolicySummary:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
-        return {
-            "path": str(self.path),
-            **asdict(self.hyperparameters),
-            "episodes": self.episodes,
-            "total_reward": self.total_reward,
-            "epsilon": self.epsilon,
-            "common": self.common,
-            "states": [asdict(one) for one in self.states],
-            "curve": [
-                {**asdict(point), "mean_reward": point.mean_reward, "surprise": point.rms_td_error}
-                for point in self.curve
-            ],
-            "candidate": None if self.candidate is None else str(self.candidate),
-            "notice": self.notice,
-        }
+        shown = asdict(self)
+        for name in ("hyperparameters", "bound", "inherited", "faults"):
+            del shown[name]
+        curve = [{**asdict(one), "mean_reward": one.mean_reward, "surprise": one.rms_td_error} for one in self.curve]
+        paths = {"path": str(self.path), "candidate": self.candidate and str(self.candidate)}
+        return shown | asdict(self.hyperparameters) | paths | {"curve": curve}
 
 
 def read_summary(path: Path, hyperparameters: Hyperparameters) -> PolicySummary:
@@ -161,18 +151,19 @@ def learned_states(table: QTable, visits: Visits) -> tuple[list[LearnedState], s
         for place in range(len(DIMENSIONS))
         if place in (TOKENS, IMPORTANCE) or len({parts[place] for parts in buckets.values()}) > 1
     ]
+    in_words = {
+        state: [f"{name} {bucket_in_words(place, parts[place])}" for place, name in enumerate(DIMENSIONS)]
+        for state, parts in buckets.items()
+    }
     states = []
     for state, row in rows.items():
         best = max(row, key=row.__getitem__)
         experiences = visits.get(state, {}).get(best, 0)
-        states.append(LearnedState(state, _in_words(buckets[state], shown), best, row[best], experiences, dict(row)))
+        words = ", ".join(in_words[state][place] for place in shown)
+        states.append(LearnedState(state, words, best, row[best], experiences, dict(row)))
     states.sort(key=lambda one: (-one.experiences, one.buckets))
-    rest = [place for place in range(len(DIMENSIONS)) if place not in shown]
-    return states, _in_words(next(iter(buckets.values())), rest) if buckets else ""
-
-
-def _in_words(buckets: Sequence[int], places: Sequence[int]) -> str:
-    return ", ".join(f"{DIMENSIONS[place]} {bucket_in_words(place, buckets[place])}" for place in places)
+    common = next(iter(in_words.values()), [])
+    return states, ", ".join(words for place, words in enumerate(common) if place not in shown)
 
 
 def bucket_in_words(place: int, bucket: int) -> str:
@@ -183,50 +174,50 @@ def bucket_in_words(place: int, bucket: int) -> str:
     return "1" if bucket == 10 else f"{bucket / 10:.1f}-{(bucket + 1) / 10:.1f}"
 
 
+class Cell(NamedTuple):
+    """What was learned in one place of the heat map: the mean value by experiences, and the commonest best action."""
+
+    value: float
+    action: Action
+
+
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """The best values by tokens and importance; of several states in one place, the mean by experiences.
+    """The best values by tokens and importance.
 
     Attributes:
         tokens: the buckets of the columns, each with the one after it that is no longer part of the column.
         importances: the buckets of the rows, the highest first.
-        values: in points, by row and column; None where nothing was tried.
-        actions: the best action of most experiences there.
+        cells: by row and column; None where nothing was tried.
     """
 
     tokens: list[tuple[int, int]]
     importances: list[int]
-    values: list[list[float | None]]
-    actions: list[list[Action | None]]
+    cells: list[list[Cell | None]]
+
+    @property
+    def most(self) -> float:
+        """The largest absolute value, at least 1."""
+        return max([1.0, *(abs(cell.value) for row in self.cells for cell in row if cell is not None)])
 
 
 def heat_map(states: Sequence[LearnedState], columns: int = 21) -> HeatMap:
     """Lay out states on a map of at most this many columns."""
     if not states:
-        return HeatMap([], [], [], [])
+        return HeatMap([], [], [])
     tokens = {one.buckets[TOKENS] for one in states}
     first, last = min(tokens), max(tokens)
     width = math.ceil((last - first + 1) / columns)
     bounds = [(start, min(start + width, last + 1)) for start in range(first, last + 1, width)]
     importances = sorted({one.buckets[IMPORTANCE] for one in states}, reverse=True)
-    cells = [
-        [
-            [one for one in states if one.buckets[IMPORTANCE] == importance and start <= one.buckets[TOKENS] < end]
-            for start, end in bounds
-        ]
-        for importance in importances
-    ]
-    values = [[_mean(cell) if cell else None for cell in row] for row in cells]
-    actions = [[_most(cell) if cell else None for cell in row] for row in cells]
-    return HeatMap(bounds, importances, values, actions)
 
+    def cell(importance: int, start: int, end: int) -> Cell | None:
+        actions: Counter[Action] = Counter()
+        total = 0.0
+        for one in states:
+            if one.buckets[IMPORTANCE] == importance and start <= one.buckets[TOKENS] < end:
+                actions[one.best_action] += one.experiences or 1
+                total += one.value * (one.experiences or 1)
+        return Cell(total / actions.total(), actions.most_common(1)[0][0]) if actions else None
 
-def _mean(states: Sequence[LearnedState]) -> float:
-    return statistics.fmean((one.value for one in states), [one.experiences or 1 for one in states])
-
-
-def _most(states: Sequence[LearnedState]) -> Action:
-    counts: Counter[Action] = Counter()
-    for one in states:
-        counts[one.best_action] += one.experiences or 1
-    return counts.most_common(1)[0][0]
+    return HeatMap(bounds, importances, [[cell(row, *column) for column in bounds] for row in importances])

@@ -1,9 +1,7 @@
 """Training by the batch: the table that comes out is the plain agent's, bit for bit, at many times its speed.
 
-Archived experiences repeat: many thousands of them are the same transition, from one state by one action to another
-state. So each batch is first translated into the ids of its transitions. A state of an archived experience is never
-also the next state of one (see ``inference``), so no update depends on another one's row: all updates of one value are
-made in a row, in their order, by the same floating-point operations.
+A state of an archived experience is never also the next state of one (see ``inference``), so no update depends on
+another one's row: all updates of one value are made in a row, in their order, by the same floating-point operations.
 
 Three numbers occur: an experience code says what the archive's row holds (see ``archive_query``), a transition id
 stands for all codes that teach the same, a state-action id for all transitions that change the same value.
@@ -12,7 +10,6 @@ stands for all codes that teach the same, a state-action id for all transitions 
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +17,7 @@ import numpy.typing as npt
 from vidurai_pipeline.rl.checkpoint import Visits
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import TransitionCount
-from vidurai_pipeline.rl.inference import (
-    IMPORTANCES,
-    MAX_TOKENS,
-    TOKEN_STEP,
-    Transition,
-    infer_outcome,
-    infer_transition,
-)
+from vidurai_pipeline.rl.inference import MAX_TOKENS, TOKEN_STEP, Transition, all_transitions, infer_outcome
 from vidurai_pipeline.rl.learning_curve import Point
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.states import Action
@@ -56,15 +46,7 @@ class TransitionIndex:
 
     def __init__(self, profile: RewardProfile) -> None:
         ids: dict[Transition, int] = {}
-        steps = range(0, MAX_TOKENS + 1, TOKEN_STEP)
-        ids_by_step = [
-            [
-                ids.setdefault(infer_transition(importance, tokens, outcome), len(ids))
-                for importance in IMPORTANCES
-                for outcome in (-1, 1)
-            ]
-            for tokens in steps
-        ]
+        ids_by_step = [[ids.setdefault(one, len(ids)) for one in step] for step in all_transitions()]
         self.ids: Ids = np.repeat(np.array(ids_by_step, np.uint16), TOKEN_STEP, axis=0)[: MAX_TOKENS + 1].ravel()
         self.transitions = list(ids)
         self.good = np.array([one.outcome > 0 for one in ids])
@@ -123,32 +105,6 @@ class TransitionIndex:
         return squares
 
 
-@dataclass(slots=True)
-class TrainingResult:
-    """What training on some experiences amounted to.
-
-    Attributes:
-        learned: all experiences, also those that were learned again.
-        positive: new experiences with a good outcome.
-        negative: new experiences with a bad one.
-        reward: of the new ones, in points.
-        last: the place of the last one; None if there was none.
-        points: of the learning curve.
-    """
-
-    learned: int = 0
-    positive: int = 0
-    negative: int = 0
-    reward: float = 0.0
-    last: Watermark | None = None
-    points: list[Point] = field(default_factory=list)
-
-    @property
-    def episodes(self) -> int:
-        """How many new experiences they were."""
-        return self.positive + self.negative
-
-
 class Trainer:
     """Trains policies on the experiences of an archive.
 
@@ -159,7 +115,12 @@ class Trainer:
         shadow: learns all but the held-out ones; None for no shadow.
 
     Attributes:
-        result: what training amounted to so far.
+        learned: experiences so far, also those that were learned again.
+        positive: new experiences with a good outcome.
+        negative: new experiences with a bad one.
+        reward: of the new ones, in points.
+        last: the place of the last one; None if there was none.
+        points: of the learning curve.
     """
 
     def __init__(
@@ -169,11 +130,19 @@ class Trainer:
         policy: QLearningPolicy,
         shadow: QLearningPolicy | None = None,
     ) -> None:
+        self.learned = self.positive = self.negative = 0
+        self.reward = 0.0
+        self.last: Watermark | None = None
+        self.points: list[Point] = []
         self._experiences = experiences
         self._index = TransitionIndex(profile)
         self._policy, self._shadow = policy, shadow
         self._counts = np.zeros(len(self._index.transitions), np.int64)
-        self.result = TrainingResult()
+
+    @property
+    def episodes(self) -> int:
+        """How many new experiences there were."""
+        return self.positive + self.negative
 
     def held_out(self) -> list[TransitionCount]:
         """The experiences that tables are judged by."""
@@ -188,16 +157,10 @@ class Trainer:
         limit: int | None = None,
         again: bool = False,
     ) -> None:
-        """Train on all experiences, or on those from one place up to another.
+        """Train on the experiences from one place up to another.
 
-        Args:
-            start: the place of the first; default the beginning.
-            end: the place before which it ends; default the end.
-            newest_first: from the last to the first.
-            limit: no more than this many.
-            again: whether the table in use has learned them; then the shadow learns the held-out ones too.
+        With ``again``, the table in use has learned them; then the shadow learns the held-out ones too.
         """
-        result = self.result
         most = max(_SMALLEST_POINT, self._experiences.count(start, end) // _POINTS)
         stream = self._experiences.stream(start, end, newest_first=newest_first, limit=limit)
         for batch in (part for whole in stream for part in whole.slices(most)):
@@ -208,12 +171,12 @@ class Trainer:
             rewards = self._index.rewards[ids]
             if not again:
                 positive = int(self._index.good[ids].sum())
-                result.positive += positive
-                result.negative += len(ids) - positive
-                result.reward = _add_in_order(result.reward, rewards)
-            result.learned += len(ids)
-            result.last = batch.last
-            result.points.append(
+                self.positive += positive
+                self.negative += len(ids) - positive
+                self.reward = _add_in_order(self.reward, rewards)
+            self.learned += len(ids)
+            self.last = batch.last
+            self.points.append(
                 Point(
                     archived_at=batch.last.archived_at,
                     experiences=len(ids),

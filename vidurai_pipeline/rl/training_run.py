@@ -7,13 +7,14 @@ read again.
 
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from vidurai_pipeline.errors import ConfigError, QTableError
 from vidurai_pipeline.rl.checkpoint import Ahead, Baseline, Checkpoint, Order, find_baseline, read_checkpoint
 from vidurai_pipeline.rl.dataset import Experiences, Watermark
 from vidurai_pipeline.rl.evaluation import QTable, TransitionCount, Verdict, compare, find_faults, value_bound
-from vidurai_pipeline.rl.learning_curve import extend
+from vidurai_pipeline.rl.learning_curve import thin
 from vidurai_pipeline.rl.policy import QLearningPolicy
 from vidurai_pipeline.rl.q_table_file import StoredTable, TableContents, TableFile
 from vidurai_pipeline.rl.report import DreamReport
@@ -102,14 +103,14 @@ class TrainingRun:
             # one in use have both learned it.
             shadow = QLearningPolicy.of(self.hyperparameters, baseline.contents)
         trainer = Trainer(self.experiences, self.hyperparameters.reward_profile, policy, shadow)
-        checkpoint, result = self._train(plan, trainer, policy), trainer.result
-        if result.episodes:
+        checkpoint = self._train(plan, trainer, policy)
+        if trainer.episodes:
             policy.end_episode()
         report.gate = None
         report.skipped, report.duplicates = self.experiences.skipped, self.experiences.duplicates
         report.already_learned, report.late, report.missing = plan.already_learned, plan.late, plan.missing
-        if result.episodes or baseline.daemon in ("merged", "overwritten"):
-            judged = shadow if shadow is not None and result.episodes else policy
+        if trainer.episodes or baseline.daemon in ("merged", "overwritten"):
+            judged = shadow if shadow is not None and trainer.episodes else policy
             bound = value_bound(self.hyperparameters.reward_profile, self.hyperparameters.gamma)
             faults, inherited = find_faults(policy.q_table, baseline.contents.q_table, bound)
             verdict = judge(rival, judged.q_table, trainer.held_out(), self.hyperparameters)
@@ -117,20 +118,20 @@ class TrainingRun:
             contents = policy.contents() if checkpoint is None else checkpoint.stored_with(policy.contents())
             if not report.gate.passed:
                 report.error = self._refuse(contents, report.gate)
-                report.held_back = result.episodes
+                report.held_back = trainer.episodes
                 report.show_table(QLearningPolicy.of(self.hyperparameters, live.contents if live else None))
                 return
-            self._save(live, contents)
+            written = self.file.write(contents, expected=live)
+            # If this fails, the table is safe, and the next dream makes the copy again; only a daemon that writes
+            # before then would be taken for one that nobody dreamt beside.
+            self._tidy(self.file.remember, written.raw)
         elif live is not None and live.contents.note is not None:
             self.file.remember(live.raw)
-        try:
-            self.file.drop_candidate()
-        except QTableError as error:
-            logger.warning("%s", error)  # the table is safe, and the next dream tries again
-        report.episodes = result.episodes
-        report.positive_rewards, report.negative_rewards = result.positive, result.negative
-        report.total_reward = result.reward
-        report.rebuilt = plan.rebuild and result.episodes > 0
+        self._tidy(self.file.drop_candidate)
+        report.episodes = trainer.episodes
+        report.positive_rewards, report.negative_rewards = trainer.positive, trainer.negative
+        report.total_reward = trainer.reward
+        report.rebuilt = plan.rebuild and trainer.episodes > 0
         report.daemon, report.replaced = baseline.daemon, baseline.replaced
         if dated_ahead := self.experiences.count(self.now):
             plan.notices.append(
@@ -140,6 +141,13 @@ class TrainingRun:
         report.notice = "; ".join(plan.notices) or None
         report.show_table(policy)
 
+    def _tidy(self, step: Callable[..., None], *arguments: bytes) -> None:
+        """Take a step after which the table is safe in any case; the next dream tries again."""
+        try:
+            step(*arguments)
+        except QTableError as error:
+            logger.warning("%s", error)
+
     def _plan(self, live: StoredTable | None) -> _Plan:
         unknown = live.contents.unknown if live is not None else {}
         if self.rebuild and self.experiences.total:
@@ -147,7 +155,12 @@ class TrainingRun:
         baseline = find_baseline(live, self.file.remembered())
         plan = _Plan(baseline)
         if (checkpoint := baseline.checkpoint) is not None:
-            _require_alike(checkpoint.hyperparameters, self.hyperparameters)
+            was, now = _meaning(checkpoint.hyperparameters), _meaning(self.hyperparameters)
+            if was != now:
+                raise ConfigError(
+                    f"the Q-table was trained with {was}, not with {now}",
+                    "learn the archive again with `vidurai-pipeline dream --rebuild`, or set what it was trained with",
+                )
             plan = self._go_on(baseline, checkpoint)
             if checkpoint.erasures < self.erasures:
                 plan.notices.append(f"the table has learned from memories that were erased since, {TAUGHT_BY_OTHERS}")
@@ -208,7 +221,7 @@ class TrainingRun:
             hyperparameters=self.hyperparameters,
             erasures=self.erasures,
         )
-        result, newest_first = trainer.result, self.order == "newest-first"
+        newest_first = self.order == "newest-first"
         if plan.besides is not None:
             trainer.train(*plan.besides, limit=self.limit)
         cuts = [] if newest_first else sorted({self.now, *(plan.again or ())})
@@ -220,29 +233,29 @@ class TrainingRun:
                 ahead = Ahead(
                     first,
                     reached=self.experiences.nth(self.experiences.count(None, self.now)),
-                    settled=before.settled + result.learned,
+                    settled=before.settled + trainer.learned,
                     table={state: dict(row) for state, row in policy.q_table.items()},
                     total_reward=policy.total_reward,
                     visits=trainer.visits_after(before.visits),
-                    curve=extend(before.curve, result.points),
+                    curve=thin([*before.curve, *trainer.points]),
                 )
             again = plan.again is not None and start is not None and plan.again[0] <= start < plan.again[1]
-            limit = None if self.limit is None else self.limit - result.episodes
+            limit = None if self.limit is None else self.limit - trainer.episodes
             trainer.train(start, end, newest_first=newest_first, limit=limit, again=again)
-        if result.last is None:
+        if trainer.last is None:
             return plan.baseline.checkpoint
         if newest_first:  # a limit leaves out the oldest on purpose
             settled, last = self.experiences.total, self.experiences.nth(self.experiences.total)
         else:
-            settled, last = before.settled + result.learned, result.last
+            settled, last = before.settled + trainer.learned, trainer.last
         return replace(
             before,
-            watermark=max(before.watermark, last or result.last),
+            watermark=max(before.watermark, last or trainer.last),
             # What came late and is not learned must not count as settled, or it would be forgotten.
             settled=settled,
             hyperparameters=self.hyperparameters,
             visits=trainer.visits_after(before.visits),
-            curve=extend(before.curve, result.points),
+            curve=thin([*before.curve, *trainer.points]),
             ahead=ahead,
         )
 
@@ -257,47 +270,22 @@ class TrainingRun:
             "take what it says with `vidurai-pipeline dream --rebuild`"
         )
 
-    def _save(self, live: StoredTable | None, contents: TableContents) -> None:
-        written = self.file.write(contents, expected=live)
-        try:
-            self.file.remember(written.raw)
-        except QTableError as error:
-            # The table is safe, and the next dream makes the copy again; only a daemon that writes before then
-            # would be taken for one that nobody dreamt beside.
-            logger.warning("%s", error)
-
 
 def judge(
     rival: StoredTable | None, table: QTable, held_out: list[TransitionCount], hyperparameters: Hyperparameters
 ) -> Verdict:
-    """Compare a new table with one in use, if they can be compared.
-
-    Args:
-        rival: the table in use; None if there is none.
-        table: the new one.
-        held_out: the experiences to judge by.
-        hyperparameters: what the new one was trained with.
-
-    Returns:
-        The verdict, without faults.
-    """
+    """Compare a new table with the one in use, by held-out experiences, if they can be compared; without faults."""
     if rival is None or not any(rival.contents.q_table.values()):
         return Verdict(reason="not compared: it is the first table")
     before = read_checkpoint(rival)
-    if rival.contents.note is not None and (before is None or not _alike(before.hyperparameters, hyperparameters)):
+    if rival.contents.note is not None and (
+        before is None or _meaning(before.hyperparameters) != _meaning(hyperparameters)
+    ):
         return Verdict(reason="not compared: the table in use was trained with other parameters")
     return compare(rival.contents.q_table, table, held_out, hyperparameters.alpha, hyperparameters.gamma)
 
 
-def _alike(was: Hyperparameters, now: Hyperparameters) -> bool:
-    """Whether values learned with these can stand in one table; epsilon has no part in them."""
-    return (was.reward_profile, was.alpha, was.gamma) == (now.reward_profile, now.alpha, now.gamma)
-
-
-def _require_alike(was: Hyperparameters, now: Hyperparameters) -> None:
-    if not _alike(was, now):
-        raise ConfigError(
-            f"the Q-table was trained with profile {was.reward_profile.value}, alpha {was.alpha}, gamma {was.gamma}; "
-            f"to train it with profile {now.reward_profile.value}, alpha {now.alpha}, gamma {now.gamma} learn the "
-            "archive again with `vidurai-pipeline dream --rebuild`"
-        )
+def _meaning(hyperparameters: Hyperparameters) -> str:
+    """What gives values their meaning; epsilon has no part in them."""
+    profile = hyperparameters.reward_profile.value
+    return f"profile {profile}, alpha {hyperparameters.alpha}, gamma {hyperparameters.gamma}"

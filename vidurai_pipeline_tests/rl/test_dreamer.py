@@ -220,7 +220,7 @@ def test_parameters_come_from_the_settings_and_stay_with_the_table(
         with monkeypatch.context() as patch:
             patch.setenv(f"VIDURAI_{name}", value)
             error = failed(archive, table)
-        assert "profile cost_focused, alpha 0.5, gamma 0.9; to train it with" in error
+        assert "profile cost_focused, alpha 0.5, gamma 0.9, not with profile" in error
         assert f"{name.lower()} {value}".removeprefix("reward_") in error
         assert "--rebuild" in error
         assert "\n" not in error

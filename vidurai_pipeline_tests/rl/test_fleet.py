@@ -126,14 +126,11 @@ def test_the_counts_of_stores_add_up(tmp_path_factory: pytest.TempPathFactory, s
         if chosen := [row for row, number in zip(rows, store_of, strict=True) if number == store]:
             write_file(base / f"archive/store={store}", chosen)
     write_file(base / "whole", rows)
-    whole, _ = count_with_duckdb(settings, [Store("whole", base / "whole", None)])
-    parts, left_out = count_with_duckdb(settings, find_stores(settings))
-    assert not left_out
-    for place in range(2):
-        summed: Counter[int] = Counter()
-        for one in parts.values():
-            summed.update(one[place])
-        assert summed == whole["whole"][place]
+    whole, parts = Store("whole", base / "whole", None), find_stores(settings)
+    count_with_duckdb(settings, [whole, *parts])
+    assert not any(one.left_out for one in parts)
+    assert sum((one.total for one in parts), Counter()) == whole.total
+    assert sum((one.held_out for one in parts), Counter()) == whole.held_out
 
 
 def test_the_same_id_in_two_stores_is_two_memories_and_a_copy_is_none(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vidurai_pipeline.rl.learning_curve import MAX_POINTS, Point, extend, thin
+from vidurai_pipeline.rl.learning_curve import MAX_POINTS, Point, thin
 from vidurai_pipeline.rl.plots import draw_curve, draw_heat_map
 from vidurai_pipeline.rl.states import Action, MemoryState
 from vidurai_pipeline.rl.summary import bucket_in_words, heat_map, learned_states, read_summary
@@ -99,7 +99,7 @@ def test_the_curve_stays_bounded_and_whole() -> None:
     point = Point("2024-01-01", 3, 10.0, 12.0, 5, 1)
     curve: tuple[Point, ...] = ()
     for night in range(1000):
-        curve = extend(curve, [replace(point, episode=night)])
+        curve = thin([*curve, replace(point, episode=night)])
         assert len(curve) <= MAX_POINTS
     assert sum(one.experiences for one in curve) == 3000
     assert sum(one.reward for one in curve) == 10_000.0
@@ -124,11 +124,11 @@ def test_the_map_weighs_by_experiences_and_fits() -> None:
     states, _ = learned_states(table, {"2|1|0|5|5|1": {NOW: 3}, "3|1|0|5|5|1": {AGGRESSIVE: 1}})
     whole = heat_map(states)
     assert (len(whole.tokens), whole.importances) == (21, [8, 5])
-    assert (whole.values[1][0], whole.actions[1][0]) == (15.0, NOW)
-    assert (whole.values[0][20], whole.values[0][0]) == (-5.0, None)
+    assert whole.cells[1][0] == (15.0, NOW)
+    assert (whole.cells[0][20], whole.cells[0][0]) == ((-5.0, NOW), None)
     narrow = heat_map(states, columns=4)
     assert narrow.tokens == [(0, 6), (6, 12), (12, 18), (18, 21)]
-    assert narrow.values[0] == [None, None, None, -5.0]
+    assert narrow.cells[0] == [None, None, None, (-5.0, NOW)]
 
 
 def test_pictures_are_the_same_for_the_same_table(archive: Path, table: Path) -> None:
