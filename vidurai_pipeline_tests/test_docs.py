@@ -37,6 +37,16 @@ def test_shell_blocks_are_shell(page: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_modules_that_are_named_exist(page: str) -> None:
+    named = re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", (ROOT / page).read_text())
+    assert named
+    for module in named:
+        assert any(
+            (ROOT / folder / module).exists() for folder in ("vidurai_pipeline", "vidurai_pipeline_tests", ".")
+        ), module
+
+
 def test_every_page_is_linked_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for page in PAGES[1:]:
