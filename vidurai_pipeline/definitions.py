@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from vidurai_pipeline.archival.report import Progress
-from vidurai_pipeline.defs.alerts import alert_sensors
+from vidurai_pipeline.defs.alerts import alert_sensor, channels
 from vidurai_pipeline.defs.assets import (
     archived_rows,
     parquet_archive,
@@ -25,14 +25,13 @@ from vidurai_pipeline.defs.automation import (
 )
 from vidurai_pipeline.defs.care import archive_is_proved, care
 from vidurai_pipeline.defs.checks import HEALTH_CHECKS, archive_equals_hot_store
+from vidurai_pipeline.defs.choices import erase_job, restore_job
 from vidurai_pipeline.defs.compaction import compact_archive, compacted_months
 from vidurai_pipeline.defs.early_run import early_run_sensor
-from vidurai_pipeline.defs.erase import erase_job
 from vidurai_pipeline.defs.expiry import expired_rows
 from vidurai_pipeline.defs.fleet import fleet_job, fleet_q_table
 from vidurai_pipeline.defs.partitions import STORES
 from vidurai_pipeline.defs.resources import build_resources
-from vidurai_pipeline.defs.restore import restore_job
 from vidurai_pipeline.defs.run_retention import prune_history
 from vidurai_pipeline.defs.runs import dead_run_sensor
 from vidurai_pipeline.defs.schedules import build_schedules, missed_night_sensor
@@ -92,7 +91,7 @@ def build_definitions(settings: Settings, progress: Progress | None = None) -> d
             missed_night_sensor(settings),
             *([store_sensor(settings)] if several else []),
             *([early_run_sensor(settings)] if settings.early_run else []),
-            *alert_sensors(settings),
+            *(alert_sensor(channel, settings) for channel in channels(settings)),
         ],
         resources=build_resources(settings, progress),
         # "Materialize all" gets its executor from here; the steps are sequential, a process for each only costs time.

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +24,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vidurai_pipeline.errors import ConfigError
@@ -103,16 +103,15 @@ _SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?)?B", re.IGNORECASE)
 _SHARE = re.compile(r"(\d{1,2}(\.\d+)?|100)\s*%")
 
 
-def _known_timezone(name: str | None) -> str | None:
-    if name is not None and name not in available_timezones():
-        raise ValueError("not a time zone's name, such as Europe/Paris")
-    return name
+def _refusing(said: str, right: Callable[[str], object]) -> Callable[[Any], Any]:
+    """A validator that refuses text which is not right, and says what it is not."""
 
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and not right(value):
+            raise ValueError(f"not {said}")
+        return value
 
-def _memory(text: str) -> str:
-    if not (_SIZE.fullmatch(text) or _SHARE.fullmatch(text)):
-        raise ValueError("not an amount of memory, such as 1GB, 512MiB, or 50% of this machine's")
-    return text
+    return check
 
 
 def memory_bytes(limit: str) -> int:
@@ -122,16 +121,17 @@ def memory_bytes(limit: str) -> int:
     return int(TypeAdapter(ByteSize).validate_python(limit))
 
 
-def _size(value: Any) -> Any:
-    # Pydantic alone would read "20%" as 20 bytes.
-    if isinstance(value, str) and value.strip() != "0" and not _SIZE.fullmatch(value.strip()):
-        raise ValueError("not a size, such as 500MB or 2GiB; 0 for none")
-    return value
-
-
+# Pydantic alone would read "20%" as 20 bytes.
+_checked_size = _refusing(
+    "a size, such as 500MB or 2GiB; 0 for none", lambda text: text.strip() == "0" or _SIZE.fullmatch(text.strip())
+)
 #: A number of bytes, as people write it.
-Size = Annotated[ByteSize, BeforeValidator(_size)]
-
+Size = Annotated[ByteSize, BeforeValidator(_checked_size)]
+_checked_memory = _refusing(
+    "an amount of memory, such as 1GB, 512MiB, or 50% of this machine's",
+    lambda text: _SIZE.fullmatch(text) or _SHARE.fullmatch(text),
+)
+_checked_zone = _refusing("a time zone's name, such as Europe/Paris", lambda text: text in available_timezones())
 
 _RULE = re.compile(r"(?:(?P<kind>project|event_type):)?(?P<value>.+?)\s*=\s*(?P<count>[1-9]\d{0,4})(?P<unit>[dwy])")
 _DAYS = {"d": 1, "w": 7, "y": 365}
@@ -323,7 +323,7 @@ class Settings(BaseSettings):
         ge=0,
         description="For this many days a restored memory is not archived again, whatever its status",
     )
-    memory_limit: Annotated[str, AfterValidator(_memory)] = Field(
+    memory_limit: Annotated[str, AfterValidator(_checked_memory)] = Field(
         default="1GB",
         description="The most memory that DuckDB may use: an amount, or a share of this machine's such as `50%`",
     )
@@ -373,7 +373,7 @@ class Settings(BaseSettings):
         description="How fast that share falls with each episode",
     )
     schedule: str = Field(default="0 2 * * *", description="When the nightly run starts, as a cron line")
-    timezone: Annotated[str | None, AfterValidator(_known_timezone)] = Field(
+    timezone: Annotated[str | None, AfterValidator(_checked_zone)] = Field(
         default=None, description="The time zone of the schedules, such as `Europe/Paris`. By default this machine's"
     )
     health_schedule: str = Field(default="0 4 * * *", description="When all tiers are checked, as a cron line")
@@ -453,20 +453,24 @@ class Settings(BaseSettings):
         for (name, path), (other, taken) in itertools.combinations(places.items(), 2):
             if _same_file(path, taken):
                 raise ValueError(f"{name} and {other} both name {path}: each needs a place of its own")
-        archive, dagster = Path(os.path.realpath(self.archive_root)), Path(os.path.realpath(self.dagster_home))
-        mirror = {"VIDURAI_MIRROR": self.mirror} if isinstance(self.mirror, Path) else {}
-        taken_by_dagster = {dagster / name for name in DAGSTERS_OWN}
-        taken_by_sqlite = {f"{os.path.realpath(self.db_path)}-{suffix}" for suffix in ("wal", "shm", "journal")}
-        for name, path in (places | mirror).items():
-            real = Path(os.path.realpath(path))
-            if archive in real.parents:
-                raise ValueError(f"{name}={path} lies in the archive, VIDURAI_ARCHIVE={self.archive_root}: move it out")
-            if not taken_by_dagster.isdisjoint([real, *real.parents]):
-                raise ValueError(f"{name}={path} is kept for Dagster, DAGSTER_HOME={self.dagster_home}: choose another")
-            if str(real) in taken_by_sqlite:
-                raise ValueError(f"{name}={path} is kept for SQLite, VIDURAI_DB={self.db_path}: choose another")
         if isinstance(self.mirror, Path):
-            self._keep_mirror_apart(self.mirror, {**places, "VIDURAI_HOME": self.home})
+            for name, path in {**places, "VIDURAI_HOME": self.home}.items():
+                if _same_file(self.mirror, path) or _is_within(self.mirror, path) or _is_within(path, self.mirror):
+                    raise ValueError(
+                        f"VIDURAI_MIRROR={self.mirror} and {name}={path}: one lies in the other; name a folder on "
+                        "another disk"
+                    )
+        dagsters = [self.dagster_home / name for name in DAGSTERS_OWN]
+        sqlites = [Path(f"{os.path.realpath(self.db_path)}-{end}") for end in ("wal", "shm", "journal")]
+        kept = {
+            "VIDURAI_ARCHIVE": ([self.archive_root], "lies in the archive", "move it out"),
+            "DAGSTER_HOME": (dagsters, "is kept for Dagster", "choose another"),
+            "VIDURAI_DB": (sqlites, "is kept for SQLite", "choose another"),
+        }
+        mirror = {"VIDURAI_MIRROR": self.mirror} if isinstance(self.mirror, Path) else {}
+        for (owner, (own, said, hint)), (name, path) in itertools.product(kept.items(), (places | mirror).items()):
+            if name != owner and any(_is_within(path, one) for one in own):
+                raise ValueError(f"{name}={path} {said}, {owner}={places[owner]}: {hint}")
         if isinstance(self.mirror, str) and isinstance(self.archive, str):
             one, other = f"{self.mirror}/", f"{self.archive}/"
             if one.startswith(other) or other.startswith(one):
@@ -476,23 +480,10 @@ class Settings(BaseSettings):
                 )
         return self
 
-    @staticmethod
-    def _keep_mirror_apart(mirror: Path, places: dict[str, Path]) -> None:
-        """A second copy is worth nothing in the place of what it is a copy of."""
-        real = Path(os.path.realpath(mirror))
-        for name, path in places.items():
-            place = Path(os.path.realpath(path))
-            if _same_file(mirror, path) or place in real.parents or real in place.parents:
-                raise ValueError(
-                    f"VIDURAI_MIRROR={mirror} and {name}={path}: one lies in the other; name a folder on another disk"
-                )
-
     @property
     def db_path(self) -> Path:
         """The hot store: ``VIDURAI_DB``, else ``vidurai.db``, else ``memory.db`` if only that exists."""
-        if self.db is not None:
-            return self.db
-        return store_in(self.home)
+        return self.db or store_in(self.home)
 
     @property
     def archive_root(self) -> Path:
@@ -520,9 +511,8 @@ class Settings(BaseSettings):
     @property
     def mirror_path(self) -> Path | None:
         """The folder of the second copy of this store's own archive, if there is to be one."""
-        if isinstance(self.mirror, str):
-            return self._of_store(self.working_copy(self.mirror))
-        return None if self.mirror is None else self._of_store(self.mirror)
+        folder = self.working_copy(self.mirror) if isinstance(self.mirror, str) else self.mirror
+        return folder and self._of_store(folder)
 
     @property
     def archive_address(self) -> str | None:
@@ -535,9 +525,9 @@ class Settings(BaseSettings):
         return self._address_of_store(self.mirror)
 
     def _address_of_store(self, place: Path | str | None) -> str | None:
-        if not isinstance(place, str):
-            return None
-        return f"{place}/{store_folder(self.store_name)}" if self.store_name else place
+        if isinstance(place, str) and self.store_name:
+            return f"{place}/{store_folder(self.store_name)}"
+        return place if isinstance(place, str) else None
 
     def _of_store(self, folder: Path) -> Path:
         return folder / store_folder(self.store_name) if self.store_name else folder
@@ -576,6 +566,11 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
+def _is_within(path: Path, folder: Path) -> bool:
+    """Whether a path, wherever its links lead, is a folder or lies in it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def store_folder(name: str) -> str:
     """The folder, in an archive of several stores, of the archive of one."""
     return f"store={name}"
@@ -588,16 +583,11 @@ def store_in(folder: Path) -> Path:
 
 
 _RETIRED = {
-    f"VIDURAI_ALERT_{name}": address
-    for names, address in (
-        (
-            "EMAIL_TO EMAIL_FROM SMTP_HOST SMTP_PORT SMTP_SECURITY SMTP_USER SMTP_PASSWORD",
-            "mailtos://USER:PASSWORD@HOST?from=SENDER&to=RECIPIENT",
-        ),
-        ("SLACK_TOKEN SLACK_CHANNEL", "slack://TOKEN/#CHANNEL"),
-        ("WEBHOOK", "jsons://HOST/PATH"),
+    f"VIDURAI_ALERT_{name}"
+    for name in (
+        *("EMAIL_TO", "EMAIL_FROM", "SMTP_HOST", "SMTP_PORT", "SMTP_SECURITY", "SMTP_USER", "SMTP_PASSWORD"),
+        *("SLACK_TOKEN", "SLACK_CHANNEL", "WEBHOOK"),
     )
-    for name in names.split()
 }
 
 
@@ -630,11 +620,12 @@ def load_settings() -> Settings:
     Raises:
         ConfigError: a variable holds a value that can't be used; the message names it.
     """
-    if old := sorted(_RETIRED.keys() & {name for name, value in os.environ.items() if value}):
-        instead = " ".join(dict.fromkeys(_RETIRED[name] for name in old))
+    if old := sorted(_RETIRED & {name for name, value in os.environ.items() if value}):
         raise ConfigError(
-            f"{', '.join(old)}: no longer used. Unset {'it' if len(old) == 1 else 'them'}, and set "
-            f"VIDURAI_ALERT_URLS='{instead}' with your own values instead; see https://appriseit.com/services"
+            f"{', '.join(old)}: no longer used",
+            "unset this, and set VIDURAI_ALERT_URLS instead, to an address such as "
+            "mailtos://USER:PASSWORD@HOST?from=SENDER&to=RECIPIENT, slack://TOKEN/#CHANNEL or jsons://HOST/PATH; see "
+            "https://appriseit.com/services",
         )
     try:
         return Settings()
@@ -644,12 +635,11 @@ def load_settings() -> Settings:
 
 def explained(error: ValidationError) -> str:
     """Say in one line what is wrong with settings."""
-    return "; ".join(map(_explain, error.errors()))
-
-
-def _explain(fault: ErrorDetails) -> str:
-    message = fault["msg"].removeprefix("Value error, ")
-    if not fault["loc"]:  # not of one setting alone
-        return message
-    shown = re.sub(r"://[^/@]*@", "://…@", str(fault["input"]))
-    return f"VIDURAI_{str(fault['loc'][0]).upper()}={shown!r}: {message}"
+    said = []
+    for fault in error.errors():
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["loc"]:  # a fault of one setting alone
+            shown = re.sub(r"://[^/@]*@", "://…@", str(fault["input"]))
+            message = f"VIDURAI_{str(fault['loc'][0]).upper()}={shown!r}: {message}"
+        said.append(message)
+    return "; ".join(said)

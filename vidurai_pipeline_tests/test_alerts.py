@@ -412,5 +412,6 @@ def test_an_old_setting_is_refused_with_what_to_set_instead(
     with pytest.raises(ConfigError) as caught:
         load_settings()
     assert str(caught.value).startswith(f"VIDURAI_ALERT_{old}: no longer used")
-    assert f"VIDURAI_ALERT_URLS='{instead}" in str(caught.value)
+    assert "VIDURAI_ALERT_URLS" in str(caught.value)
+    assert instead in str(caught.value)
     assert "hush-hush" not in str(caught.value)

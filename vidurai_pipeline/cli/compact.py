@@ -40,11 +40,12 @@ def compact(month: str | None, dry_run: bool, form: str) -> None:
             lock_timeout=settings.lock_timeout,
             progress=progress,
         )
-    output.answer(form, report, _print, success=report.sound)
+    output.answer(form, report, print_report, success=report.sound)
     output.say("error", [f"{failed.month}: {failed.error}" for failed in report.months if failed.error is not None])
 
 
-def _print(report: CompactionReport) -> None:
+def print_report(report: CompactionReport) -> None:
+    """Show what was compacted."""
     changed = [month for month in report.months if month.files_after != month.files_before]
     if not changed:
         click.echo("nothing to do: no month that is over has small files to put together")

@@ -13,7 +13,7 @@ from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.hot.stores import q_tables
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline.rl.fleet import learn_fleet
-from vidurai_pipeline.settings import Settings, load_settings
+from vidurai_pipeline.settings import load_settings
 
 
 @click.command()
@@ -41,7 +41,10 @@ def dream(rebuild: bool, order: Any, fleet: bool, form: str) -> None:
         raise ConfigError("--fleet goes with neither --rebuild nor --order", "it always counts everything, in no order")
     settings = load_settings()
     if fleet:
-        _dream_of_the_fleet(settings, form)
+        common = learn_fleet(settings, q_tables(settings))
+        output.answer(form, common, print_fleet)
+        if common.refused:
+            output.end_with(1, f"{common.refused}; it is kept as {common.candidate}")
         return
     archive = open_archive(settings)
     empty = not list_settled(archive.root)
@@ -55,10 +58,3 @@ def dream(rebuild: bool, order: Any, fleet: bool, form: str) -> None:
         output.end_with(1, str(report.error))
     elif empty:
         output.say("note", [f"no archive in {settings.archive_path} yet: `vidurai-pipeline flush` makes it"])
-
-
-def _dream_of_the_fleet(settings: Settings, form: str) -> None:
-    report = learn_fleet(settings, q_tables(settings))
-    output.answer(form, report, print_fleet)
-    if report.refused:
-        output.end_with(1, f"{report.refused}; it is kept as {report.candidate}")

@@ -39,10 +39,11 @@ def erase(
             found = eraser.erase(ids, where, match, dry_run=True)
             confirm(f"Erase {plural(found.erased, 'memory')} for good?")
         report = eraser.erase(ids, where, match, dry_run=dry_run, forget=DreamCycle().forget)
-    output.answer(form, report, _print, success=report.success)
+    output.answer(form, report, print_report, success=report.success)
 
 
-def _print(report: EraseReport) -> None:
+def print_report(report: EraseReport) -> None:
+    """Show what became of the memories in each place."""
     facts: dict[str, object] = {"memories": report.erased, "refused": len(report.refused)}
     facts |= {place.place: f"{place.found:,}, {place.how}" if place.found else place.how for place in report.places}
     if not report.dry_run:

@@ -23,10 +23,11 @@ def flush(dry_run: bool, form: str) -> None:
         report = MemoryArchiver(settings=settings, progress=indexing.progress).flush(dry_run=dry_run)
         if not dry_run and (note := indexing.finish()):
             report.notes.append(note)
-    output.answer(form, report, _print, success=not report.problems)
+    output.answer(form, report, print_report, success=not report.problems)
 
 
-def _print(report: FlushReport) -> None:
+def print_report(report: FlushReport) -> None:
+    """Show what was moved, and what needs attention."""
     facts = report.to_dict()
     title = "Would be archived (dry run: nothing was changed)" if facts.pop("dry_run") else "Flush"
     rejected, files, problems, notes = (facts.pop(name) for name in ("rejected", "files", "problems", "notes"))

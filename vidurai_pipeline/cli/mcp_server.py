@@ -6,7 +6,6 @@ Each answer is one JSON text that fits into a budget of tokens. It says what was
 import contextlib
 import functools
 import inspect
-import json
 import math
 import os
 import signal
@@ -25,6 +24,7 @@ from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from vidurai_pipeline.analytics.search import TIMES
+from vidurai_pipeline.cli.text import to_json
 from vidurai_pipeline.cold.listing import quote_literal
 from vidurai_pipeline.errors import MORE_MEMORY, HotStoreWarning, PipelineError, QueryError, SearchIndexWarning, plural
 from vidurai_pipeline.settings import Settings
@@ -316,7 +316,7 @@ class History:
             warnings.simplefilter("ignore", SearchIndexWarning)  # nothing is missing from the answer
             answer = work(**arguments)
         notes = dict.fromkeys(str(warning.message) for warning in caught)
-        return _json(answer | ({"notes": list(notes)} if notes else {}))
+        return to_json(answer | ({"notes": list(notes)} if notes else {}))
 
 
 def serve(settings: Settings, *, timeout: float, allow_restore: bool) -> None:
@@ -361,19 +361,15 @@ def _ended_by_signals(history: History) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
 def _size(value: object) -> int:
-    return len(_json(value).encode(errors="replace"))
+    return len(to_json(value).encode(errors="replace"))
 
 
 def _cell(value: object, longest: int) -> object:
     """A value as JSON can hold it, cut where it is long."""
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    text = _json(value) if isinstance(value, list | dict) else str(value)
+    text = to_json(value) if isinstance(value, list | dict) else str(value)
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
 

@@ -4,17 +4,12 @@ import contextlib
 import csv
 import io
 import itertools
-import json
-import math
 import os
-import re
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import date, datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import click
@@ -22,8 +17,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
-from rich.text import Text
 
+from vidurai_pipeline.cli import text
 from vidurai_pipeline.errors import NAMED, plural
 
 if TYPE_CHECKING:
@@ -41,7 +36,6 @@ class HasDict(Protocol):
 Report = TypeVar("Report", bound=HasDict)
 _EXIT_CODE = "vidurai_pipeline.exit_code"
 _LAST_STANDARD = 2
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ROWS_PER_TABLE = 1_000
 # Of a column whose values are longer, this much must fit; the rest goes on below.
 _READABLE = 16
@@ -51,7 +45,6 @@ _SHORTEST_BAR, _LONGEST_BAR = 5, 40
 _INDENT = 10
 # What a step has done when Ctrl-C stops it, where its name doesn't say it.
 _DONE = {"archiving": "written", "verifying": "verified", "purging": "purged", "writing": "written"}
-_PLACE = re.compile(r"\s*\nLINE (?P<line>\d+): (?P<excerpt>[^\n]*)\n(?P<indent> *)\^+")
 
 
 def open_standard_streams() -> None:
@@ -142,7 +135,7 @@ class ProgressLine:
 
 def print_json(value: Any) -> None:
     """Print one JSON value, whatever types DuckDB put into it."""
-    sys.stdout.write(_json(value, indent=2) + "\n")
+    sys.stdout.write(text.to_json(value, indent=2) + "\n")
 
 
 def print_rows(names: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -> None:
@@ -150,7 +143,7 @@ def print_rows(names: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -
     if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
-        writer.writerows([cell(value) for value in row] for row in rows)
+        writer.writerows([text.cell(value) for value in row] for row in rows)
     elif form == "json":
         _print_json_rows(names, rows)
     elif sys.stdout.isatty():
@@ -165,7 +158,7 @@ def print_rows(names: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -
     else:
         sys.stdout.write("\t".join(names) + "\n")
         for row in rows:
-            sys.stdout.write("\t".join(_flat(cell(value)) for value in row) + "\n")
+            sys.stdout.write("\t".join(text.flat(text.cell(value)) for value in row) + "\n")
 
 
 def _tables(console: Console, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
@@ -177,17 +170,17 @@ def _tables(console: Console, names: Sequence[str], rows: Iterable[Sequence[Any]
     while True:
         values = list(itertools.islice(rows, _ROWS_PER_TABLE))
         nulls = nulls or any(value is None for row in values for value in row)
-        part = [[cell(value, null=_NULL) for value in row] for row in values]
+        part = [[text.cell(value, null=_NULL) for value in row] for row in values]
         wide = _too_wide(console, names, part) if wide is None else wide
         with console.capture() as captured:
             if wide:
                 _print_records(console, names, part, count)
             elif part or count == 0:
                 table = Table(
-                    *(Column(_plain_text(name)) for name in names), header_style="bold", row_styles=["", "dim"]
+                    *(Column(text.visible(name)) for name in names), header_style="bold", row_styles=["", "dim"]
                 )
                 for row in part:
-                    table.add_row(*map(_plain_text, row))
+                    table.add_row(*map(text.visible, row))
                 console.print(table)
             count += len(part)
             last = len(part) < _ROWS_PER_TABLE
@@ -201,7 +194,7 @@ def _tables(console: Console, names: Sequence[str], rows: Iterable[Sequence[Any]
 def _too_wide(console: Console, names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     """Whether a table of the rows would have to squeeze its columns until nothing in them can be read."""
     columns = zip(names, *rows, strict=True)
-    needed = (min(_READABLE, max(cell_len(text) for text in column)) + 3 for column in columns)
+    needed = (min(_READABLE, max(map(cell_len, column))) + 3 for column in columns)
     return bool(rows) and sum(needed) + 1 > console.width
 
 
@@ -214,7 +207,7 @@ def _print_records(console: Console, names: Sequence[str], rows: Sequence[Sequen
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for n in shown:
-            table.add_row(_plain_text(names[n]), _plain_text(row[n]))
+            table.add_row(text.visible(names[n]), text.visible(row[n]))
         console.rule(f"[dim]row {number:,}", align="left", style="dim")
         console.print(table)
 
@@ -223,35 +216,9 @@ def _print_json_rows(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Non
     first = True
     for row in rows:
         sys.stdout.write("[\n  " if first else ",\n  ")
-        sys.stdout.write(_json(dict(zip(names, row, strict=True))))
+        sys.stdout.write(text.to_json(dict(zip(names, row, strict=True))))
         first = False
     sys.stdout.write("[]\n" if first else "\n]\n")
-
-
-def _json(value: Any, indent: int | None = None) -> str:
-    try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, default=_plain, allow_nan=False)
-    except (TypeError, ValueError):  # JSON knows neither NaN nor infinity, nor keys that are no text
-        return json.dumps(_valid(value), indent=indent, ensure_ascii=False, default=_plain, allow_nan=False)
-
-
-def _valid(value: Any) -> Any:
-    """The value with null for each number that JSON can't hold, and with text for keys."""
-    if isinstance(value, Mapping):
-        return {str(_plain(name)): _valid(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_valid(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def one_line(message: str) -> str:
-    """A message of several lines as one; DuckDB's excerpt with a caret becomes the place and what stands there."""
-    place = _PLACE.search(message)
-    if place:
-        line, excerpt, indent = place.group("line", "excerpt", "indent")
-        at = excerpt[max(0, len(indent) - len(f"LINE {line}: ")) :].strip() or "the end"
-        message = f"{message[: place.start()].rstrip(' .!')}, in line {line}, at: {at}{message[place.end() :]}"
-    return re.sub(r"[.!]?\s*\n\s*", "; ", message.strip())
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
@@ -259,20 +226,20 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
     if not sys.stdout.isatty():
         sys.stdout.write(f"{title}\n")
         for name, value in facts.items():
-            sys.stdout.write(f"  {name}: {_fact(value)}\n")
+            sys.stdout.write(f"  {name}: {text.fact(value)}\n")
         return
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(_plain_text(f"  {name}"), _plain_text(_fact(value)))
+        table.add_row(text.visible(f"  {name}"), text.visible(text.fact(value)))
     Console().print(table)
 
 
 def say(kind: str, lines: Iterable[str], most: int | None = None) -> None:
     """Print lines on stderr, each after its kind, such as ``note``; at most some of them."""
     lines = list(lines)
-    shown = [one_line(line) for line in lines[:most]]
+    shown = [text.one_line(line) for line in lines[:most]]
     if more := len(lines) - len(shown):
         shown.append(f"and {more:,} more; `--format json` lists them all")
     for line in shown:
@@ -325,41 +292,3 @@ def bar_chart(counts: Mapping[str, int], notes: Sequence[str]) -> list[str]:
         f"{name:<{label}}  {bar:<{width}}  {count:>{digits},}  {note}"
         for (name, count), bar, note in zip(counts.items(), bars, notes, strict=True)
     ]
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return "-" if value is None else str(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, Decimal):  # a sum of integers, mostly: it stays one
-        if not value.as_tuple().exponent:
-            return int(value)
-        # A number of JSON is a float to most who read it: more digits than that holds are kept as text.
-        return float(value) if Decimal(repr(float(value))) == value else str(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    return str(value)
-
-
-def cell(value: Any, null: str = "") -> str:
-    """A value of a query as text."""
-    if value is None:
-        return null
-    if isinstance(value, list | tuple | dict):
-        return _json(value)
-    return str(_plain(value)) if isinstance(value, datetime | date | bytes) else str(value)
-
-
-def _plain_text(text: str) -> Text:
-    """Text as a terminal may show it: no markup, and nothing in a memory can steer the terminal."""
-    return Text(_CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", text))
-
-
-def _flat(text: str) -> str:
-    """A cell that can't break its line."""
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

@@ -47,10 +47,10 @@ def restore(
                 found = restorer.restore(ids, where, dry_run=True)
                 confirm(f"Restore {plural(found.restored, 'memory')}?")
             report = restorer.restore(ids, where, dry_run=dry_run, options=options)
-    output.answer(form, report, lambda report: _print(report, into), success=not report.refused)
+    output.answer(form, report, lambda report: print_report(report, into), success=not report.refused)
 
 
-def _print(report: RestoreReport, into: Path | None) -> None:
+def print_report(report: RestoreReport, into: Path | None) -> None:
     """Show what was restored, and what a person should know of it."""
     facts: dict[str, object] = {"restored": report.restored, "refused": len(report.refused)}
     facts |= {"already hot": report.already_hot} if into is None else {"store": into}

@@ -16,7 +16,7 @@ from vidurai_pipeline.care.health import other_store
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.options import format_option
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.defs.alerts import innermost
+from vidurai_pipeline.defs.failures import described, innermost
 from vidurai_pipeline.defs.instance import dagster_instance
 from vidurai_pipeline.defs.resources import BUSY_RETRIES_TAG
 from vidurai_pipeline.hot.store import HotStore
@@ -103,14 +103,13 @@ class RunReport:
             event: the failure.
             reached: how far the run had come, in words.
         """
-        data = event.step_failure_data
-        if data.error is not None and data.error.cls_name == "DagsterExecutionInterruptedError":
+        error = event.step_failure_data.error
+        if error is not None and error.cls_name == "DagsterExecutionInterruptedError":
             self.stopped = True
             done = f" ({reached})" if reached else ""
             self.errors.append(f"stopped by Ctrl-C or a signal{done}; running it again goes on from there")
             return
-        described = data.user_failure_data.description if data.user_failure_data else None
-        reason = described or (data.error.message.strip() if data.error else "failed")
+        reason = described(event) or (error.message.strip() if error else "failed")
         self.errors.append(f"{event.step_key}: {reason}")
 
 

@@ -27,7 +27,7 @@ def salvage(file: Path, to: Path | None, form: str) -> None:
     For example: vidurai-pipeline salvage archive/year=2026/month=11/memories_20261120_020001.parquet
     """
     report = save(open_archive(load_settings()), file.absolute(), to and to.absolute())
-    output.answer(form, report, _print, success=report.complete)
+    output.answer(form, report, print_report, success=report.complete)
     if report.to is not None:
         suffix = ".parquet" if (key := key_of(report.to.name)) is None else f".key-{key}.parquet"
         click.echo(
@@ -37,7 +37,8 @@ def salvage(file: Path, to: Path | None, form: str) -> None:
         )
 
 
-def _print(report: SalvageReport) -> None:
+def print_report(report: SalvageReport) -> None:
+    """Show what was saved, and what is lost."""
     lost = "none" if report.rows is not None and report.saved == report.rows else some_of(report.lost_ids)
     if report.lost_range is not None:
         lost += " (not all could be read; they are from {} to {})".format(*report.lost_range)

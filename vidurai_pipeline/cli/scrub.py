@@ -38,10 +38,11 @@ def scrub(everything: bool, repair: bool, forget: bool, form: str) -> None:
             lock_timeout=settings.lock_timeout,
             progress=progress,
         )
-    output.answer(form, report, _print, success=report.sound)
+    output.answer(form, report, print_report, success=report.sound)
 
 
-def _print(report: ScrubReport) -> None:
+def print_report(report: ScrubReport) -> None:
+    """Show what was read, and what is wrong."""
     counts = {name: len(getattr(report, name)) for name in ("damaged", "missing", "unknown", "adopted", "forgotten")}
     for title, read, more in (("Scrub", report, counts), ("Mirror", report.mirror, {})):
         if read is not None:

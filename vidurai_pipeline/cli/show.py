@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from vidurai_pipeline.cli import output
+from vidurai_pipeline.cli import output, text
 from vidurai_pipeline.cli.options import format_option
 from vidurai_pipeline.cli.questions import analyst, question_options
 from vidurai_pipeline.errors import QueryError
@@ -32,4 +32,5 @@ def show(memory_id: int, form: str, **options: Any) -> None:
         for row in found if form == "table" else ():
             where = {name: row.pop(name) for name in ("tier", "file")}
             del row["content"]  # the text once more
-            output.print_facts(f"Memory {memory_id}", where | {name: output.cell(value) for name, value in row.items()})
+            values = {name: text.cell(value) for name, value in row.items()}
+            output.print_facts(f"Memory {memory_id}", where | values)

@@ -58,21 +58,17 @@ def stats(form: str) -> None:
 
 def overview(settings: Settings) -> dict[str, dict[str, Any]]:
     """Figures of each tier; a tier that can't be read has the reason under ``error`` instead."""
-    return {
-        "hot_store": _or_error(lambda: _hot_store(settings)),
-        "archive": _or_error(lambda: _archive(settings)),
-        "q_table": _or_error(lambda: _q_table(settings)),
-    }
+    view = {}
+    for name, read in (("hot_store", of_hot_store), ("archive", of_archive), ("q_table", of_q_table)):
+        try:
+            view[name] = read(settings)
+        except PipelineError as error:
+            view[name] = {"error": str(error)}
+    return view
 
 
-def _or_error(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return read()
-    except PipelineError as error:
-        return {"error": str(error)}
-
-
-def _hot_store(settings: Settings) -> dict[str, Any]:
+def of_hot_store(settings: Settings) -> dict[str, Any]:
+    """The memories by status, and what waits."""
     backlog = MemoryArchiver(settings.db_path, settings.archive_path).backlog()
     return {
         "path": str(settings.db_path),
@@ -85,7 +81,8 @@ def _hot_store(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _archive(settings: Settings) -> dict[str, Any]:
+def of_archive(settings: Settings) -> dict[str, Any]:
+    """What the archive holds, month by month, and what was proved."""
     with RepoAnalyst() as analyst:
         stats = analyst.get_memory_stats()
         path, roots = settings.archive_address or settings.archive_path, [settings.archive_path]
@@ -104,7 +101,8 @@ def _archive(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _q_table(settings: Settings) -> dict[str, Any]:
+def of_q_table(settings: Settings) -> dict[str, Any]:
+    """What the table knows."""
     policy = QLearningPolicy.load(
         settings.q_table_path,
         epsilon_max=settings.epsilon_max,

@@ -22,7 +22,7 @@ def ui(port: int) -> None:
     """
     settings = load_settings()
     home = dagster_home(settings)
-    _require_free(port)
+    require_free(port)
     click.echo(f"Dagster's UI for the hot store {settings.db_path}, at http://127.0.0.1:{port}; Ctrl-C ends it")
     # Absolute, since Dagster starts in another folder.
     environment = {
@@ -40,7 +40,12 @@ def ui(port: int) -> None:
     os.execve(sys.executable, [sys.executable, *quiet, "-m", *command], environment)  # noqa: S606
 
 
-def _require_free(port: int) -> None:
+def require_free(port: int) -> None:
+    """Refuse a port that another program uses, before Dagster does so at length.
+
+    Raises:
+        ConfigError: it can't be used; the hint names another.
+    """
     with socket.socket() as probe:
         # As the web server does it: a connection that has just ended does not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

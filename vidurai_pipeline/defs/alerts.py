@@ -3,9 +3,6 @@
 Dagster's own run-failure sensors go on to the next run when a message can't be sent: nobody would ever hear of what
 fails while the network is down, as a laptop's is at night. So each address has one sensor here, which tells of
 everything and tries until it succeeds, ever less often. While one service is down, the others go on.
-
-A message holds what the pipeline itself says of a failure: figures, ids and paths, never a memory's text. Of an error
-that it did not foresee, only the kind is told.
 """
 
 import contextlib
@@ -13,20 +10,18 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import dagster as dg
 from pydantic import BaseModel, ValidationError
 
-from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.failures import failed_checks, failures
 from vidurai_pipeline.defs.runs import ALL_JOBS
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings
 
-#: A check that says since when it stands (``metadata.STANDS_SINCE``) is told after this long: from the second night on.
-A_NIGHT_SECONDS = 12 * 3_600.0
 #: The first wait after a message could not be sent; it doubles up to the last.
 FIRST_WAIT_SECONDS = 60.0
 LAST_WAIT_SECONDS = 4 * 3_600.0
@@ -113,15 +108,6 @@ def channels(settings: Settings) -> list[Channel]:
     return list(found.values())
 
 
-def alert_sensors(settings: Settings) -> list[dg.SensorDefinition]:
-    """A sensor for each service that is to be told.
-
-    Raises:
-        ConfigError: see :func:`channels`.
-    """
-    return [_sensor(channel, settings) for channel in channels(settings)]
-
-
 def undelivered(instance: dg.DagsterInstance, settings: Settings) -> dict[str, datetime]:
     """The services that can't be reached now, and since when."""
     names = {f"alert_by_{channel.name}": channel.name for channel in channels(settings)}
@@ -133,7 +119,9 @@ def undelivered(instance: dg.DagsterInstance, settings: Settings) -> dict[str, d
     return found
 
 
-def _sensor(channel: Channel, settings: Settings) -> dg.SensorDefinition:
+def alert_sensor(channel: Channel, settings: Settings) -> dg.SensorDefinition:
+    """The sensor that tells one service."""
+
     @dg.sensor(
         name=f"alert_by_{channel.name}",
         description=f"Sends a message by {channel.name} when a run or a check of the pipeline failed. The warning "
@@ -247,13 +235,13 @@ def _message(
     if location and origin and origin.repository_origin.code_location_origin.location_name != location:
         return None  # another project's job of the same name
     events = [entry.dagster_event for entry in instance.all_logs(run_id) if entry.dagster_event]
-    failures, warnings = _failed_checks(events)
-    what = "a check failed" if failures else "a warning"
+    failed, warnings = failed_checks(events)
+    what = "a check failed" if failed else "a warning"
     # Not by the run's status, which is stored after the event.
     if ended == dg.DagsterEventType.RUN_FAILURE:
-        failures = [*_failures(events), *failures] or ["It ended without a word"]
+        failed = [*failures(events), *failed] or ["It ended without a word"]
         what = "failed"
-    if not failures + warnings:
+    if not failed + warnings:
         return None
     subject = f"vidurai-pipeline on {socket.gethostname()}: {_TITLES.get(run.job_name, run.job_name)}: {what}"
     where = (
@@ -261,55 +249,5 @@ def _message(
         if settings.alert_link
         else f"run {run_id} in Dagster's UI (`vidurai-pipeline ui`)"
     )
-    lines = [f"- {line}" for line in failures + warnings]
-    return Alert(subject, "\n".join([subject, *lines, f"See {where}"]), "failure" if failures else "warning")
-
-
-def _failures(events: Iterable[dg.DagsterEvent]) -> list[str]:
-    lines, stopped_by_check = [], False
-    for event in events:
-        if event.is_step_failure:
-            data = event.step_failure_data
-            if data.error and data.error.cls_name == "DagsterAssetCheckFailedError":
-                stopped_by_check = True  # which is told with the checks
-                continue
-            said = data.user_failure_data.description if data.user_failure_data else None
-            lines.append(f"{_words(event.step_key or '')}: {said or _kind(data.error)}")
-        elif event.is_job_failure and not lines and not stopped_by_check:
-            # None where somebody else reported it: the sensor that ends dead runs, Dagster's own daemon.
-            error = innermost(getattr(event.event_specific_data, "error", None))
-            foreseen = error is not None and error.cls_name == "Failure"
-            said = error.message.strip().partition(": ")[2] if error and foreseen else None
-            lines.append(said or (_kind(error) if error else str(event.message)))
-    return lines
-
-
-def innermost(error: "dg.SerializableErrorInfo | None") -> "dg.SerializableErrorInfo | None":
-    """The error that caused all others."""
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return error
-
-
-def _kind(error: "dg.SerializableErrorInfo | None") -> str:
-    return f"{error.cls_name if error else 'an error'}, which was not foreseen: see the run's log"
-
-
-def _failed_checks(events: Iterable[dg.DagsterEvent]) -> tuple[list[str], list[str]]:
-    """The checks that failed, and those that only warn."""
-    failures, warnings = [], []
-    for event in events:
-        if event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            continue
-        check = event.asset_check_evaluation_data
-        since = metadata.moment(check.metadata, metadata.STANDS_SINCE)
-        if check.passed or (since is not None and time.time() - since < A_NIGHT_SECONDS):
-            continue
-        warns = check.severity == dg.AssetCheckSeverity.WARN
-        line = f"{'Warning' if warns else 'Failed check'}: {_words(check.check_name)}: {check.description}"
-        (warnings if warns else failures).append(line)
-    return failures, warnings
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    lines = [f"- {line}" for line in failed + warnings]
+    return Alert(subject, "\n".join([subject, *lines, f"See {where}"]), "failure" if failed else "warning")

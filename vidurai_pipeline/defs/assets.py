@@ -9,6 +9,7 @@ run again alone, after a crash too.
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
@@ -27,6 +28,8 @@ GROUP = "memory_lifecycle"
 OWNERS = ["team:memory"]
 #: Runs that hold this pool wait for each other in Dagster's queue.
 POOL = "vidurai_archive"
+#: What all steps of a memory's way have in common.
+LIFECYCLE: dict[str, Any] = {"group_name": GROUP, "owners": OWNERS, "pool": POOL}
 NEEDS_NOBODY = "no_file_needs_a_person"
 NONE_REJECTED = "no_memory_is_rejected"
 WELL_FORMED = "q_table_is_well_formed"
@@ -42,7 +45,7 @@ vidurai_store = dg.AssetSpec(
 )
 
 
-@dg.asset(deps=[vidurai_store], kinds={"sqlite"}, group_name=GROUP, owners=OWNERS, pool=POOL)
+@dg.asset(deps=[vidurai_store], kinds={"sqlite"}, **LIFECYCLE)
 def archived_rows(
     context: dg.AssetExecutionContext, archiver: dg.ResourceParam[MemoryArchiver]
 ) -> dg.MaterializeResult:
@@ -62,9 +65,7 @@ def archived_rows(
 @dg.asset(
     deps=[archived_rows],
     kinds={"parquet", "pyarrow"},
-    group_name=GROUP,
-    owners=OWNERS,
-    pool=POOL,
+    **LIFECYCLE,
     check_specs=[
         dg.AssetCheckSpec(
             NEEDS_NOBODY,
@@ -179,9 +180,7 @@ purged_rows = dg.AssetsDefinition.from_op(
 @dg.asset(
     deps=[purged_rows],
     kinds={"python", "json"},
-    group_name=GROUP,
-    owners=OWNERS,
-    pool=POOL,
+    **LIFECYCLE,
     check_specs=[
         dg.AssetCheckSpec(
             WELL_FORMED,

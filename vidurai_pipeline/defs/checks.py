@@ -14,6 +14,7 @@ from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.defs.runs import stuck_runs
 from vidurai_pipeline.defs.search import index_agrees_with_archive
+from vidurai_pipeline.errors import plural
 
 _RUNS_LOOKED_AT = 3
 _SECONDS_FOR_CREDENTIALS = 60.0
@@ -29,13 +30,11 @@ def archive_equals_hot_store(archiver: dg.ResourceParam[MemoryArchiver]) -> dg.A
     with readable_failures():
         found = archiver.verify()
     if found.passed:
-        description = (
-            f"{health.plural(found.rows, 'row')} in {health.plural(found.files, 'file')} equal what the hot store holds"
-        )
+        description = f"{plural(found.rows, 'row')} in {plural(found.files, 'file')} equal what the hot store holds"
         if found.changed:
             description += f", but for {found.changed:,} that the daemon has changed since; those stay hot"
     else:
-        description = f"Nothing is purged: {len(found.problems)} of {health.plural(found.files, 'file')} not as written"
+        description = f"Nothing is purged: {len(found.problems)} of {plural(found.files, 'file')} not as written"
     return dg.AssetCheckResult(passed=found.passed, description=description, metadata=metadata.of_verification(found))
 
 
@@ -60,9 +59,8 @@ def backlog_shrinks(context: dg.AssetCheckExecutionContext, tiers: dg.ResourcePa
         ]
         for key, label in ((archived_rows.key, metadata.ROW_COUNT), (parquet_archive.key, metadata.REJECTED))
     )
-    return _result(
-        health.backlog_shrinks(tiers.store, waited, left), {"left by the last run": left[0]} if left else None
-    )
+    details: dict[str, Any] | None = {metadata.LEFT_BY_LAST_RUN: left[0]} if left else None
+    return _result(health.backlog_shrinks(tiers.store, waited, left), details)
 
 
 @dg.asset_check(asset=parquet_archive, additional_deps=[purged_rows])
@@ -78,7 +76,7 @@ def archive_is_readable(context: dg.AssetCheckExecutionContext, tiers: dg.Resour
         else None
     )
     finding, size = health.archive_readable(tiers.cold, before, thorough=False)
-    return _result(finding, {"files": size.files, "rows": size.rows})
+    return _result(finding, {metadata.FILES: size.files, metadata.ROWS: size.rows})
 
 
 @dg.asset_check(asset=parquet_archive, additional_deps=[purged_rows])

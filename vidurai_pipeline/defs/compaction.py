@@ -4,8 +4,8 @@ import dagster as dg
 
 from vidurai_pipeline.care.compaction import CompactionReport, compact
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.defs.assets import OWNERS, parquet_archive
-from vidurai_pipeline.defs.care import GROUP, PATIENCE_SECONDS, POOL
+from vidurai_pipeline.defs.assets import parquet_archive
+from vidurai_pipeline.defs.care import PATIENCE_SECONDS, STEP_OF_CARE
 from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.errors import plural
@@ -14,14 +14,7 @@ from vidurai_pipeline.errors import plural
 MONTHS = dg.MonthlyPartitionsDefinition(start_date="2020-01", fmt="%Y-%m", timezone="UTC")
 
 
-@dg.asset(
-    deps=[parquet_archive],
-    partitions_def=MONTHS,
-    kinds={"parquet", "pyarrow"},
-    group_name=GROUP,
-    owners=OWNERS,
-    pool=POOL,
-)
+@dg.asset(deps=[parquet_archive], partitions_def=MONTHS, kinds={"parquet", "pyarrow"}, **STEP_OF_CARE)
 def compacted_months(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tiers]) -> dg.MaterializeResult:
     """The past months of the archive, each with few large files instead of many small ones.
 
@@ -36,7 +29,7 @@ def compacted_months(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[
     return dg.MaterializeResult(metadata=metadata.of_compaction(report))
 
 
-@dg.asset(deps=[parquet_archive], kinds={"parquet", "pyarrow"}, group_name=GROUP, owners=OWNERS, pool=POOL)
+@dg.asset(deps=[parquet_archive], kinds={"parquet", "pyarrow"}, **STEP_OF_CARE)
 def compact_archive(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tiers]) -> dg.MaterializeResult:
     """All months that are over, with their small files put together.
 

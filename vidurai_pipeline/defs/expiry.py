@@ -7,8 +7,8 @@ import dagster as dg
 
 from vidurai_pipeline.care.retention import expire
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.defs.assets import OWNERS, purged_rows
-from vidurai_pipeline.defs.care import GROUP, PATIENCE_SECONDS, POOL
+from vidurai_pipeline.defs.assets import purged_rows
+from vidurai_pipeline.defs.care import PATIENCE_SECONDS, STEP_OF_CARE
 from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.errors import plural
@@ -17,14 +17,7 @@ from vidurai_pipeline.errors import plural
 _SCHEDULE_TAG = "dagster/schedule_name"
 
 
-@dg.asset(
-    deps=[purged_rows],
-    kinds={"parquet", "pyarrow"},
-    group_name=GROUP,
-    owners=OWNERS,
-    pool=POOL,
-    output_required=False,
-)
+@dg.asset(deps=[purged_rows], kinds={"parquet", "pyarrow"}, **STEP_OF_CARE, output_required=False)
 def expired_rows(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tiers]) -> Iterator[dg.MaterializeResult]:
     """The memories that are **gone** from the archive too, because they are older than `VIDURAI_RETENTION` allows.
 

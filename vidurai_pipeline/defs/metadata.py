@@ -16,13 +16,16 @@ import dagster as dg
 
 from vidurai_pipeline.analytics.vector_index import VectorReport
 from vidurai_pipeline.analytics.word_index import IndexReport, Recall
-from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
+from vidurai_pipeline.archival.erasing import EraseReport
+from vidurai_pipeline.archival.report import ChoiceReport, PublishReport, PurgeReport, Verification
+from vidurai_pipeline.archival.restoring import RestoreReport
 from vidurai_pipeline.care.compaction import CompactionReport
 from vidurai_pipeline.care.health import ArchiveSize
 from vidurai_pipeline.care.retention import ExpiryReport
 from vidurai_pipeline.care.scrub import ScrubReport
 from vidurai_pipeline.cold.archive import Archive, PublishedFile
 from vidurai_pipeline.cold.storage import Traffic
+from vidurai_pipeline.errors import NAMED
 from vidurai_pipeline.hot.backlog import Backlog
 from vidurai_pipeline.hot.schema import MEANINGS, Column
 from vidurai_pipeline.hot.store import StoreSize
@@ -109,6 +112,8 @@ LONGEST_LOCK = Label("longest lock (ms)")
 RECLAIMED_MB = Label("reclaimed (MB)")
 MERGE_STEPS = Label("search index merge steps")
 VACUUM_SECONDS = Label("vacuum (seconds)")
+#: What was asked of the object store that the archive is in; nothing of another archive.
+OBJECT_STORE = Label("object store")
 
 # q_table
 
@@ -159,8 +164,32 @@ MB_AFTER = Label("size after (MB)")
 ROWS_REWRITTEN = Label("rows written anew")
 LONGEST_ARCHIVE_LOCK = Label("longest archive lock (s)")
 
+# restore and erase
+
+RESTORED = Label("restored")
+ERASED = Label("memories")
+ALREADY_HOT = Label("already hot")
+REFUSED = Label("refused")
+#: Of some of them.
+WHY_REFUSED = Label("why")
+FILES_REWRITTEN = Label("files rewritten")
+PLACES = Label("places")
+LEFT = Label("left or refused")
+DRY_RUN = Label("dry run")
+
+# fleet_q_table
+
+ITERATIONS = Label("iterations")
+RESIDUAL = Label("residual (points)")
+STORES = Label("stores")
+STORES_LEFT_OUT = Label("stores left out")
+
 # Checks
 
+#: Stores without a good run for too long, and those that can't be used.
+BEHIND = Label("behind")
+UNUSABLE = Label("can't be used")
+LEFT_BY_LAST_RUN = Label("left by the last run")
 ROWS = Label("rows")
 #: Memories that changed after they were archived.
 CHANGED = Label("changed meanwhile")
@@ -259,14 +288,7 @@ def of_backlog(backlog: Backlog, store: Path) -> dict[str, Any]:
 def of_publish(
     published: PublishReport, files: Sequence[PublishedFile], archive: Path, seconds: float
 ) -> dict[str, Any]:
-    """What ``parquet_archive`` reports.
-
-    Args:
-        published: the step's report.
-        files: all files of the archive, the new ones among them.
-        archive: its folder.
-        seconds: how long it took.
-    """
+    """What ``parquet_archive`` reports; ``files`` are all of the archive, the new ones among them."""
     recovered = published.recovered
     months = _by_month(files)
     metadata: dict[str, Any] = {
@@ -309,16 +331,7 @@ def of_purge(
     archive: ArchiveSize,
     seconds: float,
 ) -> dict[str, Any]:
-    """What ``purged_rows`` reports.
-
-    Args:
-        purged: the step's report.
-        upkeep: what was done afterwards to keep the store small.
-        columns: the hot store's.
-        sizes: the hot store's, before the purge and after it.
-        archive: what the archive holds now.
-        seconds: how long the purge took.
-    """
+    """What ``purged_rows`` reports; ``sizes`` are the hot store's before the purge and after it."""
     before, after = sizes
     return {
         ROW_COUNT: archive.rows,
@@ -339,23 +352,12 @@ def of_purge(
 
 
 def of_traffic(archive: Archive, before: Traffic) -> dict[str, Any]:
-    """What ``purged_rows`` reports of the object store that the archive is in; nothing of another archive.
-
-    Args:
-        archive: the archive.
-        before: its traffic before the step.
-    """
-    return {"object store": archive.traffic.since(before)} if archive.working_copy else {}
+    """What ``purged_rows`` reports of an archive in an object store, since it had that traffic."""
+    return {OBJECT_STORE: archive.traffic.since(before)} if archive.working_copy else {}
 
 
 def of_dream(report: DreamReport, policy: PolicySummary, seconds: float) -> dict[str, Any]:
-    """What ``q_table`` reports.
-
-    Args:
-        report: the dream's.
-        policy: what the table in use has learned.
-        seconds: how long the dream took.
-    """
+    """What ``q_table`` reports; ``policy`` is that of the table in use."""
     return {
         ROW_COUNT: sum(len(one.values) for one in policy.states),
         COLUMN_SCHEMA: _Q_TABLE_COLUMNS,
@@ -397,11 +399,39 @@ def of_fleet(report: FleetReport, seconds: float) -> dict[str, Any]:
         EXPERIENCES_LEARNED: report.experiences,
         **_speed(report.experiences, seconds),
         STATES: report.states,
-        "iterations": report.iterations,
-        "residual (points)": report.residual,
-        "stores": _table(rows[:_SHOWN]),
-        "stores left out": bullets([f"{name}: {reason}" for name, reason in report.left_out.items()]),
+        ITERATIONS: report.iterations,
+        RESIDUAL: report.residual,
+        STORES: _table(rows[:_SHOWN]),
+        STORES_LEFT_OUT: bullets([f"{name}: {reason}" for name, reason in report.left_out.items()]),
     }
+
+
+def of_restoration(report: RestoreReport) -> dict[str, Any]:
+    """What the job ``restore`` reports."""
+    return {
+        RESTORED: report.restored,
+        ALREADY_HOT: report.already_hot,
+        REFUSED: len(report.refused),
+        WHY_REFUSED: bullets(_refused(report)),
+        FILES_REWRITTEN: report.files,
+        DRY_RUN: report.dry_run,
+    }
+
+
+def of_erasure(report: EraseReport) -> dict[str, Any]:
+    """What the job ``erase`` reports."""
+    left = [f"{place.place}: {place.how}" for place in report.places if place.left]
+    return {
+        ERASED: report.erased,
+        REFUSED: len(report.refused),
+        PLACES: bullets([f"{place.place}: {place.found:,}, {place.how}" for place in report.places]),
+        LEFT: bullets([*left, *_refused(report)]),
+        DRY_RUN: report.dry_run,
+    }
+
+
+def _refused(report: ChoiceReport) -> list[str]:
+    return [f"memory {one.id}: {one.reason}" for one in report.refused[:NAMED]]
 
 
 def of_verification(found: Verification) -> dict[str, Any]:

@@ -9,19 +9,12 @@ from vidurai_pipeline.analytics.vector_index import VectorIndex, update_vectors
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.care import health
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.defs.assets import GROUP, OWNERS, POOL, purged_rows
+from vidurai_pipeline.defs.assets import LIFECYCLE, purged_rows
 from vidurai_pipeline.defs.resources import Tiers
 from vidurai_pipeline.errors import PipelineError, plural
 
 
-@dg.asset(
-    deps=[purged_rows],
-    kinds={"python"},
-    group_name=GROUP,
-    owners=OWNERS,
-    pool=POOL,
-    output_required=False,
-)
+@dg.asset(deps=[purged_rows], kinds={"python"}, **LIFECYCLE, output_required=False)
 def search_index(context: dg.AssetExecutionContext, tiers: dg.ResourceParam[Tiers]) -> Iterator[dg.MaterializeResult]:
     """The words of all archived memories, and what they mean, by which `vidurai-pipeline search` finds them at once.
 

@@ -122,5 +122,5 @@ def _evaluation(found: StoreList, behind: list[str]) -> dg.AssetCheckEvaluation:
         passed=not (problems or behind),
         severity=dg.AssetCheckSeverity.WARN,
         description="; ".join([*([late] if behind else []), *problems]) or f"{plural(count, 'store')}, none is behind",
-        metadata={"behind": metadata.bullets(behind), "can't be used": metadata.bullets(problems)},
+        metadata={metadata.BEHIND: metadata.bullets(behind), metadata.UNUSABLE: metadata.bullets(problems)},
     )
