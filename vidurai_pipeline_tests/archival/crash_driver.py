@@ -46,6 +46,18 @@ def prepare(store: Path, folder: Path) -> tuple[Path, Path]:
     return Path(shutil.copy(store, folder / "vidurai.db")), folder / "archive"
 
 
+def flushed(store: Path, folder: Path) -> tuple[Path, Path]:
+    """As :func:`prepare`, and what waits has been flushed: for the first time by a child, from then on copied."""
+    kept = folder.with_name("flushed")
+    if not kept.exists():
+        db, archive = prepare(store, folder)
+        assert run_child(lambda: flush(db, archive)) == 0
+        folder.rename(kept)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(kept, folder)
+    return folder / "vidurai.db", folder / "archive"
+
+
 def check(before: dict, db: Path, archive: Path) -> None:
     """What must hold right after the death, and after the run that follows it."""
     for path in archive.rglob("*.parquet"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from vidurai_pipeline.archival.eraser import MemoryEraser
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import Manifests
-from vidurai_pipeline_tests.archival.crash_driver import flush, prepare
+from vidurai_pipeline_tests.archival.crash_driver import flush, flushed
 from vidurai_pipeline_tests.support.deaths import KillSwitch, run_child
 from vidurai_pipeline_tests.support.tiers import cold_rows, hot_rows
 
@@ -37,8 +37,7 @@ def main(store: Path, folder: Path, first: int, step: int) -> dict:
     others = Counter(row for id_, row in hot_rows(store).items() if id_ % 3)
     deaths, failures = 0, []
     for at in itertools.count(first, step):
-        db, archive = prepare(store, folder / "work")
-        run_child(lambda db=db, archive=archive: flush(db, archive))
+        db, archive = flushed(store, folder / "work")
         switch = KillSwitch(at)
         eraser = MemoryEraser(db, archive)
         status = run_child(lambda switch=switch, eraser=eraser: (switch.install(), eraser.erase(where="id % 3 = 0")))

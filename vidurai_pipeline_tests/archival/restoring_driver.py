@@ -19,7 +19,7 @@ from vidurai_pipeline.archival.restorer import MemoryRestorer
 from vidurai_pipeline.archival.restoring import RestoreReport
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.manifest import Manifests
-from vidurai_pipeline_tests.archival.crash_driver import flush, prepare
+from vidurai_pipeline_tests.archival.crash_driver import flush, flushed
 from vidurai_pipeline_tests.support.deaths import KillSwitch, run_child
 from vidurai_pipeline_tests.support.tiers import Row, cold_rows, hot_rows
 
@@ -69,8 +69,7 @@ def main(store: Path, folder: Path, first: int, step: int, mode: str = "") -> di
     before = unchanged(list(hot_rows(store).values()))
     deaths, failures = 0, []
     for at in itertools.count(first, step):
-        db, archive = prepare(store, folder / "work")
-        run_child(lambda db=db, archive=archive: flush(db, archive))
+        db, archive = flushed(store, folder / "work")
         switch = KillSwitch(at)
         work = into if mode else restore
         status = run_child(

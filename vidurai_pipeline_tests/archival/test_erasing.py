@@ -25,11 +25,11 @@ from vidurai_pipeline.errors import ConfigError, HotStoreError, QueryError
 from vidurai_pipeline.hot.erasing import HotEraser
 from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.drivers import drive
 from vidurai_pipeline_tests.support.reference import reference_python
 from vidurai_pipeline_tests.support.stores import Store, archived, change, changing, flush, insert
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
 
-DRIVER = "vidurai_pipeline_tests.archival.erasing_driver"
 CANARY = "zyxocanary"
 
 
@@ -406,9 +406,7 @@ def test_a_q_table_that_another_program_taught_too_is_left_and_said_so(home: Pat
     assert json.loads(table.read_bytes())["q_table"] == contents["q_table"]
 
 
-@pytest.mark.parametrize(
-    "words", ["o'canary", '"quoted" words', "'; DROP TABLE memories; --", "Кана́рейка", "金糸雀", "100%_done"]
-)
+@pytest.mark.parametrize("words", ['"quoted"; DROP TABLE memories; --', "o'Кана́рейка 金糸雀", "100%_done"])
 def test_words_of_any_kind(db: Path, words: str) -> None:
     id_ = insert(db, verbatim=f"begin {words} end", status="ACTIVE")
     hot = hot_rows(db)
@@ -478,17 +476,8 @@ def test_a_memory_that_the_store_keeps_is_reported(db: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_before_changes(sample_store: Store, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", DRIVER, str(sample_store("schema_v7")), str(tmp_path), "5", "90"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["failures"] == [], done.stderr[-10_000:]
-    assert report["deaths"] >= 2
+def test_killed_before_changes(sample_store: Store, programs: Path, tmp_path: Path) -> None:
+    assert drive(programs, "archival.erasing_driver", sample_store("schema_v7"), tmp_path, 5, 90) >= 2
 
 
 def test_the_command(home: Path) -> None:

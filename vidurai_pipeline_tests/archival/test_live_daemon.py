@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.archival.run import Run
 from vidurai_pipeline.hot.sample_store import make_store
 from vidurai_pipeline_tests.support.reference import reference_python
 
@@ -47,15 +48,15 @@ print(json.dumps({"stored": stored, "bumped": bumped, "waits": waits, "failures"
 """
 
 
-def test_no_write_fails_or_is_lost(tmp_path: Path) -> None:
+def test_no_write_fails_or_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     db = tmp_path / "vidurai.db"
-    # Enough of them for a flush in two processes.
-    made = make_store(db, 30_000, archived_share=0.9)
+    monkeypatch.setattr(Run, "rows_worth_a_process", 0)
+    made = make_store(db, 12_000, archived_share=0.9)
     con = sqlite3.connect(db)
     archived = [id_ for (id_,) in con.execute("SELECT id FROM memories WHERE status = 'ARCHIVED' ORDER BY id")]
     con.close()
     # From both ends, so that some are written to before the purge reaches them and some after.
-    touched = [*archived[-300:], *archived[:300], *archived[9_000:9_300]]
+    touched = [*archived[-300:], *archived[:300], *archived[4_000:4_300]]
     daemon = subprocess.Popen(
         [reference_python(), "-c", DAEMON, str(db), json.dumps(touched)],
         stdin=subprocess.PIPE,
@@ -66,7 +67,7 @@ def test_no_write_fails_or_is_lost(tmp_path: Path) -> None:
     assert daemon.stdout is not None
     while daemon.stdout.readline() != "ready\n":
         pass
-    result = MemoryArchiver(db, tmp_path / "archive", rows_per_file=3_000).flush_archived_memories()
+    result = MemoryArchiver(db, tmp_path / "archive", rows_per_file=1_200).flush_archived_memories()
     time.sleep(0.2)
     report = json.loads(daemon.communicate("stop\n")[0].splitlines()[-1])
 

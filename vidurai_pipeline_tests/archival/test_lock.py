@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,28 +21,30 @@ from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows
 Store = Callable[[str], Path]
 
 HOLDER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from vidurai_pipeline.cold.archive import Archive
 with Archive(Path(sys.argv[1])).lock("a long run"):
-    print("held", flush=True)
+    print(os.getpid(), flush=True)
     time.sleep(float(sys.argv[2]))
 """
 
 
 @contextmanager
-def held(archive: Path, seconds: float = 60) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", HOLDER, str(archive), str(seconds)]
+def held(programs: Path, archive: Path, seconds: float = 60) -> Iterator[int]:
+    """Another process holds the lock; gives its id."""
+    command = [programs / "python", "-c", HOLDER, str(archive), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
-        assert holder.stdout.readline() == "held\n"
-        yield holder
-        holder.kill()
+        pid = int(holder.stdout.readline())
+        yield pid
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
-def cli(db: Path, *arguments: str, timeout: float) -> subprocess.Popen[str]:
+def cli(programs: Path, db: Path, *arguments: str, timeout: float) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "vidurai_pipeline", *arguments],
+        [programs / "vidurai-pipeline", *arguments],
         env={**os.environ, "VIDURAI_HOME": str(db.parent), "VIDURAI_LOCK_TIMEOUT": str(timeout)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -52,37 +53,37 @@ def cli(db: Path, *arguments: str, timeout: float) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("command", ["flush", "run", "dream"])
-def test_says_who_is_at_work(sample_store: Callable[[str], Path], command: str) -> None:
+def test_says_who_is_at_work(sample_store: Store, programs: Path, command: str) -> None:
     db = sample_store("schema_v7")
-    with held(db.parent / "archive") as holder:
-        done = cli(db, command, timeout=0.1)
+    with held(programs, db.parent / "archive") as holder:
+        done = cli(programs, db, command, timeout=0.1)
         output, errors = done.communicate()
     assert done.returncode == 1
-    assert f"process {holder.pid} on " in errors
+    assert f"process {holder} on " in errors
     assert "(a long run), since 20" in errors
     assert "Traceback" not in output + errors
 
 
-def test_waits_for_the_other(sample_store: Callable[[str], Path]) -> None:
+def test_waits_for_the_other(sample_store: Store, programs: Path) -> None:
     db = sample_store("schema_v7")
-    with held(db.parent / "archive", 1):
+    with held(programs, db.parent / "archive", 1):
         assert MemoryArchiver(db, db.parent / "archive", lock_timeout=60).flush_archived_memories() == 71
 
 
-def test_a_dead_holder_is_no_obstacle(sample_store: Callable[[str], Path]) -> None:
+def test_a_dead_holder_is_no_obstacle(sample_store: Store, programs: Path) -> None:
     db = sample_store("schema_v7")
-    with held(db.parent / "archive") as holder:
-        os.kill(holder.pid, signal.SIGKILL)
+    with held(programs, db.parent / "archive"):
+        pass  # killed, while it holds the lock
     assert (db.parent / "archive" / ".lock.json").exists()
     assert MemoryArchiver(db, db.parent / "archive", lock_timeout=0).flush_archived_memories() == 71
     assert not (db.parent / "archive" / ".lock.json").exists()
 
 
-def test_many_at_once(sample_store: Callable[[str], Path]) -> None:
+def test_many_at_once(sample_store: Store, programs: Path) -> None:
     db = sample_store("guardian")
     before = hot_rows(db)
     commands = ["flush", "flush", "run", "dream", "flush"]
-    started = [cli(db, command, "--format", "json", timeout=120) for command in commands]
+    started = [cli(programs, db, command, "--format", "json", timeout=120) for command in commands]
     reports = []
     for command, process in zip(commands, started, strict=True):
         output, errors = process.communicate()
@@ -92,7 +93,7 @@ def test_many_at_once(sample_store: Callable[[str], Path]) -> None:
     assert_one_tier(before, db, db.parent / "archive")
 
 
-def test_held_twice_by_the_same_run(tmp_path: Path) -> None:
+def test_held_twice_by_the_same_run(programs: Path, tmp_path: Path) -> None:
     archive = Archive(tmp_path / "archive")
     with archive.lock("outer"):
         with archive.lock("inner"):
@@ -100,14 +101,17 @@ def test_held_twice_by_the_same_run(tmp_path: Path) -> None:
         holder = json.loads((tmp_path / "archive" / ".lock.json").read_text())
         assert (holder["pid"], holder["purpose"]) == (os.getpid(), "outer")
         done = subprocess.run(
-            [sys.executable, "-c", HOLDER, str(tmp_path / "archive"), "0"], capture_output=True, text=True, check=False
+            [programs / "python", "-c", HOLDER, str(tmp_path / "archive"), "0"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert LockedError.__name__ in done.stderr
 
 
-def test_an_unsigned_lock_is_a_lock_all_the_same(sample_store: Callable[[str], Path]) -> None:
+def test_an_unsigned_lock_is_a_lock_all_the_same(sample_store: Store, programs: Path) -> None:
     db = sample_store("schema_v7")
-    with held(db.parent / "archive"):
+    with held(programs, db.parent / "archive"):
         (db.parent / "archive" / ".lock.json").write_text("{half writ")
         began = time.monotonic()
         with pytest.raises(LockedError, match="another process"):

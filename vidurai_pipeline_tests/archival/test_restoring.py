@@ -3,8 +3,6 @@
 import json
 import shutil
 import sqlite3
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
@@ -21,11 +19,10 @@ from vidurai_pipeline.errors import ArchiveError, ConfigError, QueryError
 from vidurai_pipeline.hot.restoring import RestoreOptions
 from vidurai_pipeline_tests.archival.restoring_driver import unchanged
 from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.drivers import drive
 from vidurai_pipeline_tests.support.reference import run_reference
 from vidurai_pipeline_tests.support.stores import Store, archived, change, flush
 from vidurai_pipeline_tests.support.tiers import cold_rows, hot_rows
-
-DRIVER = "vidurai_pipeline_tests.archival.restoring_driver"
 
 
 def restore(db: Path, *ids: int, options: RestoreOptions | None = None) -> RestoreReport:
@@ -86,20 +83,11 @@ def test_any_memories_come_back_and_nothing_else_moves(sample_store: Store, chos
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [("1", "7"), ("1", "50", "into")])
+@pytest.mark.parametrize("arguments", [(1, 11), (1, 50, "into")])
 def test_killed_before_calls_into_file_system_or_sqlite(
-    sample_store: Store, tmp_path: Path, arguments: tuple[str, ...]
+    sample_store: Store, programs: Path, tmp_path: Path, arguments: tuple[object, ...]
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", DRIVER, str(sample_store("schema_v7")), str(tmp_path), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["failures"] == [], done.stderr[-10_000:]
-    assert report["deaths"] > 5
+    assert drive(programs, "archival.restoring_driver", sample_store("schema_v7"), tmp_path, *arguments) > 5
 
 
 def test_an_expired_memory_no_longer_expires(db: Path) -> None:

@@ -2,10 +2,7 @@
 
 import contextlib
 import errno
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +29,7 @@ from vidurai_pipeline.errors import ArchiveError, ConfigError
 from vidurai_pipeline.rl.dreamer import DreamCycle
 from vidurai_pipeline_tests.support.archives import BASE, experience, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.drivers import drive
 from vidurai_pipeline_tests.support.reference import run_reference
 from vidurai_pipeline_tests.support.stores import change
 
@@ -404,13 +402,8 @@ def test_two_at_once(archive: Archive) -> None:
 
 
 @pytest.mark.slow
-def test_killed_before_every_call(archive: Archive, tmp_path: Path) -> None:
-    driver = [sys.executable, "-m", "vidurai_pipeline_tests.cold.rewriting_driver"]
-    command = [*driver, str(archive.root), str(tmp_path / "work"), "compact", "12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
-    result = json.loads(done.stdout)
-    assert result["failures"] == [], done.stderr
-    assert result["deaths"] > 5
+def test_killed_before_every_call(archive: Archive, programs: Path, tmp_path: Path) -> None:
+    assert drive(programs, "cold.rewriting_driver", archive.root, tmp_path / "work", "compact", 12) > 5
 
 
 # -- what others make of it --------------------------------------------------------------------------------------------

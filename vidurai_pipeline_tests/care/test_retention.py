@@ -1,12 +1,8 @@
 """Memories that are older than the rules allow leave the archive, once and for all; nothing else does."""
 
 import errno
-import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +26,7 @@ from vidurai_pipeline.settings import RetentionRule
 from vidurai_pipeline_tests.rl.dreams import dream, failed, generated, learned
 from vidurai_pipeline_tests.support.archives import BASE, OWN, memory, write_file
 from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.drivers import drive
 from vidurai_pipeline_tests.support.stores import Store, change, flush, insert
 from vidurai_pipeline_tests.support.tiers import hot_rows
 
@@ -292,31 +289,19 @@ def test_tombstones_hold_no_text(store: Path) -> None:
 # What goes wrong on the way
 
 
-def assert_no_death_matters(mode: str, home: Path, work: Path, every: int) -> None:
-    driver = [sys.executable, "-m", "vidurai_pipeline_tests.care.retention_driver"]
-    done = subprocess.run(
-        [*driver, mode, str(home), str(work), str(every)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=dict(os.environ),
-    )
-    result = json.loads(done.stdout)
-    assert result["failures"] == [], done.stderr
-    assert result["deaths"] > 5
-
-
 @pytest.mark.slow
-def test_an_expiry_is_killed_before_every_change(tmp_path: Path) -> None:
+def test_an_expiry_is_killed_before_every_change(programs: Path, tmp_path: Path) -> None:
     for month, first in (("2026-01", 0), ("2026-02", 20)):
         for start in (first, first + 10):
             rows = [memory(n, salience="NOISE" if n % 3 else "LOW") for n in range(start, start + 10)]
             write_file(tmp_path / "home/archive", rows, f"memories_20260101_0000{start}.parquet", month=month)
-    assert_no_death_matters("expire", tmp_path / "home", tmp_path / "work", 9)
+    assert drive(programs, "care.retention_driver", "expire", tmp_path / "home", tmp_path / "work", 9) > 5
 
 
 @pytest.mark.slow
-def test_the_flush_of_a_restored_store_is_killed_before_every_change(store: Path, tmp_path: Path) -> None:
+def test_the_flush_of_a_restored_store_is_killed_before_every_change(
+    store: Path, programs: Path, tmp_path: Path
+) -> None:
     change(store, "DELETE FROM memories WHERE id > 40")
     backup = tmp_path / "backup.db"
     shutil.copy(store, backup)
@@ -325,7 +310,7 @@ def test_the_flush_of_a_restored_store_is_killed_before_every_change(store: Path
     for path in store.parent.glob("vidurai.db*"):
         path.unlink()
     shutil.copy(backup, store)
-    assert_no_death_matters("flush", store.parent, tmp_path / "work", 4)
+    assert drive(programs, "care.retention_driver", "flush", store.parent, tmp_path / "work", 4) > 5
 
 
 def test_a_damaged_month_stops_no_other(tmp_path: Path) -> None:

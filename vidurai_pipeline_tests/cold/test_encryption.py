@@ -4,8 +4,6 @@ import base64
 import json
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +24,7 @@ from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.cold import rewriting_driver
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.cli import cli, loads
+from vidurai_pipeline_tests.support.drivers import drive
 from vidurai_pipeline_tests.support.encrypted import CANARY, hold_canary
 from vidurai_pipeline_tests.support.stores import Store, change, flush, insert
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, cold_rows, hot_rows
@@ -378,24 +377,12 @@ def test_the_key_file_does_not_lie_in_the_archive(home: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_killed_at_some_calls_with_a_key(sample_store: Store, tmp_path: Path, key_file: Path) -> None:
-    driver = [sys.executable, "-m", "vidurai_pipeline_tests.archival.crash_driver", "random"]
-    done = subprocess.run(
-        [*driver, str(sample_store("schema_v7")), str(tmp_path), "7", "6"], capture_output=True, text=True, check=True
-    )
-    result = json.loads(done.stdout)
-    assert result["failures"] == [], done.stderr
-    assert result["deaths"]
+def test_killed_at_some_calls_with_a_key(sample_store: Store, programs: Path, tmp_path: Path, key_file: Path) -> None:
+    assert drive(programs, "archival.crash_driver", "random", sample_store("schema_v7"), tmp_path, 7, 6)
 
 
 @pytest.mark.slow
-def test_a_rekeying_killed_at_some_calls(home: Path, tmp_path: Path, key_file: Path) -> None:
+def test_a_rekeying_killed_at_some_calls(home: Path, programs: Path, tmp_path: Path, key_file: Path) -> None:
     flush(home / "vidurai.db")
     add_key(key_file)
-    driver = [sys.executable, "-m", "vidurai_pipeline_tests.cold.rewriting_driver"]
-    done = subprocess.run(
-        [*driver, str(home / "archive"), str(tmp_path / "work"), "-", "17"], capture_output=True, text=True, check=True
-    )
-    result = json.loads(done.stdout)
-    assert result["failures"] == [], done.stderr
-    assert result["deaths"] > 1
+    assert drive(programs, "cold.rewriting_driver", home / "archive", tmp_path / "work", "-", 17) > 1

@@ -1,7 +1,5 @@
 """The archive in an object store: a real server, broken at one request after the other, and every memory counted."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +7,8 @@ import pytest
 
 from vidurai_pipeline.cold.storage import ObjectStorage
 from vidurai_pipeline_tests.support import object_store
-from vidurai_pipeline_tests.support.cli import cli_process
+from vidurai_pipeline_tests.support.cli import cli
+from vidurai_pipeline_tests.support.drivers import run_module
 from vidurai_pipeline_tests.support.tiers import hot_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
@@ -32,6 +31,7 @@ def environment(proxy: object_store.Proxy, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize(
     ("scenario", "numbers"),
     [
@@ -50,14 +50,9 @@ def environment(proxy: object_store.Proxy, monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_object_store(
-    proxy: object_store.Proxy, environment: None, tmp_path: Path, scenario: str, numbers: list[int]
+    proxy: object_store.Proxy, programs: Path, tmp_path: Path, scenario: str, numbers: list[int]
 ) -> None:
-    driver = [sys.executable, "-m", "vidurai_pipeline_tests.cold.object_store_driver"]
-    place = [str(proxy.folder), str(proxy.port), str(tmp_path)]
-    done = subprocess.run(
-        [*driver, scenario, *place, *map(str, numbers)], capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_module(programs, "cold.object_store_driver", scenario, proxy.folder, proxy.port, tmp_path, *numbers)
 
 
 UNUSABLE = {
@@ -84,7 +79,7 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_touched(
             variables["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{object_store.free_port()}"
         case _:
             ObjectStorage(url).write("holiday/photo.jpg", b"picture")
-    done = cli_process("flush", **variables)
+    done = cli("flush", **variables)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

@@ -1,9 +1,5 @@
 """A month's files are written anew: every row once, at every moment."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +17,7 @@ from vidurai_pipeline.cold.rewriting import rewrite_folder
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 from vidurai_pipeline_tests.cold import rewriting_driver
 from vidurai_pipeline_tests.support.archives import memory, write_file
+from vidurai_pipeline_tests.support.drivers import drive
 from vidurai_pipeline_tests.support.stores import change
 
 
@@ -119,16 +116,6 @@ def test_rows_leave(archive: Archive) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leaves", [False, True])
-def test_killed_before_every_call(archive: Archive, tmp_path: Path, leaves: bool) -> None:
+def test_killed_before_every_call(archive: Archive, programs: Path, tmp_path: Path, leaves: bool) -> None:
     id_ = pq.read_table(archive.root / list_files(archive.root)[0].relative)["id"][0].as_py() if leaves else "-"
-    driver = [sys.executable, "-m", "vidurai_pipeline_tests.cold.rewriting_driver"]
-    done = subprocess.run(
-        [*driver, str(archive.root), str(tmp_path / "work"), str(id_), "3"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=dict(os.environ),
-    )
-    result = json.loads(done.stdout)
-    assert result["failures"] == [], done.stderr
-    assert result["deaths"] > 5
+    assert drive(programs, "cold.rewriting_driver", archive.root, tmp_path / "work", id_, 3) > 5
