@@ -8,7 +8,6 @@ outcome is good.
 """
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -106,15 +105,20 @@ _EACH_VERSION = {
 }
 
 
-def require_sound(archive_base: Path, files: Sequence[ArchiveFile]) -> None:
-    """Make sure that files, and the archive's tombstones, are what was written.
+Files = tuple[ArchiveFile, ...]
+
+
+def sound_files(archive_base: Path) -> tuple[Files, Files]:
+    """List the files without a pending mark, and the tombstones, having made sure that all are what was written.
 
     Raises:
         ArchiveError: one of them is not.
     """
-    manifests = Manifests(archive_base)
-    if flaws := [*manifests.damaged(files), *manifests.altered(files), *Tombstones(archive_base).damaged()]:
+    manifests, tombstones = Manifests(archive_base), Tombstones(archive_base)
+    files = list_files(archive_base)
+    if flaws := [*manifests.damaged(files), *manifests.altered(files), *tombstones.damaged()]:
         raise ArchiveError(f"{flaw_message(archive_base, flaws)}; nothing was learned", FLAW_ADVICE)
+    return list_settled(archive_base), tombstones.files()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,25 +148,18 @@ class ArchiveReader:
         Raises:
             ArchiveError: a file is damaged, or the archive can't be read.
         """
-        tombstones = Tombstones(self.base)
         for attempt in range(1, _READ_ATTEMPTS + 1):
             refresh(self.base)
-            files = list_files(self.base)
+            before = list_files(self.base), Tombstones(self.base).files()
             try:
-                require_sound(self.base, files)
-            except ArchiveError:
-                if attempt == _READ_ATTEMPTS or list_files(self.base) == files:
-                    raise
-                continue
-            settled, removed = self._listing(list_settled(self.base)), self._listing(tombstones.files())
-            settled.require_keys()
-            try:
+                settled, removed = map(self._listing, sound_files(self.base))
+                settled.require_keys()
                 self._fill(settled, removed)
                 return
-            except duckdb.Error as error:
-                unchanged = (list_settled(self.base), tombstones.files()) == (settled.files, removed.files)
+            except (ArchiveError, duckdb.Error) as error:
+                unchanged = before == (list_files(self.base), Tombstones(self.base).files())
                 if attempt == _READ_ATTEMPTS or unchanged:
-                    raise self.unreadable(error) from None
+                    raise (self.unreadable(error) if isinstance(error, duckdb.Error) else error) from None
 
     def unreadable(self, error: duckdb.Error) -> ArchiveError:
         """What was wrong and what to do; without DuckDB's own text, which may quote a value."""
@@ -181,7 +178,7 @@ class ArchiveReader:
             "raise the limit or free some space",
         )
 
-    def _listing(self, files: tuple[ArchiveFile, ...]) -> Listing:
+    def _listing(self, files: Files) -> Listing:
         return Listing.readable(self.base, files, lambda: self.scratch, self.keys)
 
     def _fill(self, settled: Listing, removed: Listing) -> None:

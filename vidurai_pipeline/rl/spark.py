@@ -10,10 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vidurai_pipeline.cold.files import make_present
-from vidurai_pipeline.cold.listing import list_files, list_settled
-from vidurai_pipeline.cold.tombstones import Tombstones
 from vidurai_pipeline.errors import ArchiveError, ConfigError
-from vidurai_pipeline.rl.archive_query import level_of, require_sound
+from vidurai_pipeline.rl.archive_query import level_of, sound_files
 from vidurai_pipeline.rl.dataset import HELD_OUT
 from vidurai_pipeline.rl.inference import CHARACTERS_PER_TOKEN, IMPORTANCES, MAX_TOKENS
 from vidurai_pipeline.rl.stores import NO_NAME, Store
@@ -74,13 +72,17 @@ def count_with_spark(settings: Settings, stores: Sequence[Store]) -> None:
     by_name: dict[str, Store] = {}
     for store in stores:
         try:
-            settled, tombstones = _files_of(store)
+            settled, tombstones = sound_files(store.archive)
+            if any(file.key for file in settled):
+                raise ArchiveError(f"{store.archive} is encrypted, and Spark has no keys", "unset VIDURAI_SPARK_MASTER")
+            for file in (*settled, *tombstones):
+                make_present(store.archive / file.relative)
         except ArchiveError as error:
             store.left_out = str(error)
-        else:
-            by_name[store.name] = store
-            files += settled
-            removed += tombstones
+            continue
+        by_name[store.name] = store
+        files += [f"{store.archive.absolute()}/{file.relative}" for file in settled]
+        removed += [f"{store.archive.absolute()}/{file.relative}" for file in tombstones]
     sources = [(paths, *how) for paths, how in ((files, _FILES), (removed, _TOMBSTONES)) if paths]
     if not sources:
         return
@@ -98,18 +100,6 @@ def count_with_spark(settings: Settings, stores: Sequence[Store]) -> None:
                 store.held_out[row.code] = row.held_out
 
 
-def _files_of(store: Store) -> tuple[list[str], list[str]]:
-    """A store's files and tombstones."""
-    require_sound(store.archive, list_files(store.archive))
-    settled, removed = list_settled(store.archive), Tombstones(store.archive).files()
-    if any(file.key for file in settled):
-        raise ArchiveError(f"{store.archive} is encrypted, and Spark has no keys", "unset VIDURAI_SPARK_MASTER")
-    for file in (*settled, *removed):
-        make_present(store.archive / file.relative)
-    paths = [[f"{store.archive.absolute()}/{file.relative}" for file in found] for found in (settled, removed)]
-    return paths[0], paths[1]
-
-
 @contextlib.contextmanager
 def _session(settings: Settings) -> Iterator["SparkSession"]:
     """A session of its own, or the one that this process has."""
@@ -123,6 +113,7 @@ def _session(settings: Settings) -> Iterator["SparkSession"]:
             "install `vidurai-pipeline[spark]`, or unset it to count with DuckDB",
         ) from None
     running = SparkSession.getActiveSession()
+    spark = None
     try:
         spark = running or (
             SparkSession.builder.master(settings.spark_master or "local[*]")
@@ -132,19 +123,18 @@ def _session(settings: Settings) -> Iterator["SparkSession"]:
             .config("spark.log.level", "OFF")
             .getOrCreate()
         )
-    except (PySparkException, Py4JError, OSError):
-        raise ConfigError(
-            f"VIDURAI_SPARK_MASTER={settings.spark_master!r}: Spark does not start",
-            "name a master such as local[4] or spark://host:7077, and install Java 17 or later",
-        ) from None
-    try:
         yield spark
-    except (PySparkException, Py4JError) as error:  # whose text may quote a value; its name does not
+    except (PySparkException, Py4JError, OSError) as error:  # whose text may quote a value; its name does not
+        if spark is None:
+            raise ConfigError(
+                f"VIDURAI_SPARK_MASTER={settings.spark_master!r}: Spark does not start",
+                "name a master such as local[4] or spark://host:7077, and install Java 17 or later",
+            ) from None
         name = re.search(r"\[([A-Z_.]+)\]", str(error))
         raise ArchiveError(
             f"Spark could not count what is in {settings.archive_path} ({name[1] if name else type(error).__name__})",
             "let its workers see the files under the same paths, or unset VIDURAI_SPARK_MASTER: DuckDB reads more",
         ) from None
     finally:
-        if running is None:
+        if running is None and spark is not None:
             spark.stop()

@@ -226,13 +226,14 @@ class TrainingRun:
             trainer.train(*plan.besides, limit=self.limit)
         cuts = [] if newest_first else sorted({self.now, *(plan.again or ())})
         inner = [cut for cut in cuts if plan.start is None or cut > plan.start]
-        first = self.experiences.nth(self.experiences.count(None, self.now) + 1)
-        ahead = before.ahead if first is not None and self._is_exact(before) else None
+        in_time = self.experiences.count(None, self.now)
+        first = self.experiences.nth(in_time + 1) if self._is_exact(before) else None
+        ahead = first and before.ahead
         for start, end in itertools.pairwise([plan.start, *inner, None]):
-            if start == self.now and first is not None and self._is_exact(before):
+            if start == self.now and first is not None:
                 ahead = Ahead(
                     first,
-                    reached=self.experiences.nth(self.experiences.count(None, self.now)),
+                    reached=self.experiences.nth(in_time),
                     settled=before.settled + trainer.learned,
                     table={state: dict(row) for state, row in policy.q_table.items()},
                     total_reward=policy.total_reward,
