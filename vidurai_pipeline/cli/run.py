@@ -16,6 +16,7 @@ from vidurai_pipeline.care.health import other_store
 from vidurai_pipeline.cli import output
 from vidurai_pipeline.cli.options import format_option
 from vidurai_pipeline.defs import metadata
+from vidurai_pipeline.defs.build import build_definitions
 from vidurai_pipeline.defs.failures import described, innermost
 from vidurai_pipeline.defs.instance import dagster_instance
 from vidurai_pipeline.defs.resources import BUSY_RETRIES_TAG
@@ -115,8 +116,6 @@ class RunReport:
 
 def run_maintenance(settings: Settings) -> RunReport:
     """Run the maintenance job to its end."""
-    from vidurai_pipeline.definitions import build_definitions  # noqa: PLC0415  (reads the settings too)
-
     began = time.monotonic()
     with output.ProgressLine() as progress:
         # The settings that Dagster judges come before anything is made.

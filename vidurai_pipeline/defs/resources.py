@@ -126,12 +126,8 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
             with readable_failures():
                 stack.enter_context(open_archive(one).lock(run, one.lock_timeout))
             yield
-            if (
-                context.run
-                and context.log
-                and context.instance
-                and (done := what_was_done(context.instance, context.run.run_id))
-            ):
+            done = what_was_done(context.instance, context.run.run_id) if context.instance and context.run else None
+            if done and context.log:
                 context.log.info(done)
 
     @dg.resource(
@@ -164,7 +160,7 @@ def build_resources(settings: Settings, progress: Progress | None = None) -> dic
         "archive_lock": archive_lock,
         "archiver": archiver,
         "dream": dream,
-        "tiers": Tiers(settings) if settings.stores is None else tiers,
+        "tiers": tiers,
         "fleet": Fleet(settings),
         "duckdb": ArchiveReader(database=":memory:", connection_config=limits),
     }

@@ -38,7 +38,6 @@ IMPORTS = (
     "vidurai_pipeline.archival.restorer",
     "vidurai_pipeline.care.compaction",
     "vidurai_pipeline.cli.run",
-    "vidurai_pipeline.definitions",
     "vidurai_pipeline.rl.dreamer",
 )
 
