@@ -38,15 +38,17 @@ def doctor(form: str) -> None:
 
     For example: vidurai-pipeline doctor --format json
     """
-    findings = list(examine(load_settings()))
-    output.end_with(int(any(finding.status == "failed" for finding in findings)))
-    if form == "json":
-        output.print_json([asdict(finding) for finding in findings])
-        return
+    findings = [asdict(finding) for finding in examine(load_settings())]
+    output.answer(form, findings, print_findings, success=all(finding["status"] != "failed" for finding in findings))
+
+
+def print_findings(findings: list[dict[str, str]]) -> None:
+    """Print a line for each finding."""
     for finding in findings:
-        colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding.status]
-        detail = finding.detail.replace("\n", "\\n")  # a path may hold one
-        click.echo(f"{click.style(f'{finding.status:<8}', fg=colour)}{finding.check}: {detail}")
+        colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding["status"]]
+        detail = finding["detail"].replace("\n", "\\n")  # a path may hold one
+        status = click.style(finding["status"].ljust(8), fg=colour)
+        click.echo(f"{status}{finding['check']}: {detail}")
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 from rich.cells import cell_len
@@ -25,15 +25,7 @@ if TYPE_CHECKING:
     from vidurai_pipeline.archival.report import ChoiceReport
 
 
-class HasDict(Protocol):
-    """A report that can be printed as JSON."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """It, as JSON's types."""
-        ...
-
-
-Report = TypeVar("Report", bound=HasDict)
+Report = TypeVar("Report")
 _EXIT_CODE = "vidurai_pipeline.exit_code"
 _LAST_STANDARD = 2
 _ROWS_PER_TABLE = 1_000
@@ -272,10 +264,10 @@ def exit_code() -> int:
 
 
 def answer(form: str, report: Report, show: Callable[[Report], None], *, success: bool = True) -> None:
-    """Print a report as JSON or as ``show`` does; without success, the command ends with exit code 1."""
+    """Print a report as JSON (its ``to_dict()`` where it has one) or as ``show`` does; no success is exit code 1."""
     end_with(int(not success))
     if form == "json":
-        print_json(report.to_dict())
+        print_json(getattr(report, "to_dict", lambda: report)())
     else:
         show(report)
 

@@ -49,11 +49,7 @@ def stats(form: str) -> None:
     For example: vidurai-pipeline stats --format json
     """
     view = overview(load_settings())
-    output.end_with(int(any("error" in tier for tier in view.values())))
-    if form == "json":
-        output.print_json(view)
-    else:
-        print_overview(view)
+    output.answer(form, view, print_overview, success=not any("error" in tier for tier in view.values()))
 
 
 def overview(settings: Settings) -> dict[str, dict[str, Any]]:
