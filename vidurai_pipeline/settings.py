@@ -86,7 +86,7 @@ OBJECT_STORES = {"s3": "s3://bucket/prefix", "gs": "gs://bucket/prefix", "az": "
 
 
 def _place(value: Any) -> Path | str:
-    if not isinstance(value, str) or "://" not in value:
+    if not isinstance(value, str) or not (_ADDRESS.match(value) or value.startswith(("s3:", "gs:", "az:"))):
         return _path(Path(value))
     address = urlsplit(value)
     if address.scheme not in OBJECT_STORES or not address.netloc:

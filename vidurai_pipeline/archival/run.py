@@ -424,6 +424,7 @@ class Run:
             path = self.archive.root / file.relative
             try:
                 overlaps = self.archive.may_hold_ids(file, lowest, highest) and self._holds_waiting(path)
+                overlaps = overlaps and self.archive.is_stored(file)
             except (OSError, pa.ArrowException, MissingKeyError):
                 # Nothing to rely on, like a broken file; queries and the self-test name it.
                 continue

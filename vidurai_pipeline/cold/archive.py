@@ -450,15 +450,21 @@ class Archive:
         path = self.root / file.relative
         if self.working_copy is None:
             return digest_file(path, from_disk=True)
+        entry = self.manifests.entry(file.relative)
         try:
             data = self.working_copy.read(file.relative)
         except FileNotFoundError:
-            if is_placeholder(path) or not path.exists() or self.manifests.entry(file.relative) is None:
+            if is_placeholder(path) or not path.exists() or entry is None:
                 raise
             raise OSError(errno.EIO, "it is gone from the bucket; the next run puts it back from here") from None
         sha256 = hashlib.sha256(data).hexdigest()
-        self.working_copy.require_sound(path, sha256)
+        if entry is not None and entry.allows(sha256):
+            self.working_copy.require_sound(path, sha256)
         return sha256, len(data), path.stat().st_mtime_ns
+
+    def is_stored(self, file: ArchiveFile) -> bool:
+        """Whether the bucket that the archive is in, if any, holds a file as it is here."""
+        return self.working_copy is None or self.digest(file)[0] == digest_file(self.root / file.relative)[0]
 
     def count_rows(self, path: Path) -> int:
         """How many rows a file holds, by its footer.

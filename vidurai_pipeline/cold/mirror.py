@@ -54,11 +54,7 @@ class Mirror(Archive):
             yield
 
     def sweep(self) -> int:
-        """Remove what a killed run left half written; see :meth:`Archive.sweep`.
-
-        Raises:
-            ArchiveError: the mirror can't be used.
-        """
+        """Remove what a killed run left half written; see :meth:`Archive.sweep`."""
         with self._usable():
             return super().sweep()
 
@@ -70,9 +66,6 @@ class Mirror(Archive):
         Args:
             contents: the file as it was read, and found to be what was written.
             mark: its mark; another file that it allows may be replaced.
-
-        Raises:
-            ArchiveError: the mirror can't be used, or the copy did not read back equal.
         """
         with self._usable():
             known = self.manifests.entry(mark.file)
@@ -82,11 +75,7 @@ class Mirror(Archive):
                 self.manifests.record(mark.file, entry)
 
     def withdraw(self, mark: Pending) -> None:
-        """Let go of a pending file of which nothing is left in the archive, because all its memories are still hot.
-
-        Raises:
-            ArchiveError: the mirror can't be used.
-        """
+        """Let go of a pending file of which nothing is left in the archive, because all its memories are still hot."""
         with self._usable():
             self._remove({mark.file: mark.sha256})
 
@@ -103,9 +92,6 @@ class Mirror(Archive):
 
         Returns:
             whether nothing is left to do.
-
-        Raises:
-            ArchiveError: the mirror can't be used.
         """
         until = time.monotonic() + seconds
         with self._usable():
@@ -129,11 +115,7 @@ class Mirror(Archive):
         return True
 
     def sync_tombstones(self) -> list[str]:
-        """Have the sound tombstones of either side on both; returns the files that were put in place.
-
-        Raises:
-            ArchiveError: one of the sides can't be used.
-        """
+        """Have the sound tombstones of either side on both; returns the files that were put in place."""
         made = []
         for source, target in ((self.archive, self), (self, self.archive)):
             sound = self._sound_tombstones(target)
@@ -180,11 +162,7 @@ class Mirror(Archive):
         return unrecorded + sum(1 for folder in manifests.folders(files) for _ in self._lacking(folder))
 
     def refresh(self) -> None:
-        """See what the mirror holds now, and refuse a place that is not this archive's mirror; see :meth:`require`.
-
-        Raises:
-            ArchiveError: it can't be used.
-        """
+        """See what the mirror holds now, and refuse a place that is not this archive's mirror; see :meth:`require`."""
         if self.working_copy is not None:
             self.working_copy.pull()
         self.require()
@@ -292,11 +270,7 @@ def open_archive(settings: Settings, root: Path | None = None) -> Archive:
 
 
 def open_root(settings: Settings) -> Path:
-    """The folder of the archive, or of the archives of all stores, as their bucket has them now.
-
-    Raises:
-        ArchiveError: the bucket can't be read.
-    """
+    """The folder of the archive, or of the archives of all stores, as their bucket has them now."""
     if isinstance(settings.archive, str):
         if settings.store_name is None:
             open_archive(settings)

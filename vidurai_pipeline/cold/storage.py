@@ -114,11 +114,7 @@ class ObjectStorage:
         return obstore
 
     def objects(self) -> dict[str, StoredObject]:
-        """All objects by key, which is relative to the prefix.
-
-        Raises:
-            ArchiveError: the store can't be asked.
-        """
+        """All objects by key, which is relative to the prefix."""
 
         def pages() -> list[list[Any]]:
             return [list(page) for page in self._store.list(chunk_size=_PAGE)]
@@ -128,11 +124,7 @@ class ObjectStorage:
         return {meta["path"]: StoredObject.of(meta) for page in found for meta in page}
 
     def folders(self) -> list[str]:
-        """What the keys right below the prefix begin with, up to their first slash.
-
-        Raises:
-            ArchiveError: the store can't be asked.
-        """
+        """What the keys right below the prefix begin with, up to their first slash."""
         self.traffic.lists += 1
         return [name.strip("/") for name in self._asked(self._store.list_with_delimiter)["common_prefixes"]]
 
@@ -216,11 +208,7 @@ class ObjectStorage:
         self._store.put(key, data, mode=mode, use_multipart=False)
 
     def clock(self) -> datetime:
-        """What time it is for the store, by an object that is removed again.
-
-        Raises:
-            ArchiveError: the store can't be asked.
-        """
+        """What time it is for the store, by an object that is removed again."""
         key = f".probe-{uuid.uuid4().hex}"
         now = self.write(key, b"1").modified
         self.delete([key])
@@ -249,11 +237,7 @@ class ObjectStorage:
             self.delete([key])
 
     def delete(self, keys: Collection[str]) -> None:
-        """Delete objects; those that are not there are no matter.
-
-        Raises:
-            ArchiveError: the store can't be asked.
-        """
+        """Delete objects; those that are not there are no matter."""
         for key in keys:
             self.traffic.deletes += 1
             try:

@@ -137,9 +137,6 @@ class WorkingCopy:
             root: the folder.
             url: the archive's address.
             machine: a file that holds this machine's id, outside of the working copy; made if it is not there.
-
-        Raises:
-            ArchiveError: it can't be made.
         """
         make_folder(root)
         for path, content in ((machine, uuid.uuid4().hex), (root / RECORD, json.dumps({"url": url, "synced": {}}))):
@@ -283,11 +280,7 @@ class WorkingCopy:
     # From the bucket
 
     def pull(self) -> None:
-        """Bring the working copy in line with the bucket, unless a run of this machine is at work, which does that.
-
-        Raises:
-            ArchiveError: the bucket can't be read, or holds no archive.
-        """
+        """Bring the working copy in line with the bucket, unless a run of this machine is at work, which does that."""
         self._load()
         seen = bool(self._synced)
         try:
@@ -311,7 +304,7 @@ class WorkingCopy:
                 for key in sorted({key for key in self._objects if _STATE.fullmatch(key)} | set(self._synced)):
                     self._pull_state(key)
                 # What a manifest names came after the listing, perhaps.
-                if attempt == 2 or not self._recorded() - self._objects.keys():
+                if attempt == 2 or self._recorded() <= self._objects.keys():
                     break
             self._place_files()
         if self._synced != before:
@@ -397,19 +390,16 @@ class WorkingCopy:
         return False
 
     def _recorded(self) -> set[str]:
-        return {_key(folder, name) for folder in self._folders() for name in self._manifests.of(folder).entries}
-
-    def _folders(self) -> set[str]:
-        named = {"", *(key.rpartition("/")[0] for key in self._objects if _PARQUET.fullmatch(key))}
-        return named.union(*(self._manifests.of(folder).folders for folder in named))
+        folders = {"", *(key.rpartition("/")[0] for key in self._objects if _PARQUET.fullmatch(key))}
+        folders = folders.union(*(self._manifests.of(folder).folders for folder in folders))
+        return {_key(folder, name) for folder in folders for name in self._manifests.of(folder).entries}
 
     def _place_files(self) -> None:
         """Let a placeholder stand for each file of the bucket whose content is not here, and for no other."""
-        objects = {key: found for key, found in self._objects.items() if _PARQUET.fullmatch(key)}
         here = {file.relative: file for file in list_files(self.root)}
-        for key, found in objects.items():
+        for key, found in self._objects.items():
             folder, _, name = key.rpartition("/")
-            if not self._counts(folder, name):
+            if not _PARQUET.fullmatch(key) or not self._counts(folder, name):
                 continue
             entry, file = self._manifests.of(folder).entries.get(name), here.pop(key, None)
             size = entry.bytes if entry else found.size
@@ -445,7 +435,7 @@ class WorkingCopy:
             ArchiveError: it can't be brought, or is not what was recorded.
         """
         self.keep()
-        relative = self._relative(path)
+        relative = str(path.absolute().relative_to(self.root))
         data = self.read(relative)
         known = self._manifests.entry(relative) or self._marks.of(path.name)
         if known is not None and not known.allows(hashlib.sha256(data).hexdigest()):
@@ -460,29 +450,16 @@ class WorkingCopy:
                 beside.replace(path)
 
     def fetch_parts(self, path: Path) -> None:
-        """Bring of a placeholder what its memories are known by: the footer, and the columns ``IDENTIFYING``.
-
-        Raises:
-            FileNotFoundError: the bucket does not have it.
-            ArchiveError: it can't be brought.
-        """
-        found = path.stat()
+        """Bring of a placeholder what its memories are known by: the footer, and the columns ``IDENTIFYING``."""
+        found, relative = path.stat(), str(path.absolute().relative_to(self.root))
 
         def fill(kept: BinaryIO) -> None:
-            with KeyRing().open(path, self.storage.open(self._relative(path), found.st_size, kept)) as parquet:
+            with KeyRing().open(path, self.storage.open(relative, found.st_size, kept)) as parquet:
                 names = parquet.schema_arrow.names
                 parquet.read([name for name in IDENTIFYING if name in names], use_threads=False)
 
-        try:
-            with archive_errors(path):
-                make_placeholder(path, found.st_size, found.st_mtime_ns, fill)
-        except ArchiveError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise error.__cause__ from None
-            raise
-
-    def _relative(self, path: Path) -> str:
-        return str(path.absolute().relative_to(self.root))
+        with archive_errors(path):
+            make_placeholder(path, found.st_size, found.st_mtime_ns, fill)
 
     def fetch_all(self, needed: Callable[[ArchiveFile], bool] = lambda _: True, *, damaged: bool = False) -> None:
         """Bring the content of files that the bucket holds now and is not here, several at a time.
@@ -490,9 +467,6 @@ class WorkingCopy:
         Args:
             needed: says of which files it is needed; of others that are large, :meth:`fetch_parts` will do.
             damaged: go on with the others where one can't be brought.
-
-        Raises:
-            ArchiveError: one can't be brought.
         """
         self.keep()
         for _ in range(_CHANGES):
@@ -503,10 +477,10 @@ class WorkingCopy:
                 for answer in [pool.submit(fetch, path) for fetch, path in self._fetches(absent, needed)]:
                     try:
                         answer.result()
-                    except FileNotFoundError:  # by another machine, which rewrote it
-                        withdrawn = True
-                    except ArchiveError:
-                        if not damaged:
+                    except (ArchiveError, FileNotFoundError) as error:
+                        if isinstance(error.__cause__ or error, FileNotFoundError):
+                            withdrawn = True  # by another machine, which rewrote it
+                        elif not damaged:
                             raise
             if not withdrawn:
                 return
@@ -666,14 +640,12 @@ class WorkingCopy:
 
     def _remove_replaced(self) -> None:
         """Remove what the manifests, as the bucket has them, say was replaced."""
-        gone = [
-            key
-            for key in self._objects
-            if _PARQUET.fullmatch(key)
-            and (folder_name := key.rpartition("/"))[2] in (manifest := self._manifests.of(folder_name[0])).replaced
-            and folder_name[2] not in manifest.entries
-            and not self._marks.path(folder_name[2]).exists()
-        ]
+        gone = []
+        for key in filter(_PARQUET.fullmatch, self._objects):
+            folder, _, name = key.rpartition("/")
+            manifest = self._manifests.of(folder)
+            if name in manifest.replaced.keys() - manifest.entries.keys() and not self._marks.path(name).exists():
+                gone.append(key)
         self.remove(gone)
 
     def _may_go(self, key: str) -> bool:
@@ -722,22 +694,14 @@ class WorkingCopy:
         self._uploaded[relative] = digest
 
     def withdraw(self, relative: str, allowed: Collection[str]) -> None:
-        """Remove a pending file of which nothing is left, if it has one of some digests.
-
-        Raises:
-            ArchiveError: it could not be done.
-        """
+        """Remove a pending file of which nothing is left, if it has one of some digests."""
         if relative in self._objects:
             with contextlib.suppress(FileNotFoundError):
                 if hashlib.sha256(self.read(relative)).hexdigest() in allowed:
                     self.remove([relative])
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove Parquet files that no manifest in the bucket names any more.
-
-        Raises:
-            ArchiveError: it could not be done.
-        """
+        """Remove Parquet files that no manifest in the bucket names any more."""
         for key in list(keys):
             self.storage.delete([key])
             self._objects.pop(key, None)
@@ -747,9 +711,6 @@ class WorkingCopy:
         """Remove the waste of rewritings that were cut short; within a session.
 
         The manifest says so first: a machine that was held up amid such a rewriting can't take it up again.
-
-        Raises:
-            ArchiveError: it could not be done.
         """
         waste: dict[str, list[str]] = {}
         for key in self._objects:
@@ -796,9 +757,6 @@ def refresh(
         reader: reads files until :func:`evict` is called for it, or it is gone.
         needed: says of which files the content is needed; see :meth:`WorkingCopy.fetch_all`.
         damaged: leave damaged files as they are.
-
-    Raises:
-        ArchiveError: the bucket can't be read.
     """
     for copy in _copies_in(root):
         if reader is not None:

@@ -24,7 +24,7 @@ from vidurai_pipeline.archival.eraser import MemoryEraser
 from vidurai_pipeline.care.healing import prove
 from vidurai_pipeline.cold import working_copy
 from vidurai_pipeline.cold.files import is_placeholder
-from vidurai_pipeline.cold.listing import list_files
+from vidurai_pipeline.cold.listing import INDEX, list_files
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.cold.moving import move_into_store
 from vidurai_pipeline.cold.rewriting import rewrite_folder
@@ -274,9 +274,25 @@ def an_erasure_that_is_cut_off_is_finished_and_takes_nothing_else(one: Scenario,
         assert Counter([*hot_rows(one.home / "vidurai.db").values(), *cold_rows(copy)]) == others
         assert not list(copy.glob(".intents/*"))
 
+    def index_here() -> None:
+        (open_archive(load_settings()).root / INDEX / "words-1").mkdir(parents=True)
+
+    def check_elsewhere() -> None:
+        assert count() < others.total()
+        root = open_archive(load_settings()).root
+        assert not list((root / INDEX).iterdir())
+        assert {path.name for path in root.rglob("*.parquet")} == {
+            Path(key).name for key in ObjectStorage(one.url).objects() if key.endswith(".parquet")
+        }
+
+    other = one.be_at(one.folder / "other")
+    in_child(count, index_here)
+    one.be_at(one.home)
     run_child(broken)
     one.proxy.pass_all()
     in_child(erase_what_is_left, check)
+    one.be_at(other)
+    in_child(check_elsewhere)
 
 
 def two_machines_at_once_lose_nothing(one: Scenario) -> None:
