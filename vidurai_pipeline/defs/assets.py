@@ -9,7 +9,7 @@ run again alone, after a crash too.
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
@@ -28,8 +28,17 @@ GROUP = "memory_lifecycle"
 OWNERS = ["team:memory"]
 #: Runs that hold this pool wait for each other in Dagster's queue.
 POOL = "vidurai_archive"
-#: What all steps of a memory's way have in common.
-LIFECYCLE: dict[str, Any] = {"group_name": GROUP, "owners": OWNERS, "pool": POOL}
+
+
+class Common(TypedDict):
+    """What the assets of a group have in common."""
+
+    group_name: str
+    owners: list[str]
+    pool: str
+
+
+LIFECYCLE: Common = {"group_name": GROUP, "owners": OWNERS, "pool": POOL}
 NEEDS_NOBODY = "no_file_needs_a_person"
 NONE_REJECTED = "no_memory_is_rejected"
 WELL_FORMED = "q_table_is_well_formed"

@@ -5,14 +5,12 @@ month at a time, so that a flush waits for some seconds at most. An asset of the
 except the one that is partitioned by month.
 """
 
-from typing import Any
-
 import dagster as dg
 
 from vidurai_pipeline.care.healing import prove
 from vidurai_pipeline.care.scrub import ADVICE
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.defs.assets import OWNERS, parquet_archive, purged_rows
+from vidurai_pipeline.defs.assets import OWNERS, Common, parquet_archive, purged_rows
 from vidurai_pipeline.defs.resources import Tiers, readable_failures
 from vidurai_pipeline.errors import plural, some_of
 
@@ -21,7 +19,7 @@ GROUP = "care"
 BY_MONTH = "compacted_months"
 #: Not that of the assets: a run of `maintenance` must not wait in Dagster's queue for care, nor care for a run.
 POOL = "vidurai_care"
-STEP_OF_CARE: dict[str, Any] = {"group_name": GROUP, "owners": OWNERS, "pool": POOL}
+STEP_OF_CARE: Common = {"group_name": GROUP, "owners": OWNERS, "pool": POOL}
 #: How long a step of care waits for a flush; nobody waits for it.
 PATIENCE_SECONDS = 3_600.0
 
