@@ -218,7 +218,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     return [
         *([fleet] if settings.fleet_q_table else []),
         _schedule(settings, "nightly", maintenance.name, "schedule", "Runs the job maintenance."),
-        _schedule(settings, "health_check", health_job.name, "health_schedule", "Checks all tiers.", partitioned=False),
+        _schedule(settings, "health_check", health_job.name, "health_schedule", "Checks all tiers."),
         _schedule(settings, "nightly_care", care.name, "care_schedule", "Runs the job `care`."),
         dg.ScheduleDefinition(
             name="weekly_prune",
@@ -233,9 +233,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     ]
 
 
-def _schedule(
-    settings: Settings, name: str, job: str, setting: str, description: str, *, partitioned: bool = True
-) -> dg.ScheduleDefinition:
+def _schedule(settings: Settings, name: str, job: str, setting: str, description: str) -> dg.ScheduleDefinition:
     zone = schedule_zone(settings)
     variable = f"VIDURAI_{setting.upper()}"
     once = settings.stores is None or job == fleet_job.name
@@ -248,7 +246,7 @@ def _schedule(
             execution_timezone=zone.name,
             default_status=dg.DefaultScheduleStatus.RUNNING,
             description=f"{description} {variable} sets the time, {_in(zone)}",
-            execution_fn=None if once else _for_each_store(settings, lines, partitioned=partitioned),
+            execution_fn=None if once else _for_each_store(settings, lines, partitioned=job != health_job.name),
         )
     except dg.DagsterInvalidDefinitionError:
         raise ConfigError(
@@ -268,11 +266,8 @@ def _for_each_store(settings: Settings, lines: Sequence[str], *, partitioned: bo
         due = {turn for turn, line in enumerate(lines) if last_due(settings, now + timedelta(seconds=1), line) == now}
         names = [name for name in found.stores if turn_of(name, len(lines)) in due]
         for name in names:
-            key = f"{now.isoformat()} {name}"
-            if partitioned:
-                yield dg.RunRequest(run_key=key, partition_key=name)
-            else:
-                yield dg.RunRequest(run_key=key, tags={STORE_TAG: name})
+            which: dict[str, Any] = {"partition_key": name} if partitioned else {"tags": {STORE_TAG: name}}
+            yield dg.RunRequest(f"{now.isoformat()} {name}", **which)
         if not names:
             yield dg.SkipReason(f"it is the turn of none of {plural(len(found.stores), 'store')}")
 

@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 
@@ -41,11 +42,12 @@ def store_sensor(settings: Settings) -> dg.SensorDefinition:
         behind = _behind(instance, found, settings.stale_hours)
         said = "\n".join([*found.problems, *behind])
         told, _, before = (context.cursor or "").partition("\n")
-        events = [] if context.cursor and said == before else [_evaluation(found, behind)]
+        verdict = dg.AssetCheckEvaluation(vidurai_store.key, "no_store_is_behind", **_verdict(found, behind))
         note = f"{plural(len(found.stores), 'store')}, {len(new):,} new, {len(gone):,} gone"
+        note += f" ({some_of(gone)})" if gone else ""
         return dg.SensorResult(
             dynamic_partitions_requests=requests,
-            asset_events=events,
+            asset_events=[] if context.cursor and said == before else [verdict],
             cursor=f"{_tell_of_night(settings, context, found, told)}\n{said}",
             skip_reason=dg.SkipReason("; ".join([note, *found.problems])),
         )
@@ -63,13 +65,7 @@ def check_of_stores(settings: Settings) -> dg.AssetChecksDefinition:
         **Next:** look at the runs of the stores that it names, by the tag `dagster/partition`.
         """
         found = find_stores(settings)
-        found_now = _evaluation(found, _behind(context.instance, found, settings.stale_hours))
-        return dg.AssetCheckResult(
-            passed=found_now.passed,
-            severity=found_now.severity,
-            description=found_now.description,
-            metadata=found_now.metadata,
-        )
+        return dg.AssetCheckResult(**_verdict(found, _behind(context.instance, found, settings.stale_hours)))
 
     return no_store_is_behind
 
@@ -113,14 +109,14 @@ def _behind(instance: dg.DagsterInstance, found: StoreList, hours: float) -> lis
     return sorted(names)
 
 
-def _evaluation(found: StoreList, behind: list[str]) -> dg.AssetCheckEvaluation:
+def _verdict(found: StoreList, behind: list[str]) -> dict[str, Any]:
+    """What the check says of the stores."""
     problems, count = found.problems, len(found.stores) + len(found.left_out)
     late = f"{len(behind):,} of {plural(count, 'store')} had no good run for too long: {some_of(behind)}"
-    return dg.AssetCheckEvaluation(
-        check_name="no_store_is_behind",
-        asset_key=vidurai_store.key,
-        passed=not (problems or behind),
-        severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join([*([late] if behind else []), *problems]) or f"{plural(count, 'store')}, none is behind",
-        metadata={metadata.BEHIND: metadata.bullets(behind), metadata.UNUSABLE: metadata.bullets(problems)},
-    )
+    return {
+        "passed": not (problems or behind),
+        "severity": dg.AssetCheckSeverity.WARN,
+        "description": "; ".join([*([late] if behind else []), *problems])
+        or f"{plural(count, 'store')}, none is behind",
+        "metadata": {metadata.BEHIND: metadata.bullets(behind), metadata.UNUSABLE: metadata.bullets(problems)},
+    }
