@@ -22,6 +22,8 @@ from vidurai_pipeline.settings import Settings
 _RECENT_RUNS = 10
 #: A tick looks at stores for so long. The next one goes on with the others.
 _MOST_SECONDS = 20.0
+#: For so long, a store that needed no run and was not written to since is not looked at more closely.
+_SERVES_SECONDS = 3_600.0
 
 
 @dataclass
@@ -30,15 +32,19 @@ class _Watch:
 
     counted: backlog.BacklogCount | None = None
     wanted_since: float | None = None
+    needless: tuple[str, float, Decision] | None = None
 
     def decide(self, instance: dg.DagsterInstance, settings: Settings, name: str | None) -> tuple[Decision, str]:
         """Whether to start a run, and its key: whatever comes of it, the same state of affairs starts no second one."""
         store = HotStore(settings.db_path, busy_timeout=1.0)
+        stamp, now, free = backlog.stamp(store.path), time.time(), free_bytes(store.path.parent)
+        last, room = self.needless, free >= settings.early_run_free_disk
+        if room and last and last[0] == stamp and 0 <= now - last[1] < _SERVES_SECONDS:
+            return last[2], ""
         archive = Archive(settings.archive_path)
         past, latest = _past(instance, name)
         past = replace(past, left=past.left + len(left_alone(store, archive)))
-        now = time.time()
-        if self.counted is None or not self.counted.serves(backlog.stamp(store.path), now, past.ended):
+        if self.counted is None or not self.counted.serves(stamp, now, past.ended):
             self.counted = backlog.count_backlog(store)
         situation = Situation(
             self.counted,
@@ -46,11 +52,12 @@ class _Watch:
             now=now,
             written=backlog.last_write(store.path),
             wanted_since=self.wanted_since,
-            store_free=free_bytes(store.path.parent),
+            store_free=free,
             archive_free=free_bytes(archive.root),
         )
         decision = decide(situation, _thresholds(settings))
         self.wanted_since = (self.wanted_since or now) if decision.wanted and not decision.start else None
+        self.needless = None if decision.wanted else (stamp, now, decision)
         if decision.start:
             with archive.lock("looking whether a run may start", make=False):
                 pass

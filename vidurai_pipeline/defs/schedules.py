@@ -14,10 +14,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 import dagster as dg
 from tzlocal import get_localzone_name
 
+from vidurai_pipeline.defs.assets import purged_rows
 from vidurai_pipeline.defs.automation import health_job, maintenance
 from vidurai_pipeline.defs.care import care
 from vidurai_pipeline.defs.fleet import fleet_job
-from vidurai_pipeline.defs.partitions import STORE_TAG, STORES, registered, store_of, tags_of
+from vidurai_pipeline.defs.partitions import STORE_TAG, STORES, registered, store_of
 from vidurai_pipeline.defs.run_retention import PruneConfig, prune, prune_history
 from vidurai_pipeline.errors import ConfigError, plural
 from vidurai_pipeline.hot.stores import find_stores
@@ -30,8 +31,6 @@ GRACE_SECONDS = 600.0
 TURN_MINUTES = 5
 _DAY = 24 * 60
 _LOOK_SECONDS = 300
-#: For so many missed stores the history is asked in one tick; the next one goes on.
-_MOST_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -191,18 +190,14 @@ def _not_begun(
     if not due:
         return {}
     recent = dg.RunsFilter(job_name=maintenance.name, created_after=min(due.values()) - timedelta(seconds=1))
-    began: dict[str | None, datetime] = {}
+    began: dict[str | None, float] = {}
     for record in instance.get_run_records(recent):
-        began.setdefault(settings.stores and store_of(record.dagster_run), record.create_timestamp)
-    missed: dict[str | None, datetime] = {}
-    for store, moment in due.items():
-        if store not in began and len(missed) < _MOST_AT_ONCE:
-            ever = dg.RunsFilter(job_name=maintenance.name, tags=tags_of(store))
-            for record in instance.get_run_records(ever, limit=1):
-                began[store] = record.create_timestamp
-        if store in began and began[store].timestamp() < moment.timestamp():
-            missed[store] = moment
-    return missed
+        began.setdefault(settings.stores and store_of(record.dagster_run), record.create_timestamp.timestamp())
+    if settings.stores is None:
+        ran = {None} if instance.get_run_records(dg.RunsFilter(job_name=maintenance.name), limit=1) else {}
+    else:
+        ran = instance.get_materialized_partitions(purged_rows.key)
+    return {store: at for store, at in due.items() if store in ran and began.get(store, 0.0) < at.timestamp()}
 
 
 def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
