@@ -151,15 +151,12 @@ def learn_fleet(settings: Settings, tables: Mapping[str, Path] | None = None) ->
     file.require_ours()
     report = FleetReport(file.path, engine)
     stores = find_stores(settings, tables)
-    for store in stores:
-        if store.q_table is not None and TableFile(store.q_table).path == file.path:
-            raise ConfigError(
-                f"VIDURAI_FLEET_Q_TABLE={file.path} is the own table of the store {store.name}", "name another file"
-            )
+    if owners := [one.name for one in stores if one.q_table and TableFile(one.q_table).path == file.path]:
+        raise ConfigError(f"VIDURAI_FLEET_Q_TABLE={file.path} is the own table of the store {owners[0]}", "change it")
     count(settings, stores)
     report.left_out = {store.name: store.left_out for store in stores if store.left_out is not None}
     if stores and len(report.left_out) == len(stores):
-        raise ArchiveError(f"no store's archive can be read, such as {stores[0].left_out}")
+        raise ArchiveError(f"no store's archive can be read; of the store {stores[0].name}: {stores[0].left_out}")
     index = TransitionIndex(hyperparameters.reward_profile)
     total: Counter[int] = Counter()
     for store in stores:
@@ -175,7 +172,12 @@ def learn_fleet(settings: Settings, tables: Mapping[str, Path] | None = None) ->
             report.stores[store.name] = _judge(store, solution.q_table, index, hyperparameters)
     bound = value_bound(hyperparameters.reward_profile, hyperparameters.gamma)
     faults, _ = find_faults(solution.q_table, {}, bound)
-    report.refused = _refusal(faults, report)
+    judged = sum(one.verdict.not_worse is not None for one in report.stores.values())
+    if faults:
+        report.refused = f"the fleet's table is not well-formed ({faults[0]})"
+    elif len(report.worse) * 2 > judged:
+        worse = f"{len(report.worse)} of {plural(judged, 'store')}"
+        report.refused = f"the fleet's table is worse than the store's own in {worse}"
     policy = QLearningPolicy.of(hyperparameters)
     policy.adopt(TableContents(solution.q_table, 1, float(sum(one.reward * one.occurrences for one in transitions))))
     if report.refused:
@@ -200,12 +202,3 @@ def _judge(store: Store, table: QTable, index: TransitionIndex, hyperparameters:
     alone = solve(index.count(store.total), hyperparameters.gamma).q_table
     verdict = compare(alone, table, held_out, hyperparameters.alpha, hyperparameters.gamma)
     return StoreVerdict(experiences, None, verdict)
-
-
-def _refusal(faults: list[str], report: FleetReport) -> str | None:
-    if faults:
-        return f"the fleet's table is not well-formed ({faults[0]})"
-    judged = sum(one.verdict.not_worse is not None for one in report.stores.values())
-    if len(report.worse) * 2 > judged:
-        return f"the fleet's table is worse than the own one in {len(report.worse)} of {plural(judged, 'store')}"
-    return None
