@@ -7,14 +7,13 @@ its files have not changed, and counting takes no more than a thousandth of the 
 import contextlib
 import math
 import os
-import sqlite3
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidurai_pipeline.hot.schema import Column
-from vidurai_pipeline.hot.sql import json_ids, snapshot, tolerant_text
+from vidurai_pipeline.hot.sql import Connection, json_ids, snapshot, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
 
 #: Memories that are worth a run for the disk's sake alone.
@@ -95,13 +94,8 @@ def _stats(path: Path) -> Iterator[os.stat_result | None]:
         yield stat if stat and stat.st_size else None
 
 
-def read_backlog(store: HotStore, con: sqlite3.Connection, left_alone: Collection[int] = ()) -> Backlog:
-    """Look at all that waits.
-
-    Args:
-        store: the hot store.
-        con: a connection to it.
-        left_alone: ids of memories that do not wait, whatever their status.
+def read_backlog(store: HotStore, con: Connection, left_alone: Collection[int] = ()) -> Backlog:
+    """Look at all that waits, but for some memories.
 
     Raises:
         HotStoreError: the store can't be read, or its memories can't be archived.
@@ -133,47 +127,25 @@ def read_backlog(store: HotStore, con: sqlite3.Connection, left_alone: Collectio
 
 
 def count_backlog(store: HotStore) -> BacklogCount:
-    """BacklogCount what waits, in short reads: the number is that of no single moment.
+    """Count what waits, in short reads: the number is that of no single moment.
 
     Raises:
         HotStoreError: the store can't be read, or has no column ``status``.
     """
     began, at, before = time.perf_counter(), time.time(), stamp(store.path)
+    waiting = total = 0
+    last = -math.inf
     with contextlib.closing(store.connect()) as con, store.errors():
-        waiting, total = _by_index(con) if _is_indexed(con) else _by_portions(con)
+        # A reader of the whole table would hold up checkpoints, or without a WAL writers.
+        while last is not None:
+            rows, archived, last = con.execute(
+                "SELECT count(*), coalesce(sum(status = 'ARCHIVED'), 0), max(id) FROM (SELECT id, status "
+                f"FROM memories NOT INDEXED WHERE id > ? ORDER BY id LIMIT {_ROWS_AT_A_TIME})",
+                (last,),
+            ).fetchone()
+            waiting, total = waiting + archived, total + rows
         used = store.size(con).used_bytes
     return BacklogCount(waiting, total, used, before, at, time.perf_counter() - began)
-
-
-def _is_indexed(con: sqlite3.Connection) -> bool:
-    return (
-        con.execute(
-            "SELECT 1 FROM pragma_index_list('memories') AS l, pragma_index_info(l.name) AS i "
-            "WHERE i.seqno = 0 AND lower(i.name) = 'status' AND l.partial = 0"
-        ).fetchone()
-        is not None
-    )
-
-
-def _by_index(con: sqlite3.Connection) -> tuple[int, int]:
-    waiting = con.execute("SELECT count(*) FROM memories WHERE status = 'ARCHIVED'").fetchone()[0]
-    return waiting, con.execute("SELECT count(*) FROM memories").fetchone()[0]
-
-
-def _by_portions(con: sqlite3.Connection) -> tuple[int, int]:
-    """Go through the table by its ids: a reader of the whole would hold up checkpoints, or without a WAL writers."""
-    counts = "count(*), coalesce(sum(status = 'ARCHIVED'), 0)"
-    # Behind an id that is no number (there is hardly any) it can't go on.
-    total, waiting = con.execute(f"SELECT {counts} FROM memories WHERE id IS NULL OR id >= ''").fetchone()
-    last = -math.inf
-    while last is not None:
-        rows, archived, last = con.execute(
-            f"SELECT {counts}, max(id) FROM (SELECT id, status FROM memories "
-            f"NOT INDEXED WHERE id > ? AND id < '' ORDER BY id LIMIT {_ROWS_AT_A_TIME})",
-            (last,),
-        ).fetchone()
-        waiting, total = waiting + archived, total + rows
-    return waiting, total
 
 
 def bytes_needed(counted: BacklogCount) -> int:

@@ -5,17 +5,16 @@ for rows by their ids and not by their status, and compares plain Python values,
 writing path can't hide itself here.
 """
 
-import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from vidurai_pipeline.hot.schema import PROJECT_FIELDS, PYTHON_TYPES, ChildTable, Column, StoreSchema
-from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier
+from vidurai_pipeline.hot.sql import json_ids, quote_identifier, text_as
 
 
 @dataclass
@@ -50,35 +49,17 @@ class Comparison:
 def compare(
     con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch, *, projects: bool = False
 ) -> Comparison:
-    """Compare every column of archived copies with their rows as the connection sees them now.
+    """Compare every column of archived copies, no id twice, with their rows as the connection sees them now.
 
     Args:
         con: a connection to the hot store; inside a transaction, that transaction's view counts.
         schema: the hot store's schema.
-        copies: rows as read back from an archive file, with no id twice.
-        projects: whether the names and paths of their projects are compared, too. They are as they were when the
-            memory was archived: a project that was renamed since does not make a copy stale.
-
-    Returns:
-        Each copy's id in one of three groups.
+        copies: rows as read back from an archive file.
+        projects: compare the names and paths of their projects, too. They are as they were when the memory was
+            archived: a project that was renamed since does not make a copy stale.
     """
-    try:
-        return _compare(con, schema, copies, projects=projects and schema.projects)
-    except sqlite3.Error as error:
-        if not is_row_error(error):
-            raise
-    # Some row holds what SQLite can't compute a column from.
-    if copies.num_rows == 1:
-        return Comparison(differing={copies.column("id")[0].as_py(): "a value that can't be computed"})
-    half = copies.num_rows // 2
-    result = compare(con, schema, copies.slice(0, half), projects=projects)
-    result += compare(con, schema, copies.slice(half), projects=projects)
-    return result
-
-
-def _compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatch, *, projects: bool) -> Comparison:
     ids: list[int] = copies.column("id").to_pylist()
-    with _raw_text(con):
+    with text_as(con, bytes):
         names, oddity = _select(schema.archived, "m")
         rows = con.execute(
             f"SELECT {names}, {oddity} FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value",
@@ -100,20 +81,11 @@ def _compare(con: sqlite3.Connection, schema: StoreSchema, copies: pa.RecordBatc
         result.differing |= {id_: "storage class" for id_, flag in zip(ids, odd, strict=True) if flag}
     for child, hot in child_tables.items():
         _compare_children(child, hot, copies, ids, result.differing)
-    if projects:
+    if projects and schema.projects:
         position = [column.field for column in schema.archived].index("project_id")
         _compare_projects(con, values[position], copies, ids, result.differing)
     result.equal = [id_ for id_ in ids if id_ not in result.differing] if result.differing else ids
     return result
-
-
-@contextlib.contextmanager
-def _raw_text(con: sqlite3.Connection) -> Iterator[None]:
-    before, con.text_factory = con.text_factory, bytes
-    try:
-        yield
-    finally:
-        con.text_factory = before
 
 
 def _select(columns: Sequence[Column], alias: str) -> tuple[str, str]:
@@ -155,7 +127,7 @@ def _compare_projects(
 ) -> None:
     """Find the memories whose copy tells another name or path of their project; what is no text is not told."""
     texts = ", ".join(f"CASE typeof({column}) WHEN 'text' THEN {column} END" for column in ("name", "path"))
-    with _raw_text(con):
+    with text_as(con, bytes):
         projects = {
             id_: tuple(text if text is not None and _is_utf_8(text) else None for text in told)
             for id_, *told in con.execute(f"SELECT id, {texts} FROM projects")

@@ -9,6 +9,7 @@ import contextlib
 import re
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -43,24 +44,14 @@ class HotErasure:
         longest_hold: the longest time that a transaction held the write lock, in seconds.
     """
 
-    rows: dict[str, int] = field(default_factory=dict)
+    rows: Counter[str] = field(default_factory=Counter)
     held: list[int] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     longest_hold: float = 0.0
 
-    def add(self, table: str, rows: int) -> None:
-        """Count rows of a table."""
-        self.rows[table] = self.rows.get(table, 0) + rows
-
 
 class HotEraser:
-    """Erases memories, whatever their status.
-
-    Args:
-        store: the hot store.
-        con: a writing connection to it.
-        purger: deletes rows by that connection.
-    """
+    """Erases memories, whatever their status, by a writing connection."""
 
     def __init__(self, store: HotStore, con: sqlite3.Connection, purger: Purger) -> None:
         self._store = store
@@ -97,19 +88,15 @@ class HotEraser:
 
     def erase(self, memories: Collection[Born]) -> HotErasure:
         """Delete memories with all that belongs to them, in short transactions."""
-        with self._overwriting():
-            return self._erase(memories)
-
-    def _erase(self, memories: Collection[Born]) -> HotErasure:
         done, schema = HotErasure(), self._store.schema(self._con)
-        for table in ("memories", *(child.table for child in schema.child_tables)):
-            done.rows[table] = 0
+        done.rows.update(dict.fromkeys(("memories", *(child.table for child in schema.child_tables)), 0))
         present = [id_ for id_, _ in self._present(memories)]
-        for first in range(0, len(present), _AT_ONCE):
-            portion = present[first : first + _AT_ONCE]
-            if not self._delete(portion, memories, schema, done):
-                done.held += [id_ for id_ in portion if not self._delete([id_], memories, schema, done)]
-        self._blank_receipts(memories, done)
+        with self._overwriting():
+            for first in range(0, len(present), _AT_ONCE):
+                portion = present[first : first + _AT_ONCE]
+                if not self._delete(portion, memories, schema, done):
+                    done.held += [id_ for id_ in portion if not self._delete([id_], memories, schema, done)]
+            self._blank_receipts(memories, done)
         if schema.unreadable_vectors:
             ids = json_ids(id_ for id_, _ in memories)
             sql = "SELECT count(*) FROM vec_memories_rowids WHERE rowid IN (SELECT value FROM json_each(?))"
@@ -142,9 +129,7 @@ class HotEraser:
         done.longest_hold = max(done.longest_hold, transaction.seconds)
         time.sleep(transaction.seconds)
         if deleted:
-            done.add("memories", len(ids))
-            for table, count in counts.items():
-                done.add(table, count)
+            done.rows.update({"memories": len(ids), **counts})
         return deleted
 
     def _blank_receipts(self, memories: Collection[Born], done: HotErasure) -> None:
@@ -159,7 +144,7 @@ class HotEraser:
                 "AND memory_id IN (SELECT value FROM json_each(?)) AND memory_id NOT IN (SELECT id FROM memories)",
                 (json_ids(id_ for id_, _ in memories),),
             )
-        done.add("event_receipts", changed.rowcount)
+        done.rows["event_receipts"] += changed.rowcount
 
     def clean(self, log_limit: int, done: HotErasure) -> None:
         """Merge the search index, and cut the log off."""
@@ -188,12 +173,7 @@ class HotEraser:
         return None
 
     def pieces_of(self, texts: Sequence[str], *, hot: bool = False) -> list[str]:
-        """A few pieces of a memory's texts that other memories are not likely to have.
-
-        Args:
-            texts: of the memory.
-            hot: it is in the store.
-        """
+        """A few pieces of a memory's texts that others are not likely to have; ``hot``: it is in the store."""
         words = [
             (word, text)
             for text in texts

@@ -66,12 +66,7 @@ def new_store(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def add_places(con: sqlite3.Connection, schemas: Iterable[pa.Schema]) -> None:
-    """Give a new store the columns of ``memories`` and the vectors that archived files have.
-
-    Args:
-        con: a connection to the store.
-        schemas: of the files.
-    """
+    """Give a new store the columns of ``memories`` and the vectors that archived files of some schemas have."""
     present = {row[1].lower() for row in con.execute("PRAGMA table_info(memories)")}
     for field in (field for schema in schemas for field in schema):
         told = field.metadata or {}

@@ -73,11 +73,7 @@ def reclaimable_bytes(store: HotStore, con: sqlite3.Connection) -> int:
 
 
 def holders(path: Path) -> list[Holder]:
-    """Other processes that have a store open, as far as this user may see them; on Linux alone.
-
-    Args:
-        path: the store's file.
-    """
+    """Other processes that have a store open, as far as this user may see them; on Linux alone."""
     store = os.path.realpath(path)
     files = {store, f"{store}-wal", f"{store}-shm"}
     reading = _reading(Path(f"{store}-shm"))
@@ -156,9 +152,6 @@ def newer_store(path: Path) -> Path | None:
     """Vidurai's other store in the same folder, if that is the one that was written to last.
 
     Newer versions of Vidurai make ``memory.db``, older ones ``vidurai.db``.
-
-    Args:
-        path: the store that was chosen.
     """
     other = path.with_name("vidurai.db" if path.name == "memory.db" else "memory.db")
     if path.name not in {"vidurai.db", "memory.db"} or not other.is_file():

@@ -211,7 +211,7 @@ class Purger:
         """Delete what the search index still holds of purged memories: rows that came, or moved, behind its scan.
 
         Args:
-            count: its longest hold is kept up to date.
+            count: of the purge.
             gone: ids of memories that a run before this one may have purged without coming to this.
         """
         ids, self._purged = [*self._purged, *gone], []

@@ -7,7 +7,7 @@ back whole is refused by name, and nothing of it stays.
 import json
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,16 @@ import pyarrow as pa
 from vidurai_pipeline.hot.comparison import compare
 from vidurai_pipeline.hot.purger import TARGET_SECONDS
 from vidurai_pipeline.hot.schema import PROJECT_FIELDS, StoreSchema
-from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, tolerant_text
+from vidurai_pipeline.hot.sql import (
+    WriteTransaction,
+    error_name,
+    is_row_error,
+    json_ids,
+    quote_identifier,
+    tolerant_text,
+)
 
-_FIRST_ROWS, _MOST_ROWS = 64, 4_096
+_FIRST_ROWS, _MOST_ROWS = 64.0, 4_096.0
 _NOT_COLUMNS = {"archived_at", *PROJECT_FIELDS.names}
 
 
@@ -55,54 +62,33 @@ class Restored:
 
 
 class Restorer:
-    """Inserts archived memories.
-
-    Args:
-        con: a writing connection to the hot store, with foreign keys on.
-        schema: the store's schema.
-        options: what may be given up.
-    """
+    """Inserts archived memories by a writing connection with foreign keys on."""
 
     def __init__(self, con: sqlite3.Connection, schema: StoreSchema, options: RestoreOptions) -> None:
         self._con = con
         self._schema = schema
         self._options = options
-        info = con.execute("SELECT name, hidden FROM pragma_table_xinfo('memories')").fetchall()
-        self._computed = {name for name, hidden in info if hidden}
         self._rows = _FIRST_ROWS
 
     def restore(self, copies: pa.RecordBatch) -> Restored:
-        """Insert some memories that the store does not have; those that it has already are left as they are.
-
-        Args:
-            copies: rows as read from the archive, no id twice.
-        """
+        """Insert some memories, no id twice; those that the store has already are left as they are."""
         done = Restored([], {})
-        for portion in self._portions(copies):
-            self._restore_portion(portion, done)
-        return done
-
-    def _portions(self, copies: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         first = 0
         while first < copies.num_rows:
-            portion = copies.slice(first, self._rows)
-            yield portion
+            portion = copies.slice(first, round(self._rows))
             first += portion.num_rows
-
-    def _restore_portion(self, copies: pa.RecordBatch, done: Restored) -> None:
-        refused = self._refused_columns(copies)
-        copies, unexpired = self._as_active(copies)
-        while (stored := self._store(_without(copies, refused), refused, done)) is None:
-            pass
-        done.ids += stored
-        done.refused |= refused
-        done.unexpired += len(unexpired.intersection(stored))
+            refused = self._refused_columns(portion)
+            portion, unexpired = self._as_active(portion)
+            while (stored := self._store(_without(portion, refused), refused, done)) is None:
+                pass
+            done.ids += stored
+            done.refused |= refused
+            done.unexpired += len(unexpired.intersection(stored))
+        return done
 
     def _store(self, copies: pa.RecordBatch, refused: dict[int, str], done: Restored) -> list[int] | None:
         """Store memories in one transaction, unless they are there; None if one did not come out equal to its copy."""
-        self._con.execute("BEGIN IMMEDIATE")
-        began = time.monotonic()
-        try:
+        with WriteTransaction(self._con) as transaction:
             same, taken = self._present(copies)
             refused |= taken
             wanted = _without(copies, same | refused.keys())
@@ -116,14 +102,10 @@ class Restorer:
                 id_: f"the hot store does not keep `{column}` as it was archived" for id_, column in differing.items()
             }
             if differing:
+                transaction.undo()
                 return None
-            self._con.execute("COMMIT")
-        finally:
-            if self._con.in_transaction:
-                self._con.execute("ROLLBACK")
-        held = time.monotonic() - began
-        done.longest_hold = max(done.longest_hold, held)
-        self._rows = round(min(_MOST_ROWS, max(1, self._rows * min(1.5, max(0.25, TARGET_SECONDS / max(held, 1e-4))))))
+        done.longest_hold = max(done.longest_hold, transaction.seconds)
+        self._rows = transaction.next_size(self._rows, most=_MOST_ROWS, target=TARGET_SECONDS)
         time.sleep(0.001)
         return [*same, *wanted.column("id").to_pylist()]
 
@@ -194,15 +176,13 @@ class Restorer:
             if not (id_ is None or path is None or found.get(id_)):
                 if self._options.make_projects:
                     same = next((known for known, is_same in found.items() if is_same), None)
-                    id_ = same or self._make_project(None if id_ in found else id_, name or path, path)
+                    row = (None if id_ in found else id_, name or path, path)
+                    sql = "INSERT INTO projects (id, name, path) VALUES (?, ?, ?)"
+                    id_ = same or self._con.execute(sql, row).lastrowid
                 elif id_ in found:
                     refused[memory] = "the id of its project belongs to another project by now"
             ids.append(id_)
         return _replaced(copies, "project_id", ids)
-
-    def _make_project(self, id_: int | None, name: str, path: str) -> int | None:
-        sql = "INSERT INTO projects (id, name, path) VALUES (?, ?, ?)"
-        return self._con.execute(sql, (id_, name, path)).lastrowid
 
     # Insert
 
@@ -210,11 +190,7 @@ class Restorer:
         """Insert a memory with all that belongs to it; if that can't be done, say why and leave nothing of it."""
         self._con.execute("SAVEPOINT memory")
         try:
-            columns = [
-                column
-                for column in self._schema.archived
-                if column.field in values and column.name not in self._computed
-            ]
+            columns = [column for column in self._schema.archived if column.field in values]
             self._insert_into("memories", {column.name: values[column.field] for column in columns})
             for child in self._schema.child_tables:
                 for own in values.get(child.field) or ():
@@ -226,15 +202,12 @@ class Restorer:
             if not is_row_error(error):
                 raise
             self._con.execute("ROLLBACK TO memory")
-            return self._explain(error)
+            if error_name(error) == "SQLITE_CONSTRAINT_FOREIGNKEY":
+                return "its project is no longer in the hot store"
+            return f"the hot store does not take it: {error}"
         finally:
             self._con.execute("RELEASE memory")
         return None
-
-    def _explain(self, error: sqlite3.Error) -> str:
-        if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_FOREIGNKEY":
-            return "its project is no longer in the hot store"
-        return f"the hot store does not take it: {error}"
 
     def _insert_into(self, table: str, values: dict[str, Any]) -> None:
         names = ", ".join(map(quote_identifier, values))
@@ -245,16 +218,12 @@ class Restorer:
         """Give the memory its row in the search index, unless a trigger has done so."""
         indexed = [name for (name,) in self._con.execute("SELECT name FROM pragma_table_info('memories_fts')")]
         own = {name: values["id"] if name.lower() == "memory_id" else values.get(name) for name in indexed}
-        (row,) = self._con.execute("SELECT count(*) FROM memories_fts_content WHERE id = ?", (values["id"],)).fetchone()
         mine = f"c{[name.lower() for name in indexed].index('memory_id')}"
-        if (
-            row
-            and self._con.execute(
-                f"SELECT 1 FROM memories_fts_content WHERE id = ? AND CAST({mine} AS INTEGER) = id", (values["id"],)
-            ).fetchone()
-        ):
-            return
-        self._insert_into("memories_fts", own if row else {"rowid": values["id"], **own})
+        row = self._con.execute(
+            f"SELECT CAST({mine} AS INTEGER) = id FROM memories_fts_content WHERE id = ?", (values["id"],)
+        ).fetchone()
+        if row != (1,):
+            self._insert_into("memories_fts", own if row else {"rowid": values["id"], **own})
 
 
 def _replaced(copies: pa.RecordBatch, name: str, values: Sequence[Any]) -> pa.RecordBatch:

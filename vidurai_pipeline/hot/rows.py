@@ -1,8 +1,8 @@
 """Read memories from the hot store, as Arrow arrays in batches of bounded size.
 
 Here stands what a well-formed row passes through. SQLite may hold any value in any column; a value of another type
-than its column's is noticed here and dealt with in :mod:`vidurai_pipeline.hot.salvage`, as is a row that SQLite can't
-read at all. (Arrow can't be asked whether a value fits: it would turn 2.0 into 2, and a blob into text.)
+than its column's is noticed here and dealt with in :mod:`vidurai_pipeline.hot.salvage`. (Arrow can't be asked whether a
+value fits: it would turn 2.0 into 2, and a blob into text.)
 """
 
 import array
@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.lib
 
-from vidurai_pipeline.hot.salvage import Rejected, Salvage
+from vidurai_pipeline.hot.salvage import Rejected, held_memories, misfit, shown_as
 from vidurai_pipeline.hot.schema import PROJECT_FIELDS, PYTHON_TYPES, SPECIFIED, ChildTable, Column, StoreSchema
-from vidurai_pipeline.hot.sql import is_row_error, json_ids, quote_identifier, tolerant_text
+from vidurai_pipeline.hot.sql import is_undecodable, json_ids, quote_identifier, tolerant_text
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 24 * 1024 * 1024
@@ -67,11 +67,13 @@ class _Values:
     values: list[Any]
     child: ChildTable | None = None
 
-    def misfits(self) -> Iterator[tuple[int, str, Column]]:
-        """The columns that hold a value of another type: the position, the name to tell, the column."""
-        for position, (column, values) in enumerate(zip(self.columns, self.values, strict=True)):
-            if not set(map(type, values)) <= {PYTHON_TYPES[column.type], type(None)}:
-                yield position, f"{self.child.table}.{column.name}" if self.child else column.name, column
+    def misfits(self) -> list[tuple[int, str, type, Sequence[Any]]]:
+        """The columns that hold a value of another type: the position, the name to tell, the type, the values."""
+        return [
+            (position, f"{self.child.table}.{column.name}" if self.child else column.name, expected, values)
+            for position, (column, values) in enumerate(zip(self.columns, self.values, strict=True))
+            if not set(map(type, values)) <= {(expected := PYTHON_TYPES[column.type]), type(None)}
+        ]
 
     def drop(self, ids: Collection) -> None:
         """Leave out what belongs to some memories."""
@@ -112,8 +114,6 @@ def read_archived(
     if left_alone:
         which, values = f"{which} AND id NOT IN (SELECT value FROM json_each(?))", [json_ids(left_alone)]
     reader = _Reader(con, schema, which, values)
-    if after is None and (others := reader.without_integer_id()):
-        yield RowBatch([], None, {}, others)
     left = sys.maxsize if rows is None else rows
     with contextlib.closing(reader.rows(after)) as source:
         while left and (taken := _take(source, min(BATCH_ROWS, left))):
@@ -132,8 +132,7 @@ def read_all(
     """Read every memory in order of id, whatever its status, in batches of bounded size.
 
     A value that its column can't hold is shown as well as it can be: text that is not UTF-8 with the replacement
-    character, everything else as NULL. It is named in ``RowBatch.rejected``, but its row is there; only a memory
-    whose id is no integer is left out.
+    character, everything else as NULL. It is named in ``RowBatch.rejected``, but its row is there.
 
     Args:
         con: a connection inside a snapshot.
@@ -143,23 +142,13 @@ def read_all(
         shown_as: SQL to read instead of a column, by the column's Parquet name.
     """
     reader = _Reader(con, schema, which, values, shown_as)
-    if which == "1" and (others := reader.without_integer_id()):
-        yield RowBatch([], None, {}, others)
     with contextlib.closing(reader.rows(None)) as source:
         while taken := _take(source, BATCH_ROWS):
             yield reader.shown_batch(taken)
 
 
 class _Reader:
-    """Reads memories within one snapshot.
-
-    Args:
-        con: a connection inside the snapshot.
-        schema: the store's schema.
-        which: the SQL condition for those that are read.
-        values: of its parameters.
-        shown_as: SQL to read instead of a column, by the column's Parquet name.
-    """
+    """Reads memories that meet an SQL condition, within one snapshot."""
 
     def __init__(
         self,
@@ -174,7 +163,6 @@ class _Reader:
         self._which = which
         self._values = values
         self._shown_as = shown_as or {}
-        self._salvage = Salvage(con, schema)
         self._projects = pa.Table.from_batches([], pa.schema([("id", pa.int64()), *PROJECT_FIELDS]))
         if schema.projects:
             with tolerant_text(con):
@@ -185,10 +173,6 @@ class _Reader:
                 [light_array(c, f.type) for c, f in zip(columns, self._projects.schema, strict=True)],
                 self._projects.schema,
             )
-
-    def without_integer_id(self) -> list[Rejected]:
-        """Memories that :meth:`rows` leaves out."""
-        return self._salvage.without_integer_id(self._which, self._values)
 
     def rows(self, after: int | None) -> Generator[tuple, None, None]:
         """Rows as tuples in order of id, with their size in bytes behind the columns."""
@@ -202,7 +186,7 @@ class _Reader:
             if column.type != pa.int64() and (column.field in _LONG_TEXTS or column.field not in SPECIFIED)
         ]
         select = f"SELECT {', '.join(names)}, {' + '.join(['0', *sizes])}"
-        behind = f"FROM memories WHERE {self._which} AND typeof(id) = 'integer' AND id > ? ORDER BY id"
+        behind = f"FROM memories WHERE {self._which} AND id > ? ORDER BY id"
         last = -math.inf if after is None else after
         while True:
             try:
@@ -210,12 +194,12 @@ class _Reader:
                     last = row[0]
                     yield row
             except sqlite3.Error as error:
-                # SQLite stops at the first row that it can't read: the next ones are read one by one.
-                ids = self._con.execute(f"SELECT id {behind} LIMIT {BATCH_ROWS}", (*self._values, last)).fetchall()
-                if not ids or not is_row_error(error):
+                if not is_undecodable(error):
                     raise
-                for (last,) in ids:
-                    yield self._salvage.read_row(last)
+                with tolerant_text(self._con):
+                    row = self._con.execute(f"{select} {behind} LIMIT 1", (*self._values, last)).fetchone()
+                last = row[0]
+                yield row
             else:
                 return
 
@@ -223,12 +207,16 @@ class _Reader:
         """The memories that their columns can hold as they are, and that nothing keeps hot."""
         tables = self._tables(rows)
         memories = tables[0]
-        for table in tables:
-            for position, name, column in table.misfits():
-                self._salvage.reject_misfits(name, column, table.owners, table.values[position])
-        self._salvage.reject_held(memories.owners)
+        found = [
+            Rejected(owner, name, reason)
+            for table in tables
+            for _, name, expected, values in table.misfits()
+            for owner, value in zip(table.owners, values, strict=True)
+            if (reason := misfit(expected, value))
+        ]
+        found += held_memories(self._con, self._schema, memories.owners)
         # One reason for each memory is enough.
-        reasons = {fault.id: fault for fault in reversed(self._salvage.take_rejected())}
+        reasons = {fault.id: fault for fault in reversed(found)}
         rejected = [reasons[id_] for id_ in memories.owners if id_ in reasons]
         if rejected:
             for table in tables:
@@ -238,24 +226,29 @@ class _Reader:
     def shown_batch(self, rows: list[tuple]) -> RowBatch:
         """All of the memories, with what their columns can show of each value."""
         tables = self._tables(rows)
+        lossy = []
         for table in tables:
-            for position, name, column in table.misfits():
-                shown = self._salvage.show_misfits(name, column, table.owners, table.values[position])
-                table.values[position] = shown
-        return RowBatch(tables[0].owners, rows[-1][0], self._arrays(tables, light_array), self._salvage.take_rejected())
+            for position, name, expected, values in table.misfits():
+                table.values[position] = shown = list(values)
+                for place, (owner, value) in enumerate(zip(table.owners, values, strict=True)):
+                    if reason := misfit(expected, value):
+                        shown[place], whole = shown_as(expected, value)
+                        lossy += [] if whole else [Rejected(owner, name, reason)]
+        return RowBatch(tables[0].owners, rows[-1][0], self._arrays(tables, light_array), lossy)
 
     def _tables(self, rows: list[tuple]) -> list[_Values]:
         """Memories, and the rows of their child tables in the same order."""
         ids, *columns, _ = zip(*rows, strict=True)
         tables = [_Values(self._schema.archived, ids, [ids, *columns])]
-        wanted = json_ids(ids)
+        wanted = (json_ids(ids),)
         for child in self._schema.child_tables:
             try:
-                theirs = self._con.execute(child.select, (wanted,)).fetchall()
+                theirs = self._con.execute(child.select, wanted).fetchall()
             except sqlite3.Error as error:
-                if not is_row_error(error):
+                if not is_undecodable(error):
                     raise
-                theirs = self._salvage.read_children(child, ids)
+                with tolerant_text(self._con):
+                    theirs = self._con.execute(child.select, wanted).fetchall()
             theirs.sort(key=itemgetter(0))
             owners, *values = zip(*theirs, strict=True) if theirs else ((),) * (len(child.columns) + 1)
             tables.append(_Values(child.columns, owners, values, child))

@@ -6,15 +6,15 @@ other column is read from SQLite's own catalogue, so that a later Vidurai's colu
 
 import re
 import sqlite3
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
 
 from vidurai_pipeline.errors import SchemaError
 from vidurai_pipeline.hot.references import Restriction, refuse_cascading_triggers, sort_references
-from vidurai_pipeline.hot.sql import is_row_error, quote_identifier
+from vidurai_pipeline.hot.sql import quote_identifier
 
 #: The columns of the specification, in its order, with its types.
 SPECIFIED: dict[str, pa.DataType] = {
@@ -176,32 +176,27 @@ class StoreSchema:
 
 
 def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True) -> StoreSchema:
-    """Read the schema of the hot store behind a connection.
-
-    Args:
-        con: a connection to the hot store.
-        vectors: whether the connection can read ``vec0`` tables.
-        to_purge: whether memories are to leave the store, or are only read, whatever their status.
+    """Read the schema of a hot store, to purge from it or only to read its memories.
 
     Raises:
-        SchemaError: this isn't a store whose memories can be archived (or read); the message says what is missing.
+        SchemaError: memories can't be archived (or read) from this store; the message says what is missing.
     """
-    info = _memories_info(con, to_purge=to_purge)
+    _refuse_other_memories(con, to_purge=to_purge)
     tables = {name: sql or "" for name, sql in con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")}
     ordinary = {name for name, sql in tables.items() if not sql.upper().startswith("CREATE VIRTUAL")}
     owned, restricting = sort_references(con, ordinary)
     if to_purge:
         refuse_cascading_triggers(con, list(owned))
     taken = {name.lower() for name in (*SPECIFIED, *RESERVED, *owned, "vec_memories")}
-    columns = tuple(_columns(con, info, taken, "status = 'ARCHIVED'" if to_purge else "1"))
+    columns = _memory_columns(con, taken, to_purge=to_purge)
     fields = {name.lower() for name in (*SPECIFIED, *RESERVED, *(column.field for column in columns))}
     children = []
     for table, key in sorted(owned.items()):
-        field_name = table
-        while field_name.lower() in fields:
-            field_name += "_rows"
-        fields.add(field_name.lower())
-        children.append(ChildTable(table, key, field_name, _child_columns(con, table, key)))
+        field = table
+        while field.lower() in fields:
+            field += "_rows"
+        fields.add(field.lower())
+        children.append(ChildTable(table, key, field, tuple(_columns(con, table, but=key, to_purge=to_purge))))
     unreadable = None
     if {"vec_memories", "vec_memories_rowids"} <= tables.keys():
         known = re.search(
@@ -209,26 +204,42 @@ def read_schema(con: sqlite3.Connection, *, vectors: bool, to_purge: bool = True
         )
         if to_purge and not known:
             raise SchemaError(
-                "has a table `vec_memories` that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`. "
-                "Rename it, then run again"
+                "has a table `vec_memories` that is not Vidurai's: its key is not `memory_id INTEGER PRIMARY KEY`",
+                hint="rename it, then run again",
             )
         if vectors and known:
-            columns_of_vectors = _child_columns(con, "vec_memories", "memory_id")
-            children.append(ChildTable("vec_memories", "memory_id", "vec_memories", columns_of_vectors, virtual=True))
+            embedding = tuple(_columns(con, "vec_memories", but="memory_id"))
+            children.append(ChildTable("vec_memories", "memory_id", "vec_memories", embedding, virtual=True))
         else:
             unreadable = _UNREADABLE_VECTORS
+    # An index of another kind, or one that keeps no content of its own, is the business of the store's triggers.
+    is_fts5 = re.match(r"CREATE\s+VIRTUAL\s+TABLE.*\bUSING\s+fts5\b", tables.get("memories_fts", ""), re.I | re.S)
     return StoreSchema(
         columns=columns,
         child_tables=tuple(children),
         restricting=tuple(restricting),
-        projects="projects" in ordinary and _has_projects(con, columns),
-        search_index=_has_search_index(con, tables),
+        projects="project_id" in _names(con, "memories")
+        and {"name", "path"} <= _names(con, "projects")
+        and _has_integer_id(con, "projects"),
+        search_index=bool(is_fts5) and "memories_fts_content" in tables and "memory_id" in _names(con, "memories_fts"),
         unreadable_vectors=unreadable,
     )
 
 
-def _memories_info(con: sqlite3.Connection, *, to_purge: bool) -> list[tuple[str, str]]:
-    """The names and declared types of the columns of ``memories``."""
+def _names(con: sqlite3.Connection, table: str) -> set[str]:
+    """The names of a table's columns, in lower case; none if there is no such table."""
+    return {name for (name,) in con.execute("SELECT lower(name) FROM pragma_table_info(?)", (table,))}
+
+
+def _has_integer_id(con: sqlite3.Connection, table: str) -> bool:
+    """Whether a table has the primary key ``id``, and that is the rowid: only this is an integer in every row."""
+    keys = con.execute("SELECT lower(name), upper(type) FROM pragma_table_info(?) WHERE pk", (table,)).fetchall()
+    indexed = con.execute("SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", (table,)).fetchone()
+    return keys == [("id", "INTEGER")] and indexed is None
+
+
+def _refuse_other_memories(con: sqlite3.Connection, *, to_purge: bool) -> None:
+    """Refuse a store whose table of memories is not what Vidurai makes, in what archival relies on."""
     kind = con.execute("SELECT type FROM sqlite_master WHERE name = 'memories'").fetchone()
     if kind is None:
         raise SchemaError(
@@ -237,83 +248,60 @@ def _memories_info(con: sqlite3.Connection, *, to_purge: bool) -> list[tuple[str
         )
     if kind[0] != "table":
         raise SchemaError(f"`memories` is a {kind[0]}, not a table: nothing can be purged from it")
-    info = con.execute("SELECT name, type, pk FROM pragma_table_xinfo('memories') WHERE hidden <> 1").fetchall()
-    names = [name.lower() for name, _, _ in info]
-    if [name.lower() for name, _, pk in info if pk] != ["id"]:
-        raise SchemaError("`memories.id` is not the primary key: rows can't be told apart, so none is archived")
-    if len(names) > _MOST_COLUMNS:
+    if not _has_integer_id(con, "memories"):
+        raise SchemaError("`memories.id` is not an INTEGER PRIMARY KEY, as Vidurai's is: rows can't be told apart")
+    if (encoding := con.execute("PRAGMA encoding").fetchone()[0]) != "UTF-8":
         raise SchemaError(
-            f"has {len(names):,} columns in `memories`: with more than {_MOST_COLUMNS:,} it can't be read"
+            f"keeps its text as {encoding}, where Vidurai's stores keep UTF-8",
+            hint="copy it into a new store with `sqlite3 STORE .dump | sqlite3 NEW`",
         )
-    if to_purge and "status" not in names:
+    if to_purge and "status" not in _names(con, "memories"):
+        version = "unknown"
+        if "value" in _names(con, "metadata"):
+            row = con.execute("SELECT value FROM metadata WHERE key = 'schema_version'").fetchone()
+            version = row[0] if row else version
         raise SchemaError(
-            f"`memories` has no column `status` (schema version {_version(con)}): what is missing is Vidurai's "
-            "Guardian migration, which adds `status`, `decay_reason` and `outcome`. Let a Vidurai that has it open "
-            "this store once; until then nothing can be archived"
+            f"`memories` has no column `status` (schema version {version}): what is missing is Vidurai's Guardian "
+            "migration, which adds `status`, `decay_reason` and `outcome`",
+            hint="let a Vidurai that has it open this store once; until then nothing can be archived",
         )
-    if to_purge and (encoding := con.execute("PRAGMA encoding").fetchone()[0]) != "UTF-8":
-        raise SchemaError(
-            f"keeps its text as {encoding}, where Vidurai's stores keep UTF-8: copy it into a new store with "
-            "`sqlite3 STORE .dump | sqlite3 NEW`"
-        )
-    return [(name, declared) for name, declared, _ in info]
 
 
-def _version(con: sqlite3.Connection) -> str:
-    try:
-        row = con.execute("SELECT value FROM metadata WHERE key = 'schema_version'").fetchone()
-    except sqlite3.OperationalError:
-        return "unknown"
-    return str(row[0]) if row else "unknown"
+def _memory_columns(con: sqlite3.Connection, taken: set[str], *, to_purge: bool) -> tuple[Column, ...]:
+    """The columns of ``memories``; one whose name the archive needs for itself gets another name there."""
+    columns = []
+    rows = "status = 'ARCHIVED'" if to_purge else "1"
+    used = _names(con, "memories")
+    for column in _columns(con, "memories", rows, to_purge=to_purge):
+        field = column.field.lower()
+        if field in SPECIFIED and field != "archived_at":
+            columns.append(replace(column, field=field, type=SPECIFIED[field]))
+            continue
+        field = column.field
+        if field.lower() in taken:
+            while field.lower() in taken | used:
+                field = f"memories_{field}"
+            used.add(field.lower())
+        columns.append(replace(column, field=field))
+    return tuple(columns)
 
 
-def _has_projects(con: sqlite3.Connection, columns: Iterable[Column]) -> bool:
-    info = con.execute("SELECT lower(name), CASE WHEN pk THEN upper(type) END FROM pragma_table_info('projects')")
-    known = dict(info.fetchall())
-    return "project_id" in {column.field for column in columns} and (
-        known.get("id") == "INTEGER" and {"name", "path"} <= known.keys()
-    )
-
-
-def _has_search_index(con: sqlite3.Connection, tables: dict[str, str]) -> bool:
-    # An index of another kind, or one that keeps no content of its own, is the business of the store's triggers.
-    if "memories_fts_content" not in tables or not re.match(
-        r"CREATE\s+VIRTUAL\s+TABLE.*\bUSING\s+fts5\b", tables.get("memories_fts", ""), re.IGNORECASE | re.DOTALL
-    ):
-        return False
-    names = con.execute("SELECT name FROM pragma_table_info('memories_fts')").fetchall()
-    return "memory_id" in {name.lower() for (name,) in names}
-
-
-def _columns(con: sqlite3.Connection, info: list[tuple[str, str]], taken: set[str], rows: str) -> Iterable[Column]:
-    used = {name.lower() for name, _ in info}
-    for name, declared in info:
-        parquet_name = name.lower()
-        kind = SPECIFIED.get(parquet_name) if parquet_name != "archived_at" else None
-        if kind is None:
-            kind = _declared_type(declared) or _stored_type(con, "memories", name, declared, rows)
-            parquet_name = name or "unnamed"
-            if parquet_name.lower() in taken or not name:
-                while parquet_name.lower() in taken | used:
-                    parquet_name = f"memories_{parquet_name}"
-                used.add(parquet_name.lower())
-        yield Column(name, declared, parquet_name, kind)
-
-
-def _child_columns(con: sqlite3.Connection, table: str, key: str) -> tuple[Column, ...]:
-    info = con.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)).fetchall()
+def _columns(
+    con: sqlite3.Connection, table: str, rows: str = "1", but: str | None = None, *, to_purge: bool = True
+) -> Iterator[Column]:
+    """The columns of a table but one; what is declared of no type has that of most values in some of its rows."""
+    info = con.execute("SELECT name, type, hidden FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)).fetchall()
     if len(info) > _MOST_COLUMNS:
         raise SchemaError(f"has {len(info):,} columns in `{table}`: with more than {_MOST_COLUMNS:,} it can't be read")
-    return tuple(
-        Column(
-            name,
-            declared,
-            name or "unnamed",
-            _declared_type(declared) or _stored_type(con, table, name, declared, "1"),
-        )
-        for name, declared in info
-        if name != key
-    )
+    for name, declared, computed in info:
+        if computed and to_purge:
+            raise SchemaError(
+                f"has a column `{name}` in `{table}` that SQLite computes, as Vidurai's stores have none",
+                hint="drop the column; a view can compute the same",
+            )
+        if name != but and not computed:
+            kind = _declared_type(declared) or _stored_type(con, table, name, declared, rows)
+            yield Column(name, declared, name, kind)
 
 
 def _declared_type(declared: str) -> pa.DataType | None:
@@ -321,27 +309,19 @@ def _declared_type(declared: str) -> pa.DataType | None:
 
     Those rules give dates, times and booleans no type of their own; Vidurai writes ISO text and 0 or 1.
     """
-    name = declared.upper()
-    if "INT" in name or "BOOL" in name:
-        return pa.int64()
-    if any(part in name for part in ("CHAR", "CLOB", "TEXT", "TIME", "DATE", "JSON")):
-        return pa.string()
-    if any(part in name for part in ("REAL", "FLOA", "DOUB")):
-        return pa.float64()
-    return None
+    parts = {
+        ("INT", "BOOL"): pa.int64(),
+        ("CHAR", "CLOB", "TEXT", "TIME", "DATE", "JSON"): pa.string(),
+        ("REAL", "FLOA", "DOUB"): pa.float64(),
+    }
+    return next((kind for names, kind in parts.items() if any(name in declared.upper() for name in names)), None)
 
 
 def _stored_type(con: sqlite3.Connection, table: str, column: str, declared: str, rows: str) -> pa.DataType:
-    """The type that most values of a column without a telling declaration have."""
-    try:
-        found = con.execute(
-            f"SELECT typeof({quote_identifier(column)}) AS class FROM {quote_identifier(table)} WHERE {rows} "
-            "GROUP BY class HAVING class <> 'null' ORDER BY count(*) DESC, class LIMIT 1"
-        ).fetchone()
-    except sqlite3.Error as error:
-        if not is_row_error(error):
-            raise
-        found = None  # a generated column that can't be computed for every row
+    found = con.execute(
+        f"SELECT typeof({quote_identifier(column)}) AS class FROM {quote_identifier(table)} WHERE {rows} "
+        "GROUP BY class HAVING class <> 'null' ORDER BY count(*) DESC, class LIMIT 1"
+    ).fetchone()
     if found is not None:
         return _STORAGE_CLASSES[found[0]]
     return pa.binary() if "BLOB" in declared.upper() or "[" in declared else pa.string()

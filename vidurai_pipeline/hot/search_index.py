@@ -27,11 +27,7 @@ class SearchIndex:
         con.execute("CREATE INDEX temp.search_strays_memory ON search_strays (memory_id)")
 
     def read_columns(self, *, present: bool) -> None:
-        """Look at the index anew, as when the store's schema has changed; until a scan, its exceptions are unknown.
-
-        Args:
-            present: whether the store has such an index.
-        """
+        """Look at the index anew, as when the schema has changed; until a scan, its exceptions are unknown."""
         self._scanned_at = _NEVER
         self._owner = ""
         if present:

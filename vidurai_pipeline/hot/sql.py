@@ -4,7 +4,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 #: A connection to the store, for annotations in packages that open none themselves.
@@ -93,7 +93,16 @@ def busy_timeout(con: sqlite3.Connection, milliseconds: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tolerant_text(con: sqlite3.Connection) -> Iterator[None]:
+def text_as(con: sqlite3.Connection, decode: Callable[[bytes], object]) -> Iterator[None]:
+    """Within: TEXT is read as what a function makes of its bytes."""
+    before, con.text_factory = con.text_factory, decode
+    try:
+        yield
+    finally:
+        con.text_factory = before
+
+
+def tolerant_text(con: sqlite3.Connection) -> contextlib.AbstractContextManager[None]:
     """Within: TEXT that is not UTF-8 is read as ``BrokenText`` where it would raise an error."""
 
     def decode(raw: bytes) -> str | BrokenText:
@@ -102,11 +111,7 @@ def tolerant_text(con: sqlite3.Connection) -> Iterator[None]:
         except UnicodeDecodeError:
             return BrokenText(raw)
 
-    before, con.text_factory = con.text_factory, decode
-    try:
-        yield
-    finally:
-        con.text_factory = before
+    return text_as(con, decode)
 
 
 def is_undecodable(error: sqlite3.Error) -> bool:

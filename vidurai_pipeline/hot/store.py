@@ -156,11 +156,7 @@ class HotStore:
             con.execute("PRAGMA synchronous = NORMAL")
 
     def schema(self, con: sqlite3.Connection, *, to_purge: bool = True) -> StoreSchema:
-        """Read the schema that is there.
-
-        Args:
-            con: a connection to the store.
-            to_purge: whether memories are to leave the store, or are only read, whatever their status.
+        """Read the schema that is there, to purge from the store or only to read its memories.
 
         Raises:
             SchemaError: memories can't be archived (or read) from this store.
@@ -169,7 +165,7 @@ class HotStore:
             try:
                 return read_schema(con, vectors=can_read_vectors(con), to_purge=to_purge)
             except SchemaError as error:
-                raise SchemaError(f"the hot store {self.path} {error}") from None
+                raise SchemaError(f"the hot store {self.path} {error.args[0]}", error.hint) from None
 
     def size(self, con: sqlite3.Connection) -> StoreSize:
         """How large the store is, and how much of it is in use."""

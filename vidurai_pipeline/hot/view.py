@@ -91,13 +91,7 @@ class HiddenProjects:
 
 
 class HotView:
-    """The hot store as a reader of both tiers sees it; it need not exist.
-
-    Args:
-        path: the SQLite file.
-        busy_timeout: seconds to wait for a lock.
-        hidden: names, paths or ids of projects that are not shown.
-    """
+    """The hot store as a reader of both tiers sees it, without hidden projects; it need not exist."""
 
     def __init__(self, path: Path, busy_timeout: float, hidden: Sequence[str] = ()) -> None:
         self.path = path
@@ -155,14 +149,9 @@ class HotView:
 class HotSnapshot:
     """The hot store at one moment.
 
-    Args:
-        con: a connection inside the snapshot.
-        schema: the store's schema.
-        path: the store's file.
-        missing: whether there is no such file.
-
     Attributes:
         schema: the columns that a memory would have in the archive, ``archived_at`` being NULL.
+        missing: whether there is no store.
     """
 
     def __init__(self, con: sqlite3.Connection, schema: StoreSchema, path: Path, *, missing: bool) -> None:
@@ -178,9 +167,6 @@ class HotSnapshot:
         """Read some columns of every memory, whatever its status, in batches of bounded size.
 
         A value that its column can't show is NULL, or text with the replacement character; see :meth:`notes`.
-
-        Args:
-            names: the columns.
         """
         yield from self._batches(names)
 
@@ -203,8 +189,9 @@ class HotSnapshot:
         selected = ", ".join(f"json_group_array({quote_identifier(column.name)})" for column in columns)
         lowest, highest, count = self._con.execute("SELECT min(id), max(id), count(*) FROM memories").fetchone()
         try:
-            for where in [""] if count <= _AT_ONCE else _ranges(lowest, highest):
-                texts = self._con.execute(f"SELECT {selected} FROM memories {where}").fetchone()
+            for first in [lowest] if count <= _AT_ONCE else range(lowest, highest + 1, _AT_ONCE):
+                where = f"id >= {first} AND id < {first + _AT_ONCE}" if count > _AT_ONCE else "1"
+                texts = self._con.execute(f"SELECT {selected} FROM memories WHERE {where}").fetchone()
                 arrays = {column.field: _short_array(column, text) for column, text in zip(columns, texts, strict=True)}
                 rows = len(arrays["id"])
                 yield pa.record_batch([arrays.get(f.name, pa.nulls(rows, f.type)) for f in fields], schema=fields)
@@ -249,12 +236,7 @@ class HotSnapshot:
     def nearest(self, vector: bytes, most: int) -> dict[int, float] | None:
         """The memories whose vectors are nearest to another one, by their ids, with the cosines of their angles.
 
-        Args:
-            vector: 32-bit floating-point numbers.
-            most: how many to give.
-
-        Returns:
-            None if the store has no vectors, or they can't be read.
+        None if the store has no vectors of its length, or they can't be read.
         """
         if self.missing or not can_read_vectors(self._con):
             return None
@@ -270,26 +252,15 @@ class HotSnapshot:
             return None  # vectors of another length
 
     def filtered(self, names: Collection[str], rows: RowFilter) -> Iterator[pa.RecordBatch]:
-        """Read columns of the memories that a filter wants, and perhaps of others.
-
-        Raises:
-            UnusualRowError: SQLite can't tell which they are; some batches may have been given already.
-        """
+        """Read columns of the memories that a filter wants, and perhaps of others."""
         columns = {column.field: column for column in self._store_schema.columns}
-        if self._con.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":  # SQLite compares text byte by byte
-            columns = {name: column for name, column in columns.items() if column.type == pa.int64()}
         usable = [comparison for comparison in rows.comparisons if comparison.field in columns]
         conditions = ["1", *(_condition(columns[comparison.field], comparison) for comparison in usable)]
         values: list[object] = [value for comparison in usable for value in comparison.values]
         if rows.most is not None:
-            conditions.append("id IN (SELECT id FROM memories WHERE typeof(id) = 'integer' ORDER BY id LIMIT ?)")
+            conditions.append("id IN (SELECT id FROM memories ORDER BY id LIMIT ?)")
             values.append(rows.most)
-        try:
-            yield from self._batches(names, " AND ".join(conditions), values)
-        except sqlite3.Error as error:
-            if not is_row_error(error):
-                raise
-            raise UnusualRowError from None
+        yield from self._batches(names, " AND ".join(conditions), values)
 
     def memories(self, ids: Iterable[int], names: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Read columns of the memories with these ids."""
@@ -324,10 +295,7 @@ class HotSnapshot:
             return []
         more = f" (and {self._losses - len(self._lost)} more)" if self._losses > len(self._lost) else ""
         named = "; ".join(map(str, self._lost))
-        return [
-            f"the hot store {self._path} holds what can't be shown as it is. Such a value is NULL; a memory whose id "
-            f"is no integer is left out: {named}{more}"
-        ]
+        return [f"the hot store {self._path} holds what can't be shown as it is. Such a value is NULL: {named}{more}"]
 
     def _batches(
         self,
@@ -407,14 +375,6 @@ def _split(text: str, separator: str) -> pa.Array:
     """Split a text, without a Python object for each of its parts."""
     whole = light_array([text], pa.string())
     return pc.call_function("split_pattern", [whole], pc.SplitPatternOptions(pattern=separator)).values
-
-
-def _ranges(lowest: object, highest: object) -> Iterator[str]:
-    """Conditions that part the memories by their ids, if these are the numbers that they should be."""
-    if not (isinstance(lowest, int) and isinstance(highest, int)):
-        raise UnusualRowError
-    for first in range(lowest, highest + 1, _AT_ONCE):
-        yield f"WHERE id >= {first} AND id < {first + _AT_ONCE}"
 
 
 def _condition(column: Column, comparison: Comparison) -> str:

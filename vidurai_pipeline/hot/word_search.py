@@ -21,15 +21,10 @@ Asked = tuple[str, Sequence[str]]
 
 
 def ids_with_words(con: sqlite3.Connection, terms: Sequence[Asked], most: int) -> list[Iterable[int]] | None:
-    """The ids of the memories that may answer, by each way of looking for them.
+    """The ids of the memories that may answer, by each way of looking for them, the best first.
 
-    Args:
-        con: a connection to the hot store, which is read on as the ids are asked for.
-        terms: what is looked for.
-        most: how many memories are wanted.
-
-    Returns:
-        for each way ids, the best first; None if the store has no search index, or one that lacks too many memories.
+    The connection is read on as the ids are asked for. None if the store has no search index, or one that lacks too
+    many memories.
 
     Raises:
         sqlite3.Error: the store can't be read.

@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.errors import SchemaError
 from vidurai_pipeline_tests.hot.stores import twenty_memories
 from vidurai_pipeline_tests.support.stores import WAITING, Store, archived, change, flush
@@ -26,7 +27,6 @@ def test_columns_of_any_name_and_type(sample_store: Store) -> None:
         "ALTER TABLE memories ADD COLUMN embedding BLOB DEFAULT x'00ff'",
         "ALTER TABLE memories ADD COLUMN untyped DEFAULT 5",
         "ALTER TABLE memories ADD COLUMN empty_untyped",
-        "ALTER TABLE memories ADD COLUMN doubled INTEGER AS (access_count * 2) VIRTUAL",
     )
     before = {id_: dict(row) for id_, row in hot_rows(db, "status = 'ARCHIVED'").items()}
 
@@ -104,6 +104,30 @@ def test_a_store_of_another_encoding_is_refused(tmp_path: Path, encoding: str) -
     db = twenty_memories(tmp_path, encoding=encoding)
     with pytest.raises(SchemaError, match=f"keeps its text as {encoding}, where Vidurai's stores keep UTF-8"):
         flush(db)
+    with pytest.raises(SchemaError, match="UTF-8"):
+        RepoAnalyst(tmp_path / "archive", hot_store=db).query_archive("FROM memories")
+
+
+@pytest.mark.parametrize("id_", ["id INT PRIMARY KEY", "id PRIMARY KEY", "id INTEGER", "id INTEGER PRIMARY KEY DESC"])
+def test_ids_that_may_be_no_integers_are_refused(tmp_path: Path, id_: str) -> None:
+    with pytest.raises(SchemaError, match=r"`memories\.id` is not an INTEGER PRIMARY KEY, as Vidurai's is"):
+        flush(twenty_memories(tmp_path, id_=id_))
+
+
+@pytest.mark.parametrize("table", ["memories", "audience_gists"])
+def test_a_column_that_sqlite_computes_is_refused_by_name_and_does_not_hinder_readers(
+    tmp_path: Path, table: str
+) -> None:
+    db = twenty_memories(tmp_path)
+    change(
+        db,
+        "CREATE TABLE audience_gists (memory_id INTEGER, gist TEXT)",
+        f"ALTER TABLE {table} ADD COLUMN first_tag TEXT AS (json_extract('{{', '$[0]')) VIRTUAL",
+    )
+    with pytest.raises(SchemaError, match=f"has a column `first_tag` in `{table}` that SQLite computes"):
+        flush(db)
+    with RepoAnalyst(tmp_path / "archive", hot_store=db) as analyst:
+        assert analyst.query_archive("SELECT count(verbatim) AS n FROM memories") == [{"n": 20}]
 
 
 @pytest.mark.parametrize(("columns", "kind"), [(494, "INT"), (494, "TEXT")])
