@@ -18,19 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from vidurai_pipeline.archival.erasing import finish_erasures, remove_returned
+from vidurai_pipeline.archival.erasing import finish_erasures
 from vidurai_pipeline.archival.report import (
     ArchivedCount,
     FlushReport,
-    Progress,
     PublishReport,
     PurgeReport,
     Verification,
-    no_progress,
 )
 from vidurai_pipeline.archival.restoring import finish_restorations
-from vidurai_pipeline.archival.returned import read_tombstoned
+from vidurai_pipeline.archival.returned import read_tombstoned, remove_returned
 from vidurai_pipeline.archival.run import Run, left_alone
+from vidurai_pipeline.cold.files import Progress, no_progress
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.errors import refuse_to_run
 from vidurai_pipeline.hot.backlog import Backlog, read_backlog
@@ -74,14 +73,14 @@ class MemoryArchiver:
         archive_base: Path | None = None,
         *,
         settings: Settings | None = None,
-        progress: Progress | None = None,
+        progress: Progress = no_progress,
         **options: Unpack[ArchiverOptions],
     ) -> None:
         settings = settings or load_settings()
         self.settings = settings.model_copy(update={k: v for k, v in options.items() if v is not None})
         self.store = HotStore(db_path or settings.db_path, self.settings.busy_timeout)
         self.archive = open_archive(self.settings, archive_base)
-        self._progress: Progress = progress or no_progress
+        self._progress = progress
         self._run: Run | None = None
 
     # The whole protocol

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.report import Progress, no_progress
+from vidurai_pipeline.cold.files import Progress, no_progress
 from vidurai_pipeline.errors import QueryError
 from vidurai_pipeline.settings import Settings, load_settings
 
@@ -27,12 +27,12 @@ class MemoryCommand:
         archive_base: Path | None = None,
         *,
         settings: Settings | None = None,
-        progress: Progress | None = None,
+        progress: Progress = no_progress,
         archiver: MemoryArchiver | None = None,
     ) -> None:
         self.settings = settings or load_settings()
         self._archiver = archiver or MemoryArchiver(db_path, archive_base, settings=self.settings, progress=progress)
-        self._progress = progress or no_progress
+        self._progress = progress
 
     def _analyst(self) -> RepoAnalyst:
         return RepoAnalyst(self._archiver.archive.root, hot_store=self._archiver.store.path)

@@ -3,29 +3,13 @@
 from dataclasses import dataclass
 
 from vidurai_pipeline.hot.backlog import WORTH_A_RUN, BacklogCount, bytes_needed
+from vidurai_pipeline.settings import Settings
 
 #: The longest wait for a daemon that never pauses; runs are made to go beside it.
 PATIENCE_SECONDS = 3_600.0
 #: A failed run is tried again after so long, then after twice as long, and so on.
 FIRST_RETRY_SECONDS = 1_800.0
 LAST_RETRY_SECONDS = 86_400.0
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """When a run starts early; 0 switches one off.
-
-    Attributes:
-        rows: waiting memories.
-        bytes: growth of the hot store since the last run.
-        free_disk: bytes free on the hot store's disk, or fewer.
-        quiet: seconds without a write to the store for which a run waits.
-    """
-
-    rows: int
-    bytes: int
-    free_disk: int
-    quiet: float
 
 
 @dataclass(frozen=True)
@@ -77,28 +61,29 @@ class Situation:
         """By how many bytes the hot store has grown since the last run."""
         return self.counted.used_bytes - (self.past.used_bytes or 0)
 
-    def reasons(self, thresholds: Thresholds) -> list[str]:
-        """Which thresholds are passed, in words."""
+    def reasons(self, settings: Settings) -> list[str]:
+        """Which limits are passed, in words."""
+        rows, growth, free = settings.early_run_rows, settings.early_run_bytes, settings.early_run_free_disk
         reasons = []
-        if thresholds.rows and self.fresh >= thresholds.rows:
-            reasons.append(f"{self.fresh:,} memories wait (a run starts at {thresholds.rows:,})")
+        if rows and self.fresh >= rows:
+            reasons.append(f"{self.fresh:,} memories wait (a run starts at {rows:,})")
         if self.fresh < WORTH_A_RUN:
             return reasons
-        if thresholds.bytes and self.grown >= thresholds.bytes:
-            reasons.append(f"the hot store has grown by {_mb(self.grown)} (a run starts at {_mb(thresholds.bytes)})")
-        if thresholds.free_disk and self.store_free < thresholds.free_disk:
-            limit = _mb(thresholds.free_disk)
-            reasons.append(f"only {_mb(self.store_free)} are free on its disk (a run starts below {limit})")
+        if growth and self.grown >= growth:
+            reasons.append(f"the hot store has grown by {_mb(self.grown)} (a run starts at {_mb(growth)})")
+        if free and self.store_free < free:
+            reasons.append(f"only {_mb(self.store_free)} are free on its disk (a run starts below {_mb(free)})")
         return reasons
 
-    def no_need(self, thresholds: Thresholds) -> str:
-        """How far each figure is from its threshold, in words."""
-        waiting = f"{self.fresh:,} of {thresholds.rows:,} memories" if thresholds.rows else f"{self.fresh:,} memories"
+    def no_need(self, settings: Settings) -> str:
+        """How far each figure is from its limit, in words."""
+        rows, growth, free = settings.early_run_rows, settings.early_run_bytes, settings.early_run_free_disk
+        waiting = f"{self.fresh:,} of {rows:,} memories" if rows else f"{self.fresh:,} memories"
         left = f", and {self.past.left:,} that the last run could not move" if self.past.left else ""
-        growth = _mb(max(0, self.grown)) + (f" of {_mb(thresholds.bytes)}" if thresholds.bytes else "")
-        limit = f" (a run starts below {_mb(thresholds.free_disk)})" if thresholds.free_disk else ""
+        grown = _mb(max(0, self.grown)) + (f" of {_mb(growth)}" if growth else "")
+        limit = f" (a run starts below {_mb(free)})" if free else ""
         return (
-            f"no need: {waiting} wait{left}; the hot store has grown by {growth}; free on its disk: "
+            f"no need: {waiting} wait{left}; the hot store has grown by {grown}; free on its disk: "
             f"{_mb(self.store_free)}{limit}"
         )
 
@@ -130,8 +115,8 @@ class Decision:
 
     Attributes:
         start: start one.
-        wanted: a threshold is passed, whether or not something stands in the way.
-        why: for whoever looks at the sensor's ticks.
+        wanted: a limit is passed, whether or not something stands in the way.
+        why: what a tick of the sensor says.
     """
 
     start: bool
@@ -139,12 +124,12 @@ class Decision:
     why: str
 
 
-def decide(situation: Situation, thresholds: Thresholds) -> Decision:
+def decide(situation: Situation, settings: Settings) -> Decision:
     """Decide whether to start a run."""
-    why = "; ".join(situation.reasons(thresholds))
+    why = "; ".join(situation.reasons(settings))
     if not why:
-        return Decision(start=False, wanted=False, why=situation.no_need(thresholds))
-    if obstacle := situation.obstacle(thresholds.quiet):
+        return Decision(start=False, wanted=False, why=situation.no_need(settings))
+    if obstacle := situation.obstacle(settings.early_run_quiet):
         return Decision(start=False, wanted=True, why=f"{why}. {obstacle}")
     return Decision(start=True, wanted=True, why=why)
 

@@ -5,7 +5,6 @@ A tombstone without text comes first, so that nothing brings a memory back. What
 short pieces of each memory's text that no other memory has.
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,11 +20,11 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.vector_index import VectorIndex
 from vidurai_pipeline.analytics.word_index import WordIndex
 from vidurai_pipeline.archival.report import ChoiceReport
-from vidurai_pipeline.archival.restoring import by_folder, holders, mask, take_out
+from vidurai_pipeline.archival.restoring import holders, mask, take_out
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.erasures import Erasure
 from vidurai_pipeline.cold.intents import Intent
-from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
+from vidurai_pipeline.cold.listing import ArchiveFile, by_folder, list_files, list_settled
 from vidurai_pipeline.cold.residue import find_residue, fingerprints
 from vidurai_pipeline.errors import ArchiveError, plural
 from vidurai_pipeline.hot.erasing import TEXTS, HotEraser
@@ -100,33 +99,8 @@ def finish_erasures(run: "Run") -> list[str]:
     return notes
 
 
-def remove_returned(run: "Run") -> list[str]:
-    """Take erased memories out of files that came back, as with a backup of the archive; says what was done.
-
-    Only files without a record are read: what is recorded was looked at before.
-
-    Raises:
-        ArchiveError: it could not be done; the next run tries again.
-    """
-    archive = run.archive
-    files = [file for file in list_settled(archive.root) if archive.manifests.entry(file.relative) is None]
-    erased = archive.tombstones.erased() if files else set()
-    holding = []
-    for file in files if erased else ():
-        with contextlib.suppress(ArchiveError, KeyError):  # what can't be read is named by those who must read it
-            holding += [file] * bool(mask(archive.columns(file, ("id", "created_at")), erased).true_count)
-    gone = sum(take_out(run, folder, found, erased).left_out for folder, found in by_folder(holding).items())
-    return [f"{plural(gone, 'memory')} had been erased, came back with a file and were removed again"] if gone else []
-
-
 class Erasing:
-    """One erasure.
-
-    Args:
-        run: holds the archive's lock and the hot store's connection.
-        intent: which memories.
-        report: added to.
-    """
+    """One erasure: of an intent's memories, within a run that holds the archive's lock."""
 
     def __init__(self, run: "Run", intent: Intent, report: EraseReport) -> None:
         self._run = run

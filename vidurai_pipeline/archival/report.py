@@ -1,6 +1,5 @@
 """What the archiver's steps report."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,6 @@ import pyarrow as pa
 
 from vidurai_pipeline.cold.archive import PublishedFile
 from vidurai_pipeline.hot.salvage import Rejected
-
-#: Called with what is being done, how many memories are done, and how many there are (0: not known).
-Progress = Callable[[str, int, int], None]
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """For a caller who does not ask how far the work is."""
 
 
 @dataclass

@@ -5,7 +5,6 @@ the archive, with all its older versions. What was begun stands in an intent
 (:mod:`vidurai_pipeline.cold.intents`), from which the next run goes on.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidurai_pipeline.archival.report import ChoiceReport, Progress, Refusal
+from vidurai_pipeline.archival.report import ChoiceReport, Refusal
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.files import archive_errors
+from vidurai_pipeline.cold.files import Progress, archive_errors
 from vidurai_pipeline.cold.intents import Identity, Intent
-from vidurai_pipeline.cold.listing import ArchiveFile, list_settled
+from vidurai_pipeline.cold.listing import ArchiveFile, by_folder, list_settled
 from vidurai_pipeline.cold.rewriting import Rewriting, rewrite_folder
 from vidurai_pipeline.errors import plural
 from vidurai_pipeline.hot.restoring import RestoreOptions, Restorer
@@ -60,13 +59,7 @@ def finish_restorations(run: "Run") -> list[str]:
 
 
 def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:
-    """Do what an intent says, or what is left of it.
-
-    Args:
-        run: holds the archive's lock and the hot store's connection.
-        intent: which memories.
-        report: added to.
-    """
+    """Do what an intent says, or what is left of it, and add it to the report."""
     archive = run.archive
     files_of = holders(archive, list_settled(archive.root), intent.memories)
     if not intent.removing:
@@ -90,14 +83,6 @@ def bring_back(run: "Run", intent: Intent, report: RestoreReport) -> None:
     for folder, files in by_folder(holding).items():
         report.files += take_out(run, folder, files, born).files_before
     archive.intents.remove(intent)
-
-
-def by_folder(files: Iterable[ArchiveFile]) -> dict[str, list[ArchiveFile]]:
-    """Files of the archive by their folders."""
-    folders: dict[str, list[ArchiveFile]] = defaultdict(list)
-    for file in files:
-        folders[file.relative.rpartition("/")[0]].append(file)
-    return folders
 
 
 def take_out(
@@ -134,16 +119,7 @@ def insert(
     report: RestoreReport,
     progress: Progress,
 ) -> set[int]:
-    """Insert one version of each memory; returns the ids of those that are in the store now.
-
-    Args:
-        archive: the archive.
-        files: where to look for them.
-        memories: which, with the version of each.
-        restorer: inserts them.
-        report: added to.
-        progress: told how far the work is.
-    """
+    """Insert one version of each memory; returns the ids of those that are in the store now."""
     wanted, stored = set(memories), set()
     for file in files:
         path = archive.root / file.relative

@@ -15,32 +15,26 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from vidurai_pipeline.archival.report import Progress, PublishReport, PurgeReport, Verification
-from vidurai_pipeline.archival.returned import read_tombstoned
+from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verification
+from vidurai_pipeline.archival.returned import purge_archived_before, purge_tombstoned
 from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
 from vidurai_pipeline.archival.staging_process import Staging
 from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile
-from vidurai_pipeline.cold.files import archive_errors, sync_file
+from vidurai_pipeline.cold.files import Progress, archive_errors, sync_file
 from vidurai_pipeline.cold.intents import Grace
-from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.pending import Pending, store_identity
-from vidurai_pipeline.errors import (
-    ArchiveError,
-    HotStoreError,
-    LogHeldError,
-    MissingKeyError,
-    VerificationError,
-    plural,
-    some_of,
-)
-from vidurai_pipeline.hot.erasing import HotEraser
+from vidurai_pipeline.errors import ArchiveError, HotStoreError, LogHeldError, VerificationError, plural, some_of
+from vidurai_pipeline.hot.comparison import compare
 from vidurai_pipeline.hot.purger import PurgeCount, Purger
-from vidurai_pipeline.hot.sql import data_version, json_ids, quote_identifier, tolerant_text
+from vidurai_pipeline.hot.sql import data_version, json_ids, tolerant_text
 from vidurai_pipeline.hot.store import HotStore
 from vidurai_pipeline.hot.upkeep import Upkeep, keep_small
 from vidurai_pipeline.settings import Settings
 
+#: What tells that two rows of one id are the same memory, whatever has become of it since.
+_BIRTH = {"id", "created_at", "project_id", "event_type", "file_path"}
 _REACTIVATED_AT_ONCE = 500
 
 
@@ -121,18 +115,15 @@ class Run:
             HotStoreError, ArchiveError: no memory is lost, and the next run goes on from there.
         """
         # Without a write-ahead log, the second process's snapshot would hold up the purge's commits.
-        apart = published.waiting >= self.rows_worth_a_process and self._has_log()
+        logged = self.con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         self._to_purge = published.waiting
+        apart = logged and published.waiting >= self.rows_worth_a_process
         with self._leaving_the_rest(purge), self._staging(apart=apart) as staging:
-            version = self._begin_file(staging, published, apart=apart)
-            while mark := self._publish_file(staging, published, version):
+            while mark := self._publish_next(staging, published):
                 # While the second process reads, SQLite can't begin its log anew: not ahead of a long one.
-                ahead = apart and self.purger.log_bytes < self.log_share * self.settings.wal_limit
-                if ahead:
-                    version = self._begin_file(staging, published, apart=apart)
+                if apart and self.purger.log_bytes < self.log_share * self.settings.wal_limit:
+                    self._begin_next(staging, published)
                 self._purge_file(mark, self._read(mark), purge)
-                if not ahead:
-                    version = self._begin_file(staging, published, apart=apart)
 
     def publish(self) -> PublishReport:
         """Finish what an interrupted run left, then write all ARCHIVED memories to new files.
@@ -143,9 +134,8 @@ class Run:
         """
         published = self.begin()
         with self._staging(apart=False) as staging:
-            version = self._begin_file(staging, published, apart=False)
-            while self._publish_file(staging, published, version):
-                version = self._begin_file(staging, published, apart=False)
+            while self._publish_next(staging, published):
+                pass
         return published
 
     def begin(self) -> PublishReport:
@@ -158,8 +148,8 @@ class Run:
             recovered.problems.append(f"a restoration or an erasure could not be finished: {error}")
         self._left_alone = left_alone(self.store, self.archive)
         with self.store.errors():
-            self._purge_archived_before(recovered)
-            self._purge_tombstoned(recovered)
+            purge_archived_before(self, recovered)
+            purge_tombstoned(self, recovered)
             (waiting,) = self.con.execute(
                 "SELECT count(*) FROM memories WHERE status = 'ARCHIVED' "
                 "AND id NOT IN (SELECT value FROM json_each(?))",
@@ -181,34 +171,31 @@ class Run:
                 self.archive.sweep()
             raise
 
-    def _begin_file(self, staging: Staging, published: PublishReport, *, apart: bool) -> int:
-        """Begin to stage the next file; returns the data version before its snapshot."""
+    def _begin_next(self, staging: Staging, published: PublishReport) -> None:
+        """Begin to stage the next file."""
+        rows = self.settings.rows_per_file
+        if staging.apart:
+            rows = min(rows, max(self.least_portion, published.waiting // self.portions), self.most_portion)
         # The version comes first: what changes after it makes the purge compare once more.
         with self.store.errors():
             version = data_version(self.con)
-        rows = self.settings.rows_per_file
-        if apart:
-            rows = min(rows, max(self.least_portion, published.waiting // self.portions), self.most_portion)
-        staging.begin(StagingRequest(self.archive.new_path(self._moment), published.last, rows, self._left_alone))
-        return version
+        path = self.archive.new_path(self._moment)
+        staging.begin(StagingRequest(path, published.last, rows, self._left_alone, version))
 
-    def _publish_file(self, staging: Staging, published: PublishReport, version: int) -> Pending | None:
-        """Publish the file that was begun; None if there was no row for it."""
+    def _publish_next(self, staging: Staging, published: PublishReport) -> Pending | None:
+        """Publish the file that was begun, or else the next one; None if there was no row for it."""
+        if not staging.begun:
+            self._begin_next(staging, published)
         before = published.rows
         staged = staging.finish(lambda rows: self.progress("archiving", before + rows, published.waiting))
         published.rejected += staged.rejected
         published.last = staged.last
         if staged.hidden is None:
             return None
-        mark = Pending(
-            file=str(staged.path.relative_to(self.archive.root)),
-            sha256=(staged.sha256,),
-            rows=staged.rows,
-            store=self.identity,
-            batch=self._batch,
-        )
+        relative = str(staged.path.relative_to(self.archive.root))
+        mark = Pending(relative, (staged.sha256,), staged.rows, store=self.identity, batch=self._batch)
         self.archive.publish(staged.hidden, staged.path, mark)
-        self._verified[staged.path] = version
+        self._verified[staged.path] = staged.version
         with archive_errors(staged.path):
             published.files.append(PublishedFile(staged.path, staged.rows, staged.path.stat().st_size))
         published.schema = staged.schema
@@ -239,7 +226,11 @@ class Run:
                 try:
                     found = compare_contents(self.con, schema, self.archive.read(mark))
                 except VerificationError as error:
-                    result.problems.append(str(error) + self._differences(path))
+                    problem = str(error)
+                    with contextlib.suppress(ArchiveError):  # it may be readable all the same
+                        found = compare_contents(self.con, schema, self.archive.contents(path))
+                        problem += f"; against the hot store: {found.describe()}"
+                    result.problems.append(problem)
                     continue
             if found.differing or found.missing:
                 result.changed += len(found.differing) + len(found.missing)
@@ -248,13 +239,6 @@ class Run:
         if marks:
             self.progress("verifying", total, total)
         return result
-
-    def _differences(self, path: Path) -> str:
-        """How a file that is not what was written compares with the hot store, where it can be read."""
-        with contextlib.suppress(ArchiveError):
-            found = compare_contents(self.con, self.store.schema(self.con), self.archive.contents(path))
-            return f"; against the hot store: {found.describe()}"
-        return ""
 
     # Purge
 
@@ -291,10 +275,7 @@ class Run:
     def _purge_file(self, mark: Pending, contents: FileContents, result: PurgeReport) -> None:
         """Purge one pending file's memories, and take its stale copies out of the archive.
 
-        Args:
-            mark: the file's mark.
-            contents: the file, read before its mark says that it may hold the only copy of a memory.
-            result: added to.
+        It was read before its mark says that it may hold the only copy of a memory.
 
         Raises:
             HotStoreError, ArchiveError: it could not be finished; the next run goes on from there.
@@ -319,7 +300,10 @@ class Run:
             result.purged += count.purged
             result.longest_hold = max(result.longest_hold, count.longest_hold)
         if count.held:
-            result.notes.append(_held_note(count.held))
+            result.notes.append(
+                f"{plural(len(count.held), 'memory')} can't be deleted from the hot store, whose own triggers or "
+                f"foreign keys forbid it, and what was archived of them was taken back: {some_of(count.held)}"
+            )
         stale = count.kept | set(count.missing) if certain else count.kept & self._same_memories(contents, count.kept)
         left = self.archive.rewrite(contents, mark, stale) if stale else contents
         self.sync_store()
@@ -333,20 +317,17 @@ class Run:
         A store whose ids are not AUTOINCREMENT may have given the id of a purged memory to a new one. Where that is
         in doubt, the archived copy stays.
         """
-        same = set()
-        with self.store.errors(), tolerant_text(self.con):
-            known = {column.field: column.name for column in self.store.schema(self.con).columns}
-            if "created_at" not in known or not ids:
-                return same
-            birth = [name for name in ("created_at", "project_id", "event_type", "file_path") if name in known]
-            names = ", ".join(quote_identifier(known[name]) for name in birth)
+        schema = self.store.schema(self.con)
+        birth = tuple(column for column in schema.columns if column.field in _BIRTH)
+        same: set[int] = set()
+        if ids and "created_at" in {column.field for column in birth}:
+            birth_alone, wanted = replace(schema, columns=birth, child_tables=()), pa.array(ids, pa.int64())
             for copies in contents.batches():
-                for id_, *born in zip(*(copies.column(name).to_pylist() for name in ("id", *birth)), strict=True):
-                    if id_ not in ids or born[0] is None:
-                        continue
-                    row = self.con.execute(f"SELECT {names} FROM memories WHERE id = ?", (id_,)).fetchone()
-                    if row is not None and list(row) == born:
-                        same.add(id_)
+                # A copy of an unknown moment may be of any memory.
+                dated = copies.filter(pc.is_valid(copies["created_at"]))  # pyright: ignore[reportAttributeAccessIssue]
+                some = dated.filter(pc.call_function("is_in", [dated["id"]], pc.SetLookupOptions(wanted)))
+                with self.store.errors():
+                    same.update(compare(self.con, birth_alone, some).equal)
         return same
 
     def sync_store(self) -> None:
@@ -401,106 +382,16 @@ class Run:
         """
         return self._resume(self)
 
-    def _purge_archived_before(self, result: PurgeReport) -> None:
-        """Purge memories whose equal copy has long been in the archive, as after the store's restore from a backup.
-
-        Writing them once more would give the archive the same version twice.
-        """
-        lowest, highest = self.con.execute(
-            "SELECT min(id), max(id) FROM memories WHERE status = 'ARCHIVED' AND typeof(id) = 'integer'"
-        ).fetchone()
-        if lowest is None:
-            return
-        try:
-            files = list_files(self.archive.root)
-        except ArchiveError as error:
-            # What can't be listed must not keep new memories from the archive.
-            result.notes.append(f"{error}. Memories that came back from a backup were not looked for in the archive")
-            return
-        for file in files:
-            # A pending file's copies may yet be withdrawn, by the run of another store too: nothing to rely on.
-            if self.archive.pending.knows(file.name):
-                continue
-            path = self.archive.root / file.relative
-            try:
-                overlaps = self.archive.may_hold_ids(file, lowest, highest) and self._holds_waiting(path)
-                overlaps = overlaps and self.archive.is_stored(file)
-            except (OSError, pa.ArrowException, MissingKeyError):
-                # Nothing to rely on, like a broken file; queries and the self-test name it.
-                continue
-            if overlaps:
-                self.archive.sync_mirror(file.relative.rpartition("/")[0])
-                self._purge_equal(path, result)
-
-    def _holds_waiting(self, path: Path) -> bool:
-        for ids in self.archive.read_back(path, ["id"]):
-            waiting = self.con.execute(
-                "SELECT count(*) FROM json_each(?) AS copy CROSS JOIN memories AS m ON m.id = copy.value "
-                "WHERE m.status = 'ARCHIVED'",
-                (json_ids(ids.column("id").to_pylist()),),
-            ).fetchone()[0]
-            if waiting:
-                return True
-        return False
-
-    def _purge_equal(self, path: Path, result: PurgeReport) -> None:
-        count = PurgeCount()
-        with archive_errors(path):
-            sync_file(path)
-            for copies in self.archive.read_back(path):
-                self.purger.purge(copies, count)
-            self.purger.finish(count)
-        self.sync_store()
-        result.purged += count.purged
-        result.longest_hold = max(result.longest_hold, count.longest_hold)
-
-    def _purge_tombstoned(self, result: PurgeReport) -> None:
-        """Purge memories that came back, as from a backup, after they had been removed from the archive for good."""
-        count = PurgeCount()
-        try:
-            if erased := self.archive.tombstones.erased():
-                again = HotEraser(self.store, self.con, self.purger).erase(erased).rows["memories"]
-                result.tombstoned += again
-                if again:
-                    result.notes.append(f"{plural(again, 'memory')} had been erased, came back and were purged again")
-            for rows in read_tombstoned(self.con, self.store.schema(self.con), self.archive.tombstones):
-                self.purger.purge(rows, count)
-        except ArchiveError as error:
-            # What can't be read must not keep new memories from the archive; `expire` removes them again.
-            result.notes.append(f"{error}. Memories that came back from a backup may be archived again")
-        if count.purged:
-            self.purger.finish(count)
-            result.tombstoned += count.purged
-            result.notes.append(f"{plural(count.purged, 'memory')} had expired, came back and were purged again")
-        result.longest_hold = max(result.longest_hold, count.longest_hold)
-
     # Upkeep
 
     def keep_small(self, purged: int) -> Upkeep:
-        """Checkpoint the hot store's log, merge its search index, give free pages back as configured.
-
-        Args:
-            purged: memories that were just purged.
-        """
+        """Checkpoint the hot store's log, merge its search index, give free pages back as configured."""
         try:
-            search_index = self.store.schema(self.con).search_index
-        except HotStoreError as error:
-            # By now the memories have moved; that must be told, whatever becomes of this.
+            return keep_small(self.store, self.con, self.settings, purged)
+        except HotStoreError as error:  # from opening it: that memories have moved must be told all the same
             return Upkeep(notes=[f"the hot store was not made smaller: {error}"])
-        return keep_small(
-            self.store,
-            self.con,
-            purged=purged,
-            search_index=search_index,
-            vacuum=self.settings.vacuum,
-            share=self.settings.vacuum_share,
-            log_limit=self.settings.wal_limit,
-        )
 
     # What both tiers know each other by
-
-    def _has_log(self) -> bool:
-        return self.con.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
     @cached_property
     def identity(self) -> tuple[str, str]:
@@ -529,14 +420,6 @@ class Run:
     def _marks(self) -> list[Pending]:
         """The pending marks that concern this hot store."""
         return [mark for mark in self.archive.pending.all() if mark.concerns(self.identity)]
-
-
-def _held_note(ids: list[int]) -> str:
-    what = "1 memory" if len(ids) == 1 else f"{len(ids):,} memories"
-    return (
-        f"{what} can't be deleted from the hot store, whose own triggers or foreign keys forbid it, and what was "
-        f"archived of them was taken back: {some_of(ids)}"
-    )
 
 
 def left_alone(store: HotStore, archive: Archive) -> set[int]:

@@ -37,12 +37,14 @@ class StagingRequest:
         after: the last id of the file before it, None for the first.
         rows: the most rows that it holds.
         left_alone: ids of memories that are not archived now.
+        version: the hot store's data version before it is read, for the caller to know again.
     """
 
     path: Path
     after: Any
     rows: int
     left_alone: Collection[int] = ()
+    version: int = 0
 
 
 @dataclass
@@ -57,10 +59,12 @@ class StagedFile:
         rows: how many memories it holds.
         last: the last id that was read, whether its memory was rejected or not.
         rejected: memories left out because Parquet can't hold them.
+        version: that of the request.
     """
 
     path: Path
     schema: pa.Schema
+    version: int
     hidden: Path | None = None
     sha256: str = ""
     rows: int = 0
@@ -89,11 +93,7 @@ class Stager:
         self._con: sqlite3.Connection | None = None
 
     def stage(self, request: StagingRequest, progress: Callable[[int], None]) -> StagedFile:
-        """Stage a file; it is read in a snapshot of its own.
-
-        Args:
-            request: which file.
-            progress: called with how many of its memories were read.
+        """Stage a file, read in a snapshot of its own; tell how many of its memories were read.
 
         Raises:
             HotStoreError, ArchiveError: nothing of the file is left.
@@ -103,7 +103,7 @@ class Stager:
         con = self._con
         with self._store.errors(), snapshot(con):
             schema = self._store.schema(con)
-            staged = StagedFile(request.path, schema.arrow_schema, last=request.after)
+            staged = StagedFile(request.path, schema.arrow_schema, request.version, last=request.after)
             with contextlib.closing(_read(con, schema, request, staged, progress)) as parts:
                 if (first := next(parts, None)) is not None:
                     self._write(con, schema, itertools.chain([first], parts), staged)
@@ -143,13 +143,7 @@ class Stager:
 def compare_contents(
     con: sqlite3.Connection, schema: StoreSchema, contents: FileContents, *, projects: bool = False
 ) -> Comparison:
-    """Compare all of a file, as it was read from the disk, with the hot store.
-
-    Args:
-        con: a connection to the hot store.
-        schema: the hot store's schema.
-        contents: the file.
-        projects: whether it was written just now, so that the projects must be those of today, too.
+    """Compare all of a file, as it was read from the disk, with the hot store; see :func:`compare`.
 
     Raises:
         ArchiveError: it is not Parquet.

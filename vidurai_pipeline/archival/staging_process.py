@@ -42,9 +42,15 @@ class Staging:
     """
 
     def __init__(self, stager: Stager, *, apart: bool) -> None:
+        self.apart = apart
         self._stager = stager
         self._process = _start(stager) if apart else None
         self._request: StagingRequest | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a file was begun and is not finished."""
+        return self._request is not None
 
     def begin(self, request: StagingRequest) -> None:
         """Begin with a file; the one before must be finished."""
@@ -53,10 +59,7 @@ class Staging:
             self._process.send(request)  # pyright: ignore[reportOptionalMemberAccess]
 
     def finish(self, progress: Callable[[int], None]) -> StagedFile:
-        """Wait for the file that was begun.
-
-        Args:
-            progress: called with how many of its memories were read.
+        """Wait for the file that was begun, and tell how many of its memories were read.
 
         Raises:
             HotStoreError, ArchiveError: what is left of the file is hidden.

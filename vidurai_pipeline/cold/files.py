@@ -14,6 +14,13 @@ import pyarrow as pa
 
 from vidurai_pipeline.errors import ArchiveError
 
+#: Called with what is being done, how much is done, and how much there is (0: not known).
+Progress = Callable[[str, int, int], None]
+
+
+def no_progress(_stage: str, _done: int, _total: int) -> None:
+    """For a caller who does not ask how far the work is."""
+
 
 @contextlib.contextmanager
 def archive_errors(path: Path) -> Iterator[None]:

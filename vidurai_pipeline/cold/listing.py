@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -58,6 +58,11 @@ class ArchiveFile(NamedTuple):
         return self.relative.rpartition("/")[2]
 
     @property
+    def folder(self) -> str:
+        """The folder that it is in, within the archive."""
+        return self.relative.rpartition("/")[0]
+
+    @property
     def key(self) -> str | None:
         """The id of the key that it is encrypted with; None for a plain file."""
         return key_of(self.name)
@@ -82,6 +87,14 @@ class ArchiveFile(NamedTuple):
     def within_store(self) -> Self:
         """The file as the archive of its store lists it."""
         return self._replace(relative=self.relative.partition("/")[2]) if self.store else self
+
+
+def by_folder(files: Iterable[ArchiveFile]) -> dict[str, list[ArchiveFile]]:
+    """Files by the folders that they are in."""
+    folders: dict[str, list[ArchiveFile]] = {}
+    for file in files:
+        folders.setdefault(file.folder, []).append(file)
+    return folders
 
 
 def list_files(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:

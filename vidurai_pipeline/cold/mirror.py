@@ -13,11 +13,11 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from vidurai_pipeline.cold.archive import Archive, FileContents
-from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, sync_folder
+from vidurai_pipeline.cold.files import Progress, archive_errors, durable_write, make_folder, no_progress, sync_folder
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import FileEntry, digest_file
@@ -30,9 +30,6 @@ from vidurai_pipeline.settings import Settings, store_folder
 NOTE = ".mirror.json"
 #: For so many seconds files are copied before another run may have the archive.
 HOLD = 2.0
-
-#: Called with what is being done, how many files are done, and how many there are.
-Progress = Callable[[str, int, int], None]
 
 
 class Mirror(Archive):
@@ -135,7 +132,7 @@ class Mirror(Archive):
         damaged = {flaw.file.rpartition("/")[2] for flaw in side.tombstones.damaged()}
         return {file.name for file in side.tombstones.files()} - damaged
 
-    def catch_up(self, lock_timeout: float, progress: Progress | None = None) -> None:
+    def catch_up(self, lock_timeout: float, progress: Progress = no_progress) -> None:
         """Bring everything in line, and let other runs have the archive in between.
 
         Args:
@@ -152,8 +149,7 @@ class Mirror(Archive):
             while not done:
                 with self.archive.lock("mirror", lock_timeout, make=False):
                     done = self.sync(folder, HOLD)
-                if progress is not None:
-                    progress("copying to the mirror", lacking - self.lacking(), lacking)
+                progress("copying to the mirror", lacking - self.lacking(), lacking)
 
     def lacking(self) -> int:
         """How many files of the archive are not in the mirror yet, or not as the archive has them."""

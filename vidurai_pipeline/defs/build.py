@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from vidurai_pipeline.archival.report import Progress
+from vidurai_pipeline.cold.files import Progress, no_progress
 from vidurai_pipeline.defs.alerts import alert_sensor, channels
 from vidurai_pipeline.defs.assets import (
     archived_rows,
@@ -47,7 +47,7 @@ def _linked_to_code(*assets: dg.AssetsDefinition) -> Sequence[Any]:
         return dg.with_source_code_references(assets)
 
 
-def build_definitions(settings: Settings, progress: Progress | None = None) -> dg.Definitions:
+def build_definitions(settings: Settings, progress: Progress = no_progress) -> dg.Definitions:
     """Everything that Dagster shows and runs, for one hot store and its archive.
 
     Args:

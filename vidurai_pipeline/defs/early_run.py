@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import dagster as dg
 
-from vidurai_pipeline.archival.early_run import Decision, Past, Situation, Thresholds, decide
+from vidurai_pipeline.archival.early_run import Decision, Past, Situation, decide
 from vidurai_pipeline.archival.run import left_alone
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import free_bytes
@@ -55,7 +55,7 @@ class _Watch:
             store_free=free,
             archive_free=free_bytes(archive.root),
         )
-        decision = decide(situation, _thresholds(settings))
+        decision = decide(situation, settings)
         self.wanted_since = (self.wanted_since or now) if decision.wanted and not decision.start else None
         self.needless = None if decision.wanted else (stamp, now, decision)
         if decision.start:
@@ -71,7 +71,7 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name="early_run",
         job=maintenance,
-        description=_describe(_thresholds(settings)),
+        description=_describe(settings),
         minimum_interval_seconds=120,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -112,21 +112,13 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
     return early_run
 
 
-def _thresholds(settings: Settings) -> Thresholds:
-    return Thresholds(
-        settings.early_run_rows, settings.early_run_bytes, settings.early_run_free_disk, settings.early_run_quiet
-    )
-
-
-def _describe(thresholds: Thresholds) -> str:
+def _describe(settings: Settings) -> str:
     # As plain text: the UI renders no Markdown here.
+    rows, growth, free = settings.early_run_rows, settings.early_run_bytes, settings.early_run_free_disk
     conditions = [
-        (thresholds.rows, f"{thresholds.rows:,} memories wait to be archived (VIDURAI_EARLY_RUN_ROWS)"),
-        (thresholds.bytes, f"the hot store has grown by {thresholds.bytes / 1e6:,.0f} MB (VIDURAI_EARLY_RUN_BYTES)"),
-        (
-            thresholds.free_disk,
-            f"less than {thresholds.free_disk / 1e6:,.0f} MB are free on its disk (VIDURAI_EARLY_RUN_FREE_DISK)",
-        ),
+        (rows, f"{rows:,} memories wait to be archived (VIDURAI_EARLY_RUN_ROWS)"),
+        (growth, f"the hot store has grown by {growth / 1e6:,.0f} MB (VIDURAI_EARLY_RUN_BYTES)"),
+        (free, f"less than {free / 1e6:,.0f} MB are free on its disk (VIDURAI_EARLY_RUN_FREE_DISK)"),
     ]
     when = ", or ".join(words for limit, words in conditions if limit) or "a limit is passed; all limits are off now"
     return (

@@ -10,8 +10,8 @@ import duckdb
 from dagster_duckdb import DuckDBResource
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.report import Progress
 from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.files import Progress, no_progress
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.defs.heartbeat import heartbeat
 from vidurai_pipeline.defs.partitions import settings_of
@@ -102,7 +102,7 @@ class ArchiveReader(DuckDBResource):
 Dreams = Callable[[duckdb.DuckDBPyConnection], DreamCycle]
 
 
-def build_resources(settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
+def build_resources(settings: Settings, progress: Progress = no_progress) -> dict[str, Any]:
     """The resources of all assets.
 
     Args:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from vidurai_pipeline.errors import HotStoreError
 from vidurai_pipeline.hot.sql import WriteTransaction, busy_timeout, data_version, is_busy
 from vidurai_pipeline.hot.store import HotStore
+from vidurai_pipeline.settings import Settings
 
 #: What one step aims at, so that the slow ones among them stay below 100 ms.
 TARGET_SECONDS = 0.020
@@ -57,41 +58,24 @@ class Upkeep:
     notes: list[str] = field(default_factory=list)
 
 
-def keep_small(
-    store: HotStore,
-    con: sqlite3.Connection,
-    *,
-    purged: int,
-    search_index: bool,
-    vacuum: str,
-    share: float,
-    log_limit: int,
-) -> Upkeep:
-    """Checkpoint the log, merge the search index, give free pages back.
+def keep_small(store: HotStore, con: sqlite3.Connection, settings: Settings, purged: int) -> Upkeep:
+    """Checkpoint the log, merge the search index, give free pages back, as the settings say.
 
     Nothing here is needed for the memories' sake: what fails is noted, and raises nothing.
-
-    Args:
-        store: the hot store.
-        con: a writing connection to it.
-        purged: memories that were just purged.
-        search_index: whether it has a search index of the kind that can be merged.
-        vacuum: how free pages are given back.
-        share: of the file's pages, so many must be free before a full vacuum.
-        log_limit: bytes of the write-ahead log from which on nothing more is written to it.
     """
     done = Upkeep()
     try:
         with store.errors():
-            if search_index and purged:
+            if purged and store.schema(con).search_index:
                 seconds = MERGE_SECONDS + purged * MERGE_SECONDS_PER_MEMORY
-                _merge_in_steps(con, done, log_limit, anew=_worth_merging(con, purged), seconds=seconds)
+                anew = _worth_merging(con, purged)
+                _merge_in_steps(con, done, settings.wal_limit, anew=anew, seconds=seconds)
             before = store.path.stat().st_size
-            if vacuum == "incremental":
-                _vacuum_in_steps(con, done, log_limit)
-            elif vacuum == "full":
-                _vacuum_at_once(store, con, share, done)
-            if purged or done.merge_steps or vacuum != "off":
+            if settings.vacuum == "incremental":
+                _vacuum_in_steps(con, done, settings.wal_limit)
+            elif settings.vacuum == "full":
+                _vacuum_at_once(store, con, settings.vacuum_share, done)
+            if purged or done.merge_steps or settings.vacuum != "off":
                 checkpoint(con)
             done.reclaimed_bytes = max(0, before - store.path.stat().st_size)
     except (HotStoreError, OSError) as error:
@@ -215,14 +199,9 @@ def lacks_room(store: HotStore, used_bytes: int) -> str | None:
 
 
 def checkpoint(con: sqlite3.Connection, seconds: float = 0.0) -> bool:
-    """Move the log into the store beside readers and writers, then cut it off if nobody is in the way.
+    """Move the log into the store beside readers and writers, and cut it off once nobody is in the way.
 
-    Args:
-        con: a writing connection.
-        seconds: how long to wait for those in the way.
-
-    Returns:
-        whether it was cut off.
+    Returns whether it was cut off, after waiting so many seconds for those in the way.
     """
     until = time.monotonic() + seconds
     while True:

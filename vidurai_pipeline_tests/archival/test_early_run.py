@@ -5,13 +5,19 @@ from typing import Any
 
 import pytest
 
-from vidurai_pipeline.archival.early_run import Past, Situation, Thresholds, decide
+from vidurai_pipeline.archival.early_run import Past, Situation, decide
 from vidurai_pipeline.hot.backlog import BacklogCount
+from vidurai_pipeline.settings import Settings
 
 NOW = 1_800_000_000.0
 
 
-THRESHOLDS = Thresholds(rows=20_000, bytes=256_000_000, free_disk=1_000_000_000, quiet=60.0)
+def limits(rows: int, growth: int, free: int) -> Settings:
+    given = {"early_run_rows": rows, "early_run_bytes": growth, "early_run_free_disk": free, "early_run_quiet": 60.0}
+    return Settings.model_construct(**given)
+
+
+LIMITS = limits(20_000, 256_000_000, 1_000_000_000)
 
 
 PLENTY = 10**12
@@ -21,11 +27,11 @@ def counted(waiting: int, used: int = 0, total: int = 100_000) -> BacklogCount:
     return BacklogCount(waiting, total, used, "stamp", NOW, 0.1)
 
 
-def decision(found: BacklogCount, thresholds: Thresholds = THRESHOLDS, past: Past | None = None, **others: Any) -> Any:
+def decision(found: BacklogCount, settings: Settings = LIMITS, past: Past | None = None, **others: Any) -> Any:
     given: dict[str, Any] = {
         "now": NOW, "written": NOW - 3_600, "wanted_since": None, "store_free": PLENTY, "archive_free": PLENTY, **others
     }  # fmt: skip
-    return decide(Situation(found, past or Past(), **given), thresholds)
+    return decide(Situation(found, past or Past(), **given), settings)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +45,10 @@ def decision(found: BacklogCount, thresholds: Thresholds = THRESHOLDS, past: Pas
         (counted(1_000, used=300_000_000), {"past": Past(used_bytes=100_000_000)}, False, "grown by 200 MB"),
         (counted(1_000), {"store_free": 999_999_999}, True, "only 1,000 MB are free"),
         (counted(999), {"store_free": 0}, False, "no need"),
-        (counted(10**6), {"thresholds": Thresholds(0, 0, 0, 60)}, False, "no need"),
+        (counted(10**6), {"settings": limits(0, 0, 0)}, False, "no need"),
     ],
 )
-def test_thresholds(found: BacklogCount, others: dict[str, Any], wanted: bool, why: str) -> None:
+def test_limits(found: BacklogCount, others: dict[str, Any], wanted: bool, why: str) -> None:
     made = decision(found, **others)
     assert (made.start, made.wanted) == (wanted, wanted)
     assert why in made.why
