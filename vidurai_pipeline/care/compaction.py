@@ -8,7 +8,7 @@ of an id with several versions, all stay. Files of other columns, or with anothe
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from vidurai_pipeline.cold.archive import Archive, Footer
+from vidurai_pipeline.cold.files import Progress, no_progress
 from vidurai_pipeline.cold.listing import REQUIRED, ArchiveFile, list_settled, require_archive
 from vidurai_pipeline.cold.rewriting import BYTES_PER_FILE, ROWS_PER_FILE, rewrite_folder
 from vidurai_pipeline.errors import ArchiveError, ConfigError
@@ -25,9 +26,6 @@ _SMALL = 1 / 4
 #: Seconds between two portions, in which a run that waits gets the archive's lock.
 PAUSE_SECONDS = 0.5
 _FOLDER = re.compile(r"year=(\d{1,4})/month=(\d{1,2})")
-
-#: Called with what is being done, how many of it are done, and how many there are.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -90,7 +88,7 @@ def compact(
     rows_per_file: int = ROWS_PER_FILE,
     bytes_per_file: int = BYTES_PER_FILE,
     now: datetime | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> CompactionReport:
     """Put the small files of months that are over together; what is compact is left alone.
 
@@ -120,10 +118,9 @@ def compact(
     report = CompactionReport(dry_run)
     listed = list_settled(archive.root)
     folders = {folder: name for folder, name in _months(listed).items() if name < running and month in {None, name}}
-    archive.require_keys(file for file in listed if file.relative.rpartition("/")[0] in folders)
+    archive.require_keys(file for file in listed if file.folder in folders)
     for number, (folder, name) in enumerate(folders.items()):
-        if progress is not None:
-            progress("compacting months", number, len(folders))
+        progress("compacting months", number, len(folders))
         work = _Month(archive, folder, rows_per_file, bytes_per_file)
         files, size = work.size()
         done = MonthCompaction(name, files, files, size, size)
@@ -147,7 +144,7 @@ def compact(
 
 def _months(files: Sequence[ArchiveFile]) -> dict[str, str]:
     """The folders of an archive's months, each with its month, in order."""
-    found = {file.relative.rpartition("/")[0]: _FOLDER.match(file.relative) for file in files if file.partitioned}
+    found = {file.folder: _FOLDER.match(file.relative) for file in files if file.partitioned}
     months = {folder: f"{int(name[1]):04d}-{int(name[2]):02d}" for folder, name in found.items() if name is not None}
     return dict(sorted(months.items(), key=lambda item: item[::-1]))
 

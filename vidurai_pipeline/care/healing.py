@@ -4,9 +4,9 @@ A file is put in its place in one step, after its copy was held against the reco
 ``*.damaged``. A file that is damaged on both sides is named, and neither side is touched.
 """
 
-from vidurai_pipeline.care.scrub import Progress, ScrubReport, scrub
+from vidurai_pipeline.care.scrub import ScrubReport, scrub
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.files import make_folder
+from vidurai_pipeline.cold.files import Progress, make_folder, no_progress
 from vidurai_pipeline.cold.listing import list_files, list_settled
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import FileEntry, Flaw, Manifest
@@ -21,7 +21,7 @@ def prove(
     repair: bool = False,
     forget_missing: bool = False,
     lock_timeout: float = 0.0,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> ScrubReport:
     """Scrub the archive, and its mirror if it has one; see :func:`scrub`.
 
@@ -107,7 +107,7 @@ def _restore_manifests(side: Archive, other: Archive, lock_timeout: float) -> li
             damaged = side.manifests.of(folder).damaged
             if damaged is None and path.exists():
                 continue
-            names = {file.name for file in list_settled(side.root) if file.relative.rpartition("/")[0] == folder}
+            names = {file.name for file in list_settled(side.root) if file.folder == folder}
             entries: dict[str, FileEntry] = copy.entries
             if names - entries.keys():
                 # The other side is behind: what is gone here may have been replaced by what only this side has.

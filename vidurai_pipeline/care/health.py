@@ -3,12 +3,14 @@
 ``doctor`` makes all of them at once, Dagster's checks each alone. None holds a lock or changes anything.
 """
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +23,6 @@ from vidurai_pipeline.cold.archive import Archive, PublishedFile
 from vidurai_pipeline.cold.files import free_bytes
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled
 from vidurai_pipeline.cold.manifest import age_in_days
-from vidurai_pipeline.cold.pending import Pending
 from vidurai_pipeline.errors import NAMED, ArchiveError, PipelineError, plural, some_of
 from vidurai_pipeline.hot import backlog
 from vidurai_pipeline.hot.inspection import (
@@ -37,6 +38,7 @@ from vidurai_pipeline.hot.store import HotStore
 
 #: What is left free on a disk beside what the next run needs.
 SPARE_BYTES = 100_000_000
+_OTHERS_NAME_IT = "could not be checked: a file can't be read, which the other checks name"
 # How often months may be rewritten while the archive is checked.
 _REWRITINGS = 20
 _UNREADABLE = (OSError, pa.ArrowException, KeyError, ArchiveError)
@@ -46,13 +48,35 @@ _UNREADABLE = (OSError, pa.ArrowException, KeyError, ArchiveError)
 _NO_CONTENT = ("archived_at", "archived_ts", "filename", "year", "month", "project_name", "project_path")
 
 
+Status = Literal["ok", "warning", "failed"]
+P = ParamSpec("P")
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one check found, and what to do about it where all is not well."""
 
     check: str
-    status: Literal["ok", "warning", "failed"]
+    status: Status
     detail: str
+
+
+def _check(
+    name: str, status: Status, why: str = "{}", errors: tuple[type[Exception], ...] = (PipelineError,)
+) -> Callable[[Callable[P, tuple[Status, str]]], Callable[P, Finding]]:
+    """Make a check of a function that gives a status and a detail; where an error stops it, it has another status."""
+
+    def named(look: Callable[P, tuple[Status, str]]) -> Callable[P, Finding]:
+        @functools.wraps(look)
+        def check(*args: P.args, **kwargs: P.kwargs) -> Finding:
+            try:
+                return Finding(name, *look(*args, **kwargs))
+            except errors as error:
+                return Finding(name, status, why.format(error))
+
+        return check
+
+    return named
 
 
 @dataclass(frozen=True)
@@ -70,35 +94,28 @@ class ArchiveSize:
     contents: tuple[PublishedFile, ...] = ()
 
 
-def store_integrity(store: HotStore) -> Finding:
+@_check("hot store integrity", "failed")
+def store_integrity(store: HotStore) -> tuple[Status, str]:
     """SQLite's own ``quick_check``: it reads the whole store, and holds no writer up."""
-    try:
-        with closing(store.connect()) as con, store.errors():
-            faults = [row[0] for row in con.execute("PRAGMA quick_check(3)")]
-    except PipelineError as error:
-        return Finding("hot store integrity", "failed", str(error))
+    with closing(store.connect()) as con, store.errors():
+        faults = [row[0] for row in con.execute("PRAGMA quick_check(3)")]
     if faults == ["ok"]:
-        return Finding("hot store integrity", "ok", "quick_check found no fault")
-    return Finding(
-        "hot store integrity",
-        "failed",
+        return "ok", "quick_check found no fault"
+    return "failed", (
         f"{store.path} is damaged ({len(faults)} faults or more): stop Vidurai, keep a copy, recover it with "
-        "`sqlite3 STORE .recover` or from a backup",
+        "`sqlite3 STORE .recover` or from a backup"
     )
 
 
 def archive_readable(
     archive: Archive, before: ArchiveSize | None = None, *, thorough: bool
 ) -> tuple[Finding, ArchiveSize]:
-    """Whether each file can be read, and whether none is gone.
+    """Whether each file can be read, and whether none is gone; also what the archive holds now.
 
     Args:
         archive: the archive.
         before: what it held after the last run; it does not shrink by itself.
         thorough: read the pages of a column too, not the footers alone.
-
-    Returns:
-        The finding, and what the archive holds now.
     """
     listed = _listed(archive)
     for _ in range(_REWRITINGS):
@@ -117,8 +134,9 @@ def _listed(archive: Archive) -> tuple[ArchiveFile, ...]:
 
 
 def _archive_readable(archive: Archive, before: ArchiveSize | None, *, thorough: bool) -> tuple[Finding, ArchiveSize]:
-    pending = {archive.root / mark.file for mark in _marks(archive)}
-    # What a pending file is worth, the next run finds out.
+    pending: set[Path] = set()
+    with contextlib.suppress(PipelineError):  # what a pending file is worth, the next run finds out
+        pending = {archive.root / mark.file for mark in archive.pending.all()}
     try:
         files = [path for path in archive.files() if path not in pending]
         for path in files:
@@ -132,45 +150,38 @@ def _archive_readable(archive: Archive, before: ArchiveSize | None, *, thorough:
             broken.append(path)
             continue
         try:
-            count = (
-                sum(batch.num_rows for batch in archive.read_back(path, ["id"]))
-                if thorough
-                else archive.count_rows(path)
+            rows = (
+                sum(part.num_rows for part in archive.read_back(path, ["id"])) if thorough else archive.count_rows(path)
             )
-            contents.append(PublishedFile(path, count, path.stat().st_size))
+            contents.append(PublishedFile(path, rows, path.stat().st_size))
         except _UNREADABLE:
             if path.exists():
                 broken.append(path)
-    rows = sum(file.rows for file in contents)
-    size = ArchiveSize(len(files), rows, tuple(contents))
+    size = ArchiveSize(len(files), sum(file.rows for file in contents), tuple(contents))
+    return _as_recorded(archive, size, before, broken), size
+
+
+@_check("archive", "failed")
+def _as_recorded(
+    archive: Archive, size: ArchiveSize, before: ArchiveSize | None, broken: Sequence[Path]
+) -> tuple[Status, str]:
     if broken:
-        names = some_of(broken)
-        detail = (
-            f"{len(broken)} of {plural(len(files), 'file')} can't be read: {names}. Restore them from a backup, or "
-            "move them out of the archive"
+        return "failed", (
+            f"{len(broken)} of {plural(size.files, 'file')} can't be read: {some_of(broken)}. Restore them from a "
+            "backup, or move them out of the archive"
         )
-        return Finding("archive", "failed", detail), size
-    try:
-        flaws = [*archive.manifests.flaws(list_files(archive.root)), *archive.tombstones.damaged()]
-    except PipelineError as error:
-        return Finding("archive", "failed", str(error)), size
-    if flaws:
+    if flaws := [*archive.manifests.flaws(list_files(archive.root)), *archive.tombstones.damaged()]:
         names = some_of([f"{flaw.file}: {flaw.reason}" for flaw in flaws])
-        detail = (
-            f"{plural(len(flaws), 'file')} not as recorded: {names}. `vidurai-pipeline scrub` says what can be done"
-        )
-        return Finding("archive", "failed", detail), size
+        what = f"{plural(len(flaws), 'file')} not as recorded: {names}"
+        return "failed", f"{what}. `vidurai-pipeline scrub` says what can be done"
     # Where there is a manifest, it knows better: memories leave the archive when they are restored.
-    if before is not None and rows < before.rows and not archive.manifests.of("").folders:
-        detail = (
-            f"{archive.place} holds {plural(before.rows - rows, 'memory')} fewer than after the last run "
-            f"({plural(before.files, 'file')} then, {len(files):,} now). Restore the files that are gone from a "
+    if before is not None and size.rows < before.rows and not archive.manifests.of("").folders:
+        return "failed", (
+            f"{archive.place} holds {plural(before.rows - size.rows, 'memory')} fewer than after the last run "
+            f"({plural(before.files, 'file')} then, {size.files:,} now). Restore the files that are gone from a "
             "backup; if they were removed on purpose, there is nothing to do"
         )
-        return Finding("archive", "failed", detail), size
-    return Finding(
-        "archive", "ok", f"{archive.place}: {plural(len(files), 'file')}, {plural(rows, 'row')}, all readable"
-    ), size
+    return "ok", f"{archive.place}: {plural(size.files, 'file')}, {plural(size.rows, 'row')}, all readable"
 
 
 def mirrored(archive: Archive) -> Finding | None:
@@ -194,116 +205,95 @@ def mirrored(archive: Archive) -> Finding | None:
     return Finding("mirror", "ok", f"{mirror.place} holds {plural(files, 'file')}, as the archive does")
 
 
-def no_credentials(archive: Archive, seconds: float) -> Finding:
-    """Whether archived memories look as if they held credentials; each file is looked at once.
+@_check("credentials", "warning", "could not be looked for: {}")
+def no_credentials(archive: Archive, seconds: float) -> tuple[Status, str]:
+    """Whether archived memories look as if they held credentials.
 
-    Args:
-        archive: the archive.
-        seconds: begin no further file after this time; the next check goes on.
+    Each file is looked at once, and none after so many seconds: the next check goes on.
     """
-    try:
-        report = find_secrets(archive, seconds=seconds)
-    except PipelineError as error:
-        return Finding("credentials", "warning", f"could not be looked for: {error}")
+    report = find_secrets(archive, seconds=seconds)
     left = f"; {plural(report.left, 'file')} not looked at yet" if report.left else ""
     if not report.suspects:
-        return Finding("credentials", "ok", f"none seen in {plural(report.files, 'file')}{left}")
+        return "ok", f"none seen in {plural(report.files, 'file')}{left}"
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.kinds.items())
     files = some_of(sorted({suspect.file for suspect in report.suspects}))
-    return Finding(
-        "credentials",
-        "warning",
+    return "warning", (
         f"{plural(len(report.suspects), 'archived memory')} may hold some ({kinds}) in {files}: "
-        f"`vidurai-pipeline secrets` lists them, `vidurai-pipeline erase --id` erases them{left}",
+        f"`vidurai-pipeline secrets` lists them, `vidurai-pipeline erase --id` erases them{left}"
     )
 
 
-def search_index(archive: Archive) -> Finding:
+@_check("search index", "warning")
+def search_index(archive: Archive) -> tuple[Status, str]:
     """Whether the search index holds what the archive does; without one, searches read the archive."""
     words, vectors = WordIndex(archive.root), VectorIndex(archive.root)
     if not words.exists():
-        return Finding("search index", "ok", "there is none: searches read the archive")
-    try:
-        lag = words.lag(list_settled(archive.root), archive.manifests)
-        intact = words.intact()
-        recall = words.recall(archive)
-        covered = vectors.lag(archive)
-    except PipelineError as error:
-        return Finding("search index", "warning", str(error))
+        return "ok", "there is none: searches read the archive"
+    lag = words.lag(list_settled(archive.root), archive.manifests)
+    intact = words.intact()
+    recall = words.recall(archive)
+    covered = vectors.lag(archive)
     if lag.lacking or lag.gone or covered.gone:
         gone = len(lag.gone) + covered.gone
         detail = f"{plural(len(lag.lacking), 'file')} of the archive are not in it, {gone:,} in it are gone"
-        return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index`")
+        return "warning", f"{detail}: run `vidurai-pipeline index`"
     if not intact:
-        return Finding("search index", "warning", "it is damaged: run `vidurai-pipeline index`")
+        return "warning", "it is damaged: run `vidurai-pipeline index`"
     if recall.found < recall.asked:
         detail = f"it does not find {recall.asked - recall.found} of {recall.asked} memories by their own words"
-        return Finding("search index", "warning", f"{detail}: run `vidurai-pipeline index --rebuild`")
+        return "warning", f"{detail}: run `vidurai-pipeline index --rebuild`"
     size = (words.bytes() + vectors.bytes()) / 1e6
-    detail = f"{plural(sum(words.held().values()), 'memory')}, {size:,.1f} MB"
-    if covered.vectors:
-        detail += f", {covered.vectors:,} of them with a vector"
-    return Finding("search index", "ok", detail)
+    with_vector = f", {covered.vectors:,} of them with a vector" if covered.vectors else ""
+    return "ok", f"{plural(sum(words.held().values()), 'memory')}, {size:,.1f} MB{with_vector}"
 
 
-def archive_proved(archive: Archive, days: int) -> Finding:
-    """When the archive's files were last read and found to be what was written.
-
-    Args:
-        archive: the archive.
-        days: within how many days each file should be read again.
-    """
-    try:
-        proofs = archive.manifests.proofs(list_settled(archive.root))
-    except PipelineError as error:
-        return Finding("proofs", "failed", str(error))
+@_check("proofs", "failed")
+def archive_proved(archive: Archive, days: int) -> tuple[Status, str]:
+    """Whether every file was read and found to be what was written within so many days."""
+    proofs = archive.manifests.proofs(list_settled(archive.root))
     if proofs.unknown:
-        return Finding(
-            "proofs",
-            "warning",
+        return "warning", (
             f"{plural(len(proofs.unknown), 'file')} were never proved, so damage to them would not be noticed: "
-            f"{some_of(proofs.unknown)}. `vidurai-pipeline scrub` reads and records them",
+            f"{some_of(proofs.unknown)}. `vidurai-pipeline scrub` reads and records them"
         )
     if proofs.oldest is None:
-        return Finding("proofs", "ok", "there is no archived file to prove yet")
+        return "ok", "there is no archived file to prove yet"
     age = age_in_days(proofs.oldest)
     detail = f"a file was last proved {proofs.newest}; the oldest proof is of {proofs.oldest}, {age:,.0f} days ago"
     if age > 2 * days:
         advice = "see that Dagster's daemon runs and the schedule `nightly_care` is on, or run `vidurai-pipeline scrub`"
-        return Finding("proofs", "warning", f"{detail}, and VIDURAI_SCRUB_DAYS is {days}: {advice}")
-    return Finding("proofs", "ok", detail)
+        return "warning", f"{detail}, and VIDURAI_SCRUB_DAYS is {days}: {advice}"
+    return "ok", detail
 
 
-def one_tier(store: HotStore, archive: Archive) -> Finding:
+@_check(
+    "one tier",
+    "warning",
+    "could not be checked: a store or file can't be read, which the other checks name",
+    (PipelineError, *_UNREADABLE),
+)
+def one_tier(store: HotStore, archive: Archive) -> tuple[Status, str]:
     """Look for memories that both tiers hold: same id, same moment of creation.
 
     Reads the ids of the hot store and of those files that may hold one of them.
     """
     both: list[int] = []
-    try:
-        # In this order: a file that was there before the marks were read and has none has been purged.
-        files = archive.files()
-        marked = {archive.root / mark.file for mark in archive.pending.all()}
-        with closing(store.connect()) as con, store.errors():
-            con.execute("SELECT created_at FROM memories LIMIT 0")
-            hot = pa.array([id_ for (id_,) in con.execute("SELECT id FROM memories")], pa.int64())
-            for path in files:
-                if path not in marked:
-                    both += _shared(con, archive, path, hot)
-    except (PipelineError, *_UNREADABLE):
-        return Finding(
-            "one tier", "warning", "could not be checked: a store or file can't be read, which the other checks name"
-        )
-    if both:
-        return Finding(
-            "one tier",
-            "warning",
-            f"{plural(len(both), 'memory')} both in the hot store and in the archive (ids "
-            f"{some_of(both)}): an older tool's purge "
-            "failed, or the store was restored from a backup. The next run archives those that are ARCHIVED again; "
-            "`history` shows each memory once",
-        )
-    return Finding("one tier", "ok", "no memory is in both tiers")
+    # In this order: a file that was there before the marks were read and has none has been purged.
+    files = archive.files()
+    marked = {archive.root / mark.file for mark in archive.pending.all()}
+    with closing(store.connect()) as con, store.errors():
+        con.execute("SELECT created_at FROM memories LIMIT 0")
+        hot = pa.array([id_ for (id_,) in con.execute("SELECT id FROM memories")], pa.int64())
+        for path in files:
+            if path not in marked:
+                both += _shared(con, archive, path, hot)
+    if not both:
+        return "ok", "no memory is in both tiers"
+    return "warning", (
+        f"{plural(len(both), 'memory')} both in the hot store and in the archive (ids {some_of(both)}): an older "
+        "tool's purge failed, or the store was restored from a backup. The next run archives those that are ARCHIVED "
+        "again; `history` shows each memory once"
+    )
 
 
 def _shared(con: Connection, archive: Archive, path: Path, hot: pa.Array) -> list[int]:
@@ -326,39 +316,34 @@ def _shared(con: Connection, archive: Archive, path: Path, hot: pa.Array) -> lis
     return shared
 
 
-def no_duplicates(archive: Archive) -> Finding:
+@_check("duplicates", "warning", _OTHERS_NAME_IT, (ArchiveError,))
+def no_duplicates(archive: Archive) -> tuple[Status, str]:
     """Look for versions of a memory that the archive holds twice.
 
     A memory that was archived, taken back and archived again is there in two versions: that is no duplicate.
     """
     repeated = "SELECT id FROM history_all GROUP BY id HAVING count(*) > 1"
-    try:
-        with RepoAnalyst(archive.root) as analyst:
-            suspects = analyst.query_archive(f"SELECT count(*) AS n FROM ({repeated})")
-            if not suspects or not suspects[0]["n"]:
-                return Finding("duplicates", "ok", "the archive holds no version of a memory twice")
-            found = analyst.query_archive(
-                "SELECT count(*) AS n, count(DISTINCT id) AS ids FROM (SELECT any_value(id) AS id FROM (SELECT "
-                f"COLUMNS(lambda name: name NOT IN {_NO_CONTENT}) FROM history_all WHERE id IN ({repeated})) "
-                "AS copy GROUP BY copy HAVING count(*) > 1)"
-            )[0]
-    except ArchiveError:
-        return Finding(
-            "duplicates", "warning", "could not be checked: a file can't be read, which the other checks name"
-        )
-    if found["n"]:
-        return Finding(
-            "duplicates",
-            "warning",
-            f"the archive holds {plural(found['n'], 'version')} of {plural(found['ids'], 'memory')} more than once: "
-            "written by an older tool, or restored from a backup beside the original. `history` shows each memory "
-            "once and learning takes each once, so nothing needs to be done; to save the space, move the restored "
-            "files out of the archive",
-        )
-    return Finding("duplicates", "ok", f"{plural(suspects[0]['n'], 'memory')} in several versions, none of them twice")
+    with RepoAnalyst(archive.root) as analyst:
+        suspects = analyst.query_archive(f"SELECT count(*) AS n FROM ({repeated})")
+        if not suspects or not suspects[0]["n"]:
+            return "ok", "the archive holds no version of a memory twice"
+        found = analyst.query_archive(
+            "SELECT count(*) AS n, count(DISTINCT id) AS ids FROM (SELECT any_value(id) AS id FROM (SELECT "
+            f"COLUMNS(lambda name: name NOT IN {_NO_CONTENT}) FROM history_all WHERE id IN ({repeated})) "
+            "AS copy GROUP BY copy HAVING count(*) > 1)"
+        )[0]
+    if not found["n"]:
+        return "ok", f"{plural(suspects[0]['n'], 'memory')} in several versions, none of them twice"
+    return "warning", (
+        f"the archive holds {plural(found['n'], 'version')} of {plural(found['ids'], 'memory')} more than once: "
+        "written by an older tool, or restored from a backup beside the original. `history` shows each memory "
+        "once and learning takes each once, so nothing needs to be done; to save the space, move the restored "
+        "files out of the archive"
+    )
 
 
-def dates_plausible(archive: Archive, now: datetime | None = None) -> Finding:
+@_check("dates", "warning", _OTHERS_NAME_IT, (ArchiveError,))
+def dates_plausible(archive: Archive, now: datetime | None = None) -> tuple[Status, str]:
     """Look for files with memories that are dated in the future, as a wrong clock leaves them.
 
     Args:
@@ -366,41 +351,34 @@ def dates_plausible(archive: Archive, now: datetime | None = None) -> Finding:
         now: the time; default this machine's. A day more is allowed, for times in a zone that nobody noted.
     """
     limit = ((now or datetime.now(UTC)).astimezone(UTC) + timedelta(days=1)).replace(tzinfo=None)
-    try:
-        with RepoAnalyst(archive.root) as analyst:
-            found = analyst.query_archive(
-                "SELECT filename, count(*) AS n FROM history_all WHERE archived_ts > ? GROUP BY ALL ORDER BY ALL",
-                [limit],
-            )
-    except ArchiveError:
-        return Finding("dates", "warning", "could not be checked: a file can't be read, which the other checks name")
+    with RepoAnalyst(archive.root) as analyst:
+        found = analyst.query_archive(
+            "SELECT filename, count(*) AS n FROM history_all WHERE archived_ts > ? GROUP BY ALL ORDER BY ALL", [limit]
+        )
     if not found:
-        return Finding("dates", "ok", "no memory is dated in the future")
-    return Finding(
-        "dates",
-        "warning",
+        return "ok", "no memory is dated in the future"
+    return "warning", (
         f"{plural(sum(row['n'] for row in found), 'memory')} in {plural(len(found), 'file')} are dated in the future "
         f"({some_of([row['filename'] for row in found])}): a clock was wrong when they were archived. Nothing is lost, "
-        "and learning takes them last; check this machine's clock",
+        "and learning takes them last; check this machine's clock"
     )
 
 
-def disk_room(store: HotStore, archive: Archive) -> Finding:
+@_check("disk", "failed", "what the next run needs can't be told: {}")
+def disk_room(store: HotStore, archive: Archive) -> tuple[Status, str]:
     """Whether the disks have room for what the next run writes."""
-    try:
-        needed = backlog.bytes_needed(backlog.count_backlog(store))
-    except PipelineError as error:
-        return Finding("disk", "failed", f"what the next run needs can't be told: {error}")
+    needed = backlog.bytes_needed(backlog.count_backlog(store))
     places = {archive.root: needed + SPARE_BYTES, store.path.parent: SPARE_BYTES}
     free = {place: free_bytes(place) for place in places}
     detail = ", ".join(f"{size / 1e9:.1f} GB free at {place}" for place, size in free.items())
     if short := [place for place in places if free[place] < places[place]]:
         wanted = " and ".join(f"{places[place] / 1e9:.1f} GB at {place}" for place in short)
-        return Finding("disk", "warning", f"{detail}: the next run may need {wanted}. Free some, or move the archive")
-    return Finding("disk", "ok", f"{detail}; the next run needs {needed / 1e6:,.0f} MB at most")
+        return "warning", f"{detail}: the next run may need {wanted}. Free some, or move the archive"
+    return "ok", f"{detail}; the next run needs {needed / 1e6:,.0f} MB at most"
 
 
-def backlog_shrinks(store: HotStore, waited: Sequence[int], left: Sequence[int]) -> Finding:
+@_check("backlog", "failed")
+def backlog_shrinks(store: HotStore, waited: Sequence[int], left: Sequence[int]) -> tuple[Status, str]:
     """Whether the runs keep up with what is archived.
 
     Args:
@@ -408,26 +386,19 @@ def backlog_shrinks(store: HotStore, waited: Sequence[int], left: Sequence[int])
         waited: how many memories waited when each of the last runs began, newest first.
         left: how many of them each of the last runs could not move, newest first.
     """
-    try:
-        waiting = backlog.count_backlog(store).waiting
-    except PipelineError as error:
-        return Finding("backlog", "failed", str(error))
+    waiting = backlog.count_backlog(store).waiting
     before = f"; {waited[0]:,} when the last run began" if waited else ""
     if waited and waiting >= max(waited[0], backlog.WORTH_A_RUN):
-        return Finding(
-            "backlog",
-            "warning",
+        return "warning", (
             f"{waiting:,} memories wait{before}: it does not shrink. See under Runs whether the last ones failed, "
-            "and under Automation whether the schedule is on and Dagster's daemon runs; then run the job maintenance",
+            "and under Automation whether the schedule is on and Dagster's daemon runs; then run the job maintenance"
         )
     if len(left) > 2 and left[0] > left[1] > left[2]:
-        return Finding(
-            "backlog",
-            "warning",
+        return "warning", (
             f"each of the last runs left more memories behind ({left[2]:,}, {left[1]:,}, {left[0]:,}): see the "
-            "rejected ones and the reasons under parquet_archive, and correct them in SQLite",
+            "rejected ones and the reasons under parquet_archive, and correct them in SQLite"
         )
-    return Finding("backlog", "ok", f"{waiting:,} memories wait{before}")
+    return "ok", f"{waiting:,} memories wait{before}"
 
 
 def other_store(store: HotStore) -> Finding | None:
@@ -447,13 +418,7 @@ def other_store(store: HotStore) -> Finding | None:
 
 
 def store_room(store: HotStore, con: Connection, log_limit: int) -> list[Finding]:
-    """How much space the store would give back, and whether a program that reads makes its log grow.
-
-    Args:
-        store: the hot store.
-        con: a connection to it.
-        log_limit: bytes of its write-ahead log that are too many.
-    """
+    """How much space the store would give back, and whether a long read makes its log grow past a limit."""
     size = store.size(con)
     share = f"{reclaimable_bytes(store, con) / 1e6:,.0f} of {size.bytes / 1e6:,.0f} MB"
     findings = [Finding("hot store space", "ok", f"a full vacuum (VIDURAI_VACUUM=full) would give back {share}")]
@@ -506,18 +471,9 @@ def rejected_memories(store: HotStore, con: Connection) -> Finding:
         faults = [fault for batch in read_archived(con, schema) for fault in batch.rejected]
     if not faults:
         return Finding("rejected memories", "ok", "every memory that waits can be archived")
-    shown = "; ".join(f"memory {fault.id}: {fault.column}: {fault.reason}" for fault in faults[:NAMED])
     more = f"; and {len(faults) - NAMED:,} more" if len(faults) > NAMED else ""
-    return Finding(
-        "rejected memories",
-        "warning",
-        f"{plural(len(faults), 'memory')} can't be archived and stay in the hot store: {shown}{more}. Correct them in "
-        "SQLite",
+    detail = (
+        f"{plural(len(faults), 'memory')} can't be archived and stay in the hot store: "
+        f"{'; '.join(map(str, faults[:NAMED]))}{more}. Correct them in SQLite"
     )
-
-
-def _marks(archive: Archive) -> list[Pending]:
-    try:
-        return archive.pending.all()
-    except PipelineError:
-        return []
+    return Finding("rejected memories", "warning", detail)

@@ -2,11 +2,11 @@
 
 import errno
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.files import Progress, no_progress
 from vidurai_pipeline.cold.keys import SETTING
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, list_settled, require_archive
 from vidurai_pipeline.cold.rewriting import rewrite_folder
@@ -17,9 +17,6 @@ PORTION_BYTES = 64 * 1024 * 1024
 PORTION_FILES = 200
 _PENDING = "its memories have not left the hot store: run `vidurai-pipeline flush`"
 _ELSEWHERE = "it does not lie in a month's own folder: move it there, or out of the archive"
-
-#: Called with what is being done, the bytes that were rewritten, and how many there are to rewrite.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -53,7 +50,7 @@ class RekeyReport:
 
 
 def rekey(
-    archive: Archive, *, dry_run: bool = False, lock_timeout: float = 0.0, progress: Progress | None = None
+    archive: Archive, *, dry_run: bool = False, lock_timeout: float = 0.0, progress: Progress = no_progress
 ) -> RekeyReport:
     """Rewrite all settled files that are not under the newest key.
 
@@ -82,8 +79,7 @@ def rekey(
         report.files, report.bytes = len(waiting), total
     most = PORTION_FILES
     while waiting and not dry_run:
-        if progress is not None:
-            progress("encrypting bytes", report.bytes, max(total, report.bytes))
+        progress("encrypting bytes", report.bytes, max(total, report.bytes))
         with archive.lock("rekey", lock_timeout, make=False):
             began = time.monotonic()
             archive.sweep()
@@ -117,7 +113,7 @@ def _waiting(archive: Archive) -> list[ArchiveFile]:
 
 def _rewrite(archive: Archive, portion: list[ArchiveFile], report: RekeyReport) -> None:
     if portion:
-        folder = portion[0].relative.rpartition("/")[0]
+        folder = portion[0].folder
         done = rewrite_folder(archive, folder, portion, rows_per_file=1, bytes_per_file=1)
         report.files += done.files_before
         report.bytes += done.bytes_before
@@ -136,9 +132,7 @@ def _portion(waiting: list[ArchiveFile]) -> list[ArchiveFile]:
     size = 0
     for file in waiting:
         size += file.size
-        if portion and (
-            size > PORTION_BYTES or file.relative.rpartition("/")[0] != portion[0].relative.rpartition("/")[0]
-        ):
+        if portion and (size > PORTION_BYTES or file.folder != portion[0].folder):
             break
         portion.append(file)
     return portion

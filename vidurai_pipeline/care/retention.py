@@ -9,10 +9,9 @@ them, and so it does with rows that came back with a backup of the archive.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from typing import Any
 
 import duckdb
@@ -21,15 +20,12 @@ import pyarrow.compute as pc
 
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.files import archive_errors
-from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, quote_literal, require_archive
+from vidurai_pipeline.cold.files import Progress, archive_errors, no_progress
+from vidurai_pipeline.cold.listing import ArchiveFile, by_folder, list_settled, quote_literal, require_archive
 from vidurai_pipeline.cold.rewriting import read_recorded, rewrite_folder
 from vidurai_pipeline.cold.tombstones import DIGESTED, SCHEMA, UTC_FOOTER, digests
 from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.settings import RetentionRule
-
-#: Called with what is being done, how many months are done, and how many there are.
-Progress = Callable[[str, int, int], None]
 
 _BYTES_PER_FILE = 64 * 1024 * 1024
 _JUDGED = ("id", "created_at", "salience", "event_type", "project_name", "pinned")
@@ -104,7 +100,7 @@ def expire(
     now: datetime | None = None,
     rows_per_file: int = 50_000,
     lock_timeout: float = 0.0,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> ExpiryReport:
     """Remove expired memories from the archive.
 
@@ -130,10 +126,9 @@ def expire(
         with archive.lock("expire", lock_timeout, make=False):
             archive.sweep()
     judge = _Judge(archive, rules, now or datetime.now(UTC))
-    months = _by_folder(listed)
+    months = by_folder(listed)
     for done, (folder, files) in enumerate(months.items()):
-        if progress is not None:
-            progress("expiring months", done, len(months))
+        progress("expiring months", done, len(months))
         try:
             leaving = judge.examine(files)
             if leaving.files and not dry_run:
@@ -144,11 +139,6 @@ def expire(
         else:
             report.add(folder, leaving)
     return report
-
-
-def _by_folder(files: Sequence[ArchiveFile]) -> dict[str, list[ArchiveFile]]:
-    """Files by their folder, in the order of their paths."""
-    return {folder: list(group) for folder, group in groupby(files, key=lambda file: file.relative.rpartition("/")[0])}
 
 
 class _Judge:
@@ -189,7 +179,7 @@ class _Judge:
     def remove(self, folder: str, rows_per_file: int) -> _Leaving:
         """Remove the rows of a folder that are to leave. The archive must be locked."""
         # Another run may have changed it meanwhile.
-        leaving = self.examine(_by_folder(list_settled(self._archive.root)).get(folder, []))
+        leaving = self.examine(by_folder(list_settled(self._archive.root)).get(folder, []))
         if leaving.files:
             self._record(leaving.files)
             done = rewrite_folder(

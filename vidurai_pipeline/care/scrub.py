@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.files import archive_errors
+from vidurai_pipeline.cold.files import Progress, archive_errors, no_progress
 from vidurai_pipeline.cold.listing import REQUIRED, ArchiveFile, list_files, list_settled, require_archive
 from vidurai_pipeline.cold.manifest import FileEntry, Flaw, age_in_days
 from vidurai_pipeline.errors import ArchiveError, LockedError, MissingKeyError, PipelineError
@@ -24,8 +23,6 @@ ADVICE = (
 )
 #: What was found is written down this often, so that a scrub that is killed loses little.
 RECORD_SECONDS = 60.0
-#: Called with what is being done, the bytes that were read, and how many there are to read.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -85,7 +82,7 @@ def scrub(
     days: int | None = None,
     forget_missing: bool = False,
     lock_timeout: float = 0.0,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> ScrubReport:
     """Read files whose memories have left the hot store, and compare them with the manifest.
 
@@ -120,8 +117,7 @@ def scrub(
                 _record(archive, found, 0.0)
                 found.clear()
             written_down = time.monotonic()
-        if progress is not None:
-            progress("proving bytes", report.bytes, total)
+        progress("proving bytes", report.bytes, total)
         try:
             entry = _proved(archive, file, recorded[file], report)
         except FileNotFoundError:  # withdrawn since it was listed

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vidurai_pipeline.cold.archive import Archive
-from vidurai_pipeline.cold.files import archive_errors, durable_write
+from vidurai_pipeline.cold.files import Progress, archive_errors, durable_write, no_progress
 from vidurai_pipeline.cold.listing import ArchiveFile, list_settled, require_archive
 from vidurai_pipeline.errors import ArchiveError
 
@@ -24,9 +24,6 @@ FORMAT = 1
 _GUESSES = {"Base64 High Entropy String", "Hex High Entropy String", "Public IP (ipv4)"}
 _TEXTS = ("verbatim", "gist", "tags")
 _ROWS = 256
-
-#: Called with what is being done, how many files are done, and how many there are.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class SecretsReport:
         return dict(Counter(kind for suspect in self.suspects for kind in suspect.kinds).most_common())
 
 
-def find_secrets(archive: Archive, *, seconds: float = float("inf"), progress: Progress | None = None) -> SecretsReport:
+def find_secrets(archive: Archive, *, seconds: float = float("inf"), progress: Progress = no_progress) -> SecretsReport:
     """Look for credentials in the files that were not looked at before.
 
     Args:
@@ -89,8 +86,7 @@ def find_secrets(archive: Archive, *, seconds: float = float("inf"), progress: P
             if time.monotonic() > until:
                 report.left += 1
                 continue
-            if progress is not None:
-                progress("looking for credentials", len(found), len(files))
+            progress("looking for credentials", len(found), len(files))
             found[key] = _suspects(archive, file)
             changed = True
     finally:
