@@ -7,7 +7,6 @@ from vidurai_pipeline.analytics.engine import RepoAnalyst
 from vidurai_pipeline.analytics.search import READABLE_TAGS
 from vidurai_pipeline.archival.command import MemoryCommand, own_lines, select
 from vidurai_pipeline.archival.erasing import EraseReport, Erasing
-from vidurai_pipeline.archival.restoring import Refusal
 from vidurai_pipeline.cold.erasures import Erasure
 from vidurai_pipeline.cold.generation import require_exchange
 from vidurai_pipeline.cold.intents import Intent
@@ -108,11 +107,10 @@ class MemoryEraser(MemoryCommand):
         listed |= {(row["id"], row["created_at"]) for row in archive.tombstones.of(gone).to_pylist()}
         several = {id_ for id_, count in Counter(id_ for id_, _ in listed).items() if count > 1}
         unknown = set(ids) - {id_ for id_, _ in listed}
-        report.refused += [Refusal(id_, "no such memory in either tier") for id_ in sorted(unknown)]
-        report.refused += [
-            Refusal(id_, "several memories had this id one after the other: choose by created_at with a condition")
-            for id_ in sorted(several)
-        ]
+        report.refuse(unknown, "no such memory in either tier")
+        report.refuse(
+            several, "several memories had this id one after the other: choose by created_at with a condition"
+        )
         chosen |= {(id_, born) for id_, born in listed if id_ not in several}
         report.erased = len(chosen)
         return sorted(chosen, key=lambda one: (one[0], one[1] or ""))

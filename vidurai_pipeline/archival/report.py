@@ -1,5 +1,6 @@
 """What the archiver's steps report."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ class ChoiceReport:
     refused: list[Refusal] = field(default_factory=list)
     longest_hold: float = 0.0
     dry_run: bool = False
+
+    def refuse(self, ids: Iterable[int], reason: str) -> None:
+        """Note that nothing is done with some memories."""
+        self.refused += [Refusal(id_, reason) for id_ in sorted(ids)]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types."""

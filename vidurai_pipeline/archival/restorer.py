@@ -26,6 +26,7 @@ from vidurai_pipeline.hot.store import HotStore
 
 # Vidurai's own judgement, the utility score of its Guardian: what scores less than this is set aside.
 _DECAY_SCORE = 0.15
+_UNKNOWN = "no such memory in either tier"
 _ORDER = " ORDER BY archived_ts, archived_at"
 
 
@@ -114,8 +115,8 @@ class MemoryRestorer(MemoryCommand):
             rows = select(
                 analyst, "id, created_at, archived_at FROM history", _condition(ids, where) + _ORDER, given=where
             )
-            chosen = _newest_of_each_id(list(map(_identity, rows)), report)
-        _refuse_unknown(ids, {row[0] for row in chosen}, report)
+            chosen = _newest_of_each_id([row[:3] for row in rows], report)
+        report.refuse(set(ids) - {row[0] for row in chosen}, _UNKNOWN)
         if dry_run:
             report.restored = len(chosen)
             return report
@@ -146,9 +147,9 @@ class MemoryRestorer(MemoryCommand):
                     report.already_hot += 1
                     waiting += [row[0]] if row[4] == "ARCHIVED" else []
                 else:
-                    chosen.append(_identity(row))
+                    chosen.append(row[:3])
                     report.would_decay += _decays(*row[5:])
-        _refuse_unknown(ids, found, report)
+        report.refuse(set(ids) - found, _UNKNOWN)
         chosen = _newest_of_each_id(chosen, report)
         if report.dry_run:
             report.restored = len(chosen)
@@ -158,14 +159,6 @@ class MemoryRestorer(MemoryCommand):
 def _condition(ids: Collection[int], where: str | None) -> str:
     listed = f"id IN ({', '.join(map(str, ids)) or 'NULL'})"
     return listed if where is None else f"({listed} OR {own_lines(where)})"
-
-
-def _identity(row: tuple) -> Identity:
-    return row[0], row[1], row[2]
-
-
-def _refuse_unknown(ids: Collection[int], found: Collection[int], report: RestoreReport) -> None:
-    report.refused += [Refusal(id_, "no such memory in either tier") for id_ in sorted(set(ids) - set(found))]
 
 
 def _newest_of_each_id(chosen: list[Identity], report: RestoreReport) -> list[Identity]:

@@ -133,9 +133,7 @@ def insert(
                 # A restored copy of an old file brings back what expired or was erased; the next flush would purge it.
                 removed = archive.tombstones.stand_for(taken)
                 gone = taken.filter(removed).column("id").to_pylist()
-                report.refused += [
-                    Refusal(id_, "it expired or was erased, and came back with a backup") for id_ in gone
-                ]
+                report.refuse(gone, "it expired or was erased, and came back with a backup")
                 done = restorer.restore(taken.filter(pc.call_function("invert", [removed])))
                 stored.update(done.ids)
                 report.restored += len(done.ids)
@@ -143,7 +141,7 @@ def insert(
                 report.unexpired += done.unexpired
                 report.longest_hold = max(report.longest_hold, done.longest_hold)
                 progress("restoring", len(stored), len(memories))
-    report.refused += [Refusal(row[0], "no file of the archive holds it any more") for row in sorted(wanted)]
+    report.refuse((row[0] for row in wanted), "no file of the archive holds it any more")
     return stored
 
 

@@ -44,7 +44,10 @@ class Staging:
     def __init__(self, stager: Stager, *, apart: bool) -> None:
         self.apart = apart
         self._stager = stager
-        self._process = _start(stager) if apart else None
+        self._process: StagingProcess | None = None
+        if apart and sys.executable:
+            with contextlib.suppress(OSError):  # there is no memory for one, perhaps
+                self._process = StagingProcess(stager)
         self._request: StagingRequest | None = None
 
     @property
@@ -135,16 +138,6 @@ class StagingProcess:
         for pipe in (self._requests, self._answers):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-
-
-def _start(stager: Stager) -> StagingProcess | None:
-    """A child process, or None where none can be started (no memory, an embedded Python)."""
-    if not sys.executable:
-        return None
-    try:
-        return StagingProcess(stager)
-    except OSError:
-        return None
 
 
 def serve() -> None:
