@@ -110,8 +110,7 @@ class Erasing:
         self._report = report
         self._pieces: list[str] | None = None
         report.erased = len(self._born)
-        with run.store.errors():
-            self._hot = HotEraser(run.store, run.con, run.purger)
+        self._hot = HotEraser(run.store, run.con, run.purger)
 
     def begin(self) -> None:
         """Before anything is changed: write the intent, with what the proof will need."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -163,7 +164,7 @@ class _Month:
         self._archive = archive
         self._folder = folder
         self._most_rows, self._most_bytes = rows_per_file, bytes_per_file
-        self._footers: dict[tuple[str, int], Footer] = {}
+        self._footer = cache(archive.footer)
 
     def _files(self) -> list[ArchiveFile]:
         return sorted(list_settled(self._archive.root, self._folder), key=lambda file: file.name)
@@ -179,7 +180,9 @@ class _Month:
         Raises:
             ArchiveError: a file's footer can't be read.
         """
-        small = [file for file in self._files() if not file.linked and self._may_be_small(file)]
+        most_rows, most_bytes = self._most_rows * _SMALL, self._most_bytes * _SMALL
+        entries = {file: self._archive.manifests.entry(file.relative) for file in self._files() if not file.linked}
+        small = [file for file, entry in entries.items() if entry is None or entry.rows < most_rows]
         if len(small) < 2:
             return
         kinds: dict[tuple, list[tuple[ArchiveFile, Footer]]] = {}
@@ -187,7 +190,7 @@ class _Month:
             footer = self._footer(file)
             if not footer.names >= REQUIRED:
                 continue  # some other program's
-            if footer.rows < self._most_rows * _SMALL and footer.bytes < self._most_bytes * _SMALL:
+            if footer.rows < most_rows and footer.bytes < most_bytes:
                 kinds.setdefault(footer.kind, []).append((file, footer))
         for alike in kinds.values():
             yield from (portion for portion in self._packed(alike) if len(portion) > 1)
@@ -216,16 +219,6 @@ class _Month:
                 pa.default_memory_pool().release_unused()
             self.longest_hold = max(self.longest_hold, time.monotonic() - began)
         return True
-
-    def _may_be_small(self, file: ArchiveFile) -> bool:
-        entry = self._archive.manifests.entry(file.relative)
-        return entry is None or entry.rows < self._most_rows * _SMALL
-
-    def _footer(self, file: ArchiveFile) -> Footer:
-        key = file.name, file.modified
-        if key not in self._footers:
-            self._footers[key] = self._archive.footer(file)
-        return self._footers[key]
 
     def _packed(self, files: Sequence[tuple[ArchiveFile, Footer]]) -> Iterator[list[ArchiveFile]]:
         portion: list[ArchiveFile] = []

@@ -127,11 +127,8 @@ def _compare_projects(
 ) -> None:
     """Find the memories whose copy tells another name or path of their project; what is no text is not told."""
     texts = ", ".join(f"CASE typeof({column}) WHEN 'text' THEN {column} END" for column in ("name", "path"))
-    with text_as(con, bytes):
-        projects = {
-            id_: tuple(text if text is not None and _is_utf_8(text) else None for text in told)
-            for id_, *told in con.execute(f"SELECT id, {texts} FROM projects")
-        }
+    with text_as(con, _if_utf_8):
+        projects = {id_: tuple(told) for id_, *told in con.execute(f"SELECT id, {texts} FROM projects")}
     now = [projects.get(id_, (None, None)) for id_ in project_ids]
     then = list(zip(*(_plain(copies.column(name)) for name in PROJECT_FIELDS.names), strict=True))
     if now != then:
@@ -139,12 +136,12 @@ def _compare_projects(
         differing |= dict.fromkeys(wrong, "project")
 
 
-def _is_utf_8(text: bytes) -> bool:
+def _if_utf_8(text: bytes) -> bytes | None:
     try:
         text.decode()
     except UnicodeDecodeError:
-        return False
-    return True
+        return None
+    return text
 
 
 def _child_rows(con: sqlite3.Connection, child: ChildTable, ids: list[int]) -> list[tuple]:

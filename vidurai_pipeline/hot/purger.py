@@ -138,7 +138,10 @@ class Purger:
         found = compare(self._con, self._schema, copies)
         count.kept |= found.differing.keys()
         count.missing += found.missing
-        return copies if len(found.equal) == copies.num_rows else _only(copies, found.equal)
+        if len(found.equal) == copies.num_rows:
+            return copies
+        equal = pc.SetLookupOptions(pa.array(found.equal, pa.int64()))
+        return copies.filter(pc.call_function("is_in", [copies.column("id")], equal))
 
     def _portions(self, copies: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Cut rows into portions that one transaction can delete in time; long texts weigh more."""
@@ -270,8 +273,3 @@ class Purger:
                     )
                 time.sleep(0.05)
         self.log_bytes = 0
-
-
-def _only(copies: pa.RecordBatch, ids: list[int]) -> pa.RecordBatch:
-    wanted = pc.SetLookupOptions(pa.array(ids, pa.int64()))
-    return copies.filter(pc.call_function("is_in", [copies.column("id")], wanted))
