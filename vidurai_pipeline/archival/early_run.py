@@ -111,13 +111,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to start a run now, and why, in words.
-
-    Attributes:
-        start: start one.
-        wanted: a limit is passed, whether or not something stands in the way.
-        why: what a tick of the sensor says.
-    """
+    """Whether to start a run now, and why in words; it may be wanted although something stands in the way."""
 
     start: bool
     wanted: bool

@@ -63,13 +63,9 @@ class PublishReport:
 
 @dataclass
 class Verification:
-    """How the files that wait to be purged compare with the hot store.
+    """How the files that wait to be purged, and the memories in them, compare with the hot store.
 
-    Attributes:
-        files: how many files were read back.
-        rows: how many memories they hold.
-        changed: memories whose hot row has changed since it was read; they will stay hot.
-        problems: what is wrong, in words; empty if all is well.
+    ``changed`` counts memories whose hot row has changed since it was read; they will stay hot.
     """
 
     files: int = 0

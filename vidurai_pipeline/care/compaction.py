@@ -31,16 +31,9 @@ _FOLDER = re.compile(r"year=(\d{1,4})/month=(\d{1,2})")
 
 @dataclass
 class MonthCompaction:
-    """What was done to a month.
+    """What was done to a month, such as ``2026-11``; in a dry run, what would be, with ``bytes_after`` None.
 
-    Attributes:
-        month: such as ``2026-11``.
-        files_before: how many files it had.
-        files_after: how many it has; in a dry run, how many it would have.
-        bytes_before: their size.
-        bytes_after: their size now; None in a dry run.
-        rows: rows that were written to new files.
-        error: why not all of it could be done; None if all is well.
+    ``rows`` counts what was written to new files; ``error`` says why not all of it could be done.
     """
 
     month: str
@@ -54,12 +47,9 @@ class MonthCompaction:
 
 @dataclass
 class CompactionReport:
-    """What a compaction did.
+    """What was done to all months that are over.
 
-    Attributes:
-        dry_run: whether it only looked.
-        months: all months that are over.
-        longest_hold: the longest time that other runs had to wait for the archive, in seconds.
+    ``longest_hold``: the longest time that other runs had to wait for the archive, in seconds.
     """
 
     dry_run: bool = False

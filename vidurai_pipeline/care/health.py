@@ -81,13 +81,7 @@ def _check(
 
 @dataclass(frozen=True)
 class ArchiveSize:
-    """How much the archive holds.
-
-    Attributes:
-        files: its files.
-        rows: their rows.
-        contents: the files that can be read, each with its size.
-    """
+    """How many files and rows the archive holds, and the size of each file that can be read."""
 
     files: int
     rows: int

@@ -28,13 +28,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Suspect:
-    """A memory that looks as if it held credentials.
-
-    Attributes:
-        id: the memory's.
-        kinds: what they look like, such as ``AWS Access Key``.
-        file: where it is, below the archive.
-    """
+    """A memory that looks as if it held credentials, of kinds such as ``AWS Access Key``, and its file."""
 
     id: int
     kinds: tuple[str, ...]
@@ -43,13 +37,7 @@ class Suspect:
 
 @dataclass
 class SecretsReport:
-    """What was found.
-
-    Attributes:
-        suspects: memories in order of file and id.
-        files: how many files were looked at, now or before.
-        left: how many files were not looked at yet.
-    """
+    """What was found, in order of file and id; how many files were looked at, and how many were not yet."""
 
     suspects: list[Suspect] = field(default_factory=list)
     files: int = 0

@@ -28,15 +28,8 @@ _COST_SHARE = 1 / 1_000
 class Backlog:
     """What the hot store holds and what of it waits, in one snapshot.
 
-    Attributes:
-        waiting: memories that are ARCHIVED.
-        total: memories in all.
-        by_status: how many memories have each status.
-        by_salience: how many of those that wait have each salience.
-        oldest: the earliest ``created_at`` of those that wait.
-        newest: the latest.
-        columns: the table's columns, in the archive's order.
-        bytes: the size of the store's file, without its write-ahead log.
+    All but ``total``, ``by_status`` and ``bytes`` is of the ARCHIVED memories; ``oldest`` and ``newest`` are by
+    ``created_at``, ``columns`` in the archive's order, ``bytes`` without the write-ahead log.
     """
 
     waiting: int

@@ -21,12 +21,9 @@ _READ_LOCKS = range(123, 128)
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that has a store open.
+    """A process that has a store open: its number, and its program with the script that it runs.
 
-    Attributes:
-        pid: its number.
-        command: its program, and the script that it runs.
-        reading: whether it is in a read transaction now, which keeps the write-ahead log from being reused.
+    ``reading``: it is in a read transaction now, which keeps the write-ahead log from being reused.
     """
 
     pid: int
@@ -36,14 +33,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Orphans:
-    """Rows of a table that name memories which the hot store does not have.
-
-    Attributes:
-        table: its name.
-        column: its column that names a memory.
-        rows: how many of its rows do.
-        memory_ids: the memories that they name, in order; those that were archived are in the archive.
-    """
+    """Rows of a table whose column names memories which the hot store does not have; some are in the archive."""
 
     table: str
     column: str

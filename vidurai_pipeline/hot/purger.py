@@ -45,7 +45,7 @@ class PurgeCount:
         kept: ids of rows that stay hot, since they are not what was archived, or can't be deleted.
         held: those of them that the store's own rules (a trigger, a foreign key) don't let go.
         missing: ids that the hot store has no row of.
-        longest_hold: the longest time that a transaction held the write lock, in seconds.
+        longest_hold: the longest hold of the write lock, in seconds.
     """
 
     purged: int = 0

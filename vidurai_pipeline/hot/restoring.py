@@ -46,13 +46,9 @@ class RestoreOptions:
 
 @dataclass
 class Restored:
-    """What became of some archived copies.
+    """What became of some archived copies: the memories that the store has now, and why the others did not come back.
 
-    Attributes:
-        ids: memories that the store has now, equal to their copies.
-        refused: why the others did not come back, by id.
-        unexpired: memories whose ``expires_at`` had passed, and was removed.
-        longest_hold: the longest time that a transaction held the write lock, in seconds.
+    ``unexpired`` counts memories whose ``expires_at`` had passed, and was removed.
     """
 
     ids: list[int]

@@ -20,14 +20,7 @@ from vidurai_pipeline.hot.sql import error_name, is_busy, is_undecodable
 
 @dataclass(frozen=True)
 class StoreSize:
-    """How large the hot store is.
-
-    Attributes:
-        bytes: its file and its write-ahead log on the disk.
-        used_bytes: its pages that hold something.
-        free_bytes: its pages that are free for what comes next.
-        log_bytes: its write-ahead log.
-    """
+    """How large the hot store is, in bytes: on the disk with its log, in use, free for what comes next, and its log."""
 
     bytes: int
     used_bytes: int

@@ -43,12 +43,9 @@ class UnusualRowError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A comparison of a column with values of its type: integers, or ASCII text.
+    """A comparison of a column, as the archive calls it, with values of its type: integers, or ASCII text.
 
-    Attributes:
-        field: the column, as the archive calls it.
-        operator: ``=``, ``<``, ``>``, ``<=``, ``>=`` or ``IN``.
-        values: what it is compared with; only of ``IN`` more than one.
+    The operator is ``=``, ``<``, ``>``, ``<=``, ``>=`` or ``IN``; only ``IN`` has more than one value.
     """
 
     field: str
@@ -58,12 +55,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class RowFilter:
-    """Which memories are wanted; all, unless there is a comparison or a number.
-
-    Attributes:
-        comparisons: what they all meet.
-        most: how many are enough, whichever they are.
-    """
+    """Which memories are wanted: those that meet all comparisons, or any so many; all without either."""
 
     comparisons: tuple[Comparison, ...] = ()
     most: int | None = None
@@ -79,12 +71,7 @@ class RowFilter:
 
 @dataclasses.dataclass(frozen=True)
 class HiddenProjects:
-    """Projects whose memories nobody may see.
-
-    Attributes:
-        names: their names, paths or ids, as a user wrote them.
-        ids: the ids that the hot store knows them by, and those among the names.
-    """
+    """Projects whose memories nobody may see: as a user wrote them, and by the ids that the hot store knows them by."""
 
     names: tuple[str, ...]
     ids: frozenset[int]
