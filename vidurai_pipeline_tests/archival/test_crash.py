@@ -24,12 +24,12 @@ def test_killed_while_a_mirror_is_kept(
 ) -> None:
     """By hand, with a step of 1, before every change."""
     monkeypatch.setenv("VIDURAI_MIRROR", str(tmp_path / "work" / "mirror"))
-    assert drive(programs, DRIVER, "points", sample_store("schema_v7"), tmp_path, 3, 6) > 10
+    assert drive(programs, DRIVER, "points", sample_store("schema_v7"), tmp_path, 3, 9) > 10
 
 
 def test_killed_while_another_process_stages(sample_store: Store, programs: Path, tmp_path: Path) -> None:
     """By hand, with a step of 1, before every change."""
-    assert drive(programs, DRIVER, "points-apart", sample_store("schema_v7"), tmp_path, 2, 4) > 20
+    assert drive(programs, DRIVER, "points-apart", sample_store("schema_v7"), tmp_path, 2, 6) > 10
 
 
 def test_killed_at_random_times(sample_store: Store, programs: Path, tmp_path: Path) -> None:
@@ -39,4 +39,4 @@ def test_killed_at_random_times(sample_store: Store, programs: Path, tmp_path: P
 def test_killed_at_random_times_while_another_process_writes(
     sample_store: Store, programs: Path, tmp_path: Path
 ) -> None:
-    assert drive(programs, DRIVER, "apart", sample_store("schema_v7"), tmp_path, 3, 25) > 10
+    assert drive(programs, DRIVER, "apart", sample_store("schema_v7"), tmp_path, 3, 15) > 4

@@ -1,7 +1,6 @@
 """Disks that are full, folders that may not be written: a clear error, nothing half done, and later all is well."""
 
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -137,10 +136,6 @@ def test_an_archive_that_may_not_be_written(sample_store: Store) -> None:
     assert "ermi" in error
     archive.chmod(0o755)
     assert_nothing_half_done(before, db, archive)
-
-
-def test_this_process_has_no_such_limit() -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 def test_a_checkpoint_that_fails(sample_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

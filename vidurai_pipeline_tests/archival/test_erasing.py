@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import hypothesis
@@ -248,7 +247,7 @@ print(json.dumps(stored))
 
 
 @pytest.mark.processes
-def test_beside_the_daemon_and_another_flush(home: Path) -> None:
+def test_beside_the_daemon_and_another_flush(home: Path, programs: Path) -> None:
     db = home / "vidurai.db"
     before = hot_rows(db)
     environment = {**os.environ, "HOME": str(home.parent)}
@@ -259,7 +258,7 @@ def test_beside_the_daemon_and_another_flush(home: Path) -> None:
     assert daemon.stdout is not None
     while daemon.stdout.readline() != "ready\n":
         pass
-    other = subprocess.Popen([sys.executable, "-m", "vidurai_pipeline", "flush"], env=environment)
+    other = subprocess.Popen([programs / "vidurai-pipeline", "flush"], env=environment)
     report = MemoryEraser(settings=load_settings().model_copy(update={"lock_timeout": 60})).erase(
         where="id <= 2000 AND id % 3 = 0"
     )

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -19,7 +20,8 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.keys import KeyRing, add_key
 from vidurai_pipeline.cold.listing import list_files
 from vidurai_pipeline.cold.mirror import open_archive
-from vidurai_pipeline.errors import ArchiveError, MissingKeyError, PipelineError, QueryError
+from vidurai_pipeline.errors import HotStoreError, MissingKeyError, PipelineError, QueryError
+from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.cold import rewriting_driver
 from vidurai_pipeline_tests.support.archives import memory, write_file
@@ -253,14 +255,9 @@ def test_with_another_key_a_flush_goes_on_and_old_files_stay_as_they_are(home: P
         rekey(archive_in(home))
 
 
-def test_a_pending_file_whose_key_is_missing_is_not_taken_for_damaged(
-    home: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pending_file_whose_key_is_missing_is_not_taken_for_damaged(home: Path, key_file: Path) -> None:
     before = hot_rows(home / "vidurai.db")
-    with monkeypatch.context() as here:
-        here.setattr(
-            "vidurai_pipeline.archival.run.Run._purge_file", lambda *_: (_ for _ in ()).throw(ArchiveError("x"))
-        )
+    with mock.patch.object(Purger, "purge", side_effect=HotStoreError("busy")):
         assert cli("flush").returncode == 1
     hidden = key_file.rename(key_file.with_name("hidden"))
     add_key(key_file)

@@ -22,7 +22,7 @@ from vidurai_pipeline.errors import ArchiveError, ConfigError, VerificationError
 from vidurai_pipeline.hot.purger import Purger
 from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.archives import flip, memory, write_file
-from vidurai_pipeline_tests.support.cli import cli, cli_process
+from vidurai_pipeline_tests.support.cli import cli
 from vidurai_pipeline_tests.support.stores import change
 from vidurai_pipeline_tests.support.tiers import assert_one_tier, hot_rows, parquet_files
 
@@ -364,8 +364,8 @@ def test_a_flush_in_two_processes_is_mirrored(home: Path, mirror_folder: Path, m
 
 def test_the_mirror_is_an_archive(home: Path, mirror_folder: Path, tmp_path: Path) -> None:
     MemoryArchiver().flush()
-    there = cli_process("query", "SELECT count(*) AS n FROM history", "--format", "json", VIDURAI_MIRROR="")
-    copy = cli_process(
+    there = cli("query", "SELECT count(*) AS n FROM history", "--format", "json", VIDURAI_MIRROR="")
+    copy = cli(
         "query",
         "SELECT count(*) AS n FROM history",
         "--format",

@@ -7,6 +7,8 @@ python vector_driver.py other KIND STORE  give memory 3 a vector in a table of a
 python vector_driver.py erase STORE       erase every ninth memory
 python vector_driver.py search STORE      search both tiers by meaning, and print what was found
 python vector_driver.py read STORE        print the vectors that the store holds
+
+The pipeline is imported by what needs it: it takes longer to import than all else here.
 """
 
 import json
@@ -18,10 +20,6 @@ import warnings
 from pathlib import Path
 
 import sqlite_vec
-
-from vidurai_pipeline.analytics.engine import RepoAnalyst
-from vidurai_pipeline.archival.archiver import MemoryArchiver
-from vidurai_pipeline.archival.eraser import MemoryEraser
 
 CREATE = "CREATE VIRTUAL TABLE vec_memories USING vec0(memory_id INTEGER PRIMARY KEY, embedding float[384])"
 
@@ -51,14 +49,20 @@ def read(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
+    from vidurai_pipeline.archival.archiver import MemoryArchiver  # noqa: PLC0415
+
     sys.stdout.write(json.dumps(MemoryArchiver(path, path.parent / "archive").flush_archived_memories().to_dict()))
 
 
 def erase(path: Path) -> None:
+    from vidurai_pipeline.archival.eraser import MemoryEraser  # noqa: PLC0415
+
     sys.stdout.write(json.dumps(MemoryEraser(path, path.parent / "archive").erase(where="id % 9 = 0").to_dict()))
 
 
 def search(path: Path) -> None:
+    from vidurai_pipeline.analytics.engine import RepoAnalyst  # noqa: PLC0415
+
     with warnings.catch_warnings(record=True) as said, RepoAnalyst(path.parent / "archive", hot_store=path) as analyst:
         found = analyst.search_archive("why did the tests fail", 5, mode="meaning", tier="all")
     rows = [[row["id"], row["tier"], row["score"]] for row in found]
@@ -66,6 +70,8 @@ def search(path: Path) -> None:
 
 
 def race(path: Path) -> None:
+    from vidurai_pipeline.archival.archiver import MemoryArchiver  # noqa: PLC0415
+
     archiver = MemoryArchiver(path, path.parent / "archive")
     with archiver.run("test"):
         archiver.publish()
