@@ -453,13 +453,6 @@ class Settings(BaseSettings):
         for (name, path), (other, taken) in itertools.combinations(places.items(), 2):
             if _same_file(path, taken):
                 raise ValueError(f"{name} and {other} both name {path}: each needs a place of its own")
-        if isinstance(self.mirror, Path):
-            for name, path in {**places, "VIDURAI_HOME": self.home}.items():
-                if _same_file(self.mirror, path) or _is_within(self.mirror, path) or _is_within(path, self.mirror):
-                    raise ValueError(
-                        f"VIDURAI_MIRROR={self.mirror} and {name}={path}: one lies in the other; name a folder on "
-                        "another disk"
-                    )
         dagsters = [self.dagster_home / name for name in DAGSTERS_OWN]
         sqlites = [Path(f"{os.path.realpath(self.db_path)}-{end}") for end in ("wal", "shm", "journal")]
         kept = {
@@ -471,6 +464,13 @@ class Settings(BaseSettings):
         for (owner, (own, said, hint)), (name, path) in itertools.product(kept.items(), (places | mirror).items()):
             if name != owner and any(_is_within(path, one) for one in own):
                 raise ValueError(f"{name}={path} {said}, {owner}={places[owner]}: {hint}")
+        if isinstance(self.mirror, Path):
+            for name, path in {**places, "VIDURAI_HOME": self.home}.items():
+                if _same_file(self.mirror, path) or _is_within(self.mirror, path) or _is_within(path, self.mirror):
+                    raise ValueError(
+                        f"VIDURAI_MIRROR={self.mirror} and {name}={path}: one lies in the other; name a folder on "
+                        "another disk"
+                    )
         if isinstance(self.mirror, str) and isinstance(self.archive, str):
             one, other = f"{self.mirror}/", f"{self.archive}/"
             if one.startswith(other) or other.startswith(one):
