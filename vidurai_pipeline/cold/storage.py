@@ -145,24 +145,16 @@ class ObjectStorage:
         self.traffic.bytes_read += len(data)
         return data, found
 
-    def open(self, key: str, size: int, kept: BinaryIO) -> "Ranges":
-        """An object as a file that is read by ranges, each of which is kept in another file at the same place.
+    def read_range(self, key: str, length: int, start: int) -> bytes:
+        """Some of an object's bytes.
 
-        Args:
-            key: the object's key.
-            size: its size.
-            kept: the other file.
+        Raises:
+            FileNotFoundError: it is not there.
         """
-
-        def get(start: int, length: int) -> bytes:
-            self.traffic.reads += 1
-            data = bytes(self._asked(lambda: self._store.get_range(key, start=start, length=length)))
-            self.traffic.bytes_read += len(data)
-            kept.seek(start)
-            kept.write(data)
-            return data
-
-        return Ranges(get, size)
+        self.traffic.reads += 1
+        data = bytes(self._asked(lambda: self._store.get_range(key, start=start, length=length)))
+        self.traffic.bytes_read += len(data)
+        return data
 
     def write(self, key: str, data: bytes, replaces: str | None = None) -> StoredObject:
         """Make an object, or replace a version of it, and read it back.
@@ -280,15 +272,16 @@ class ObjectStorage:
 
 
 class Ranges(io.RawIOBase):
-    """A file of which only what is asked for is read.
+    """A file of which only what is asked for is read, and kept in another file at the same place.
 
     Args:
-        get: gives the bytes from a place on.
+        get: gives so many bytes from a place on.
         size: of the file.
+        kept: the other file.
     """
 
-    def __init__(self, get: Callable[[int, int], bytes], size: int) -> None:
-        self._get, self._size, self._at = get, size, 0
+    def __init__(self, get: Callable[[int, int], bytes], size: int, kept: BinaryIO) -> None:
+        self._get, self._size, self._kept, self._at = get, size, kept, 0
 
     def readable(self) -> bool:
         """Whether it can be read."""
@@ -307,7 +300,9 @@ class Ranges(io.RawIOBase):
         """Read from here on."""
         if (length := min(len(buffer), self._size - self._at)) <= 0:
             return 0
-        buffer[:length] = self._get(self._at, length)
+        buffer[:length] = data = self._get(length, self._at)
+        self._kept.seek(self._at)
+        self._kept.write(data)
         self._at += length
         return length
 

@@ -25,11 +25,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import BinaryIO, NamedTuple, Self
 from weakref import WeakSet
 
+import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from vidurai_pipeline.cold.erasures import NAME as ERASURES
@@ -48,7 +50,7 @@ from vidurai_pipeline.cold.listing import INDEX, ArchiveFile, list_files, store_
 from vidurai_pipeline.cold.manifest import NAME as MANIFEST
 from vidurai_pipeline.cold.manifest import Manifest, Manifests, digest_file
 from vidurai_pipeline.cold.pending import MACHINE, PendingMarks
-from vidurai_pipeline.cold.storage import ConflictError, ObjectStorage, StoredObject, Traffic
+from vidurai_pipeline.cold.storage import ConflictError, ObjectStorage, Ranges, StoredObject, Traffic
 from vidurai_pipeline.errors import ArchiveError, LockedError
 from vidurai_pipeline.settings import store_folder
 
@@ -451,15 +453,9 @@ class WorkingCopy:
 
     def fetch_parts(self, path: Path) -> None:
         """Bring of a placeholder what its memories are known by: the footer, and the columns ``IDENTIFYING``."""
-        found, relative = path.stat(), str(path.absolute().relative_to(self.root))
-
-        def fill(kept: BinaryIO) -> None:
-            with KeyRing().open(path, self.storage.open(relative, found.st_size, kept)) as parquet:
-                names = parquet.schema_arrow.names
-                parquet.read([name for name in IDENTIFYING if name in names], use_threads=False)
-
+        relative = str(path.absolute().relative_to(self.root))
         with archive_errors(path):
-            make_placeholder(path, found.st_size, found.st_mtime_ns, fill)
+            _keep_parts(path, partial(self.storage.read_range, relative))
 
     def fetch_all(self, needed: Callable[[ArchiveFile], bool] = lambda _: True, *, damaged: bool = False) -> None:
         """Bring the content of files that the bucket holds now and is not here, several at a time.
@@ -565,8 +561,13 @@ class WorkingCopy:
         for _, file in sorted(found):
             if size <= most:
                 break
-            with archive_errors(self.root / file.relative):
-                make_placeholder(self.root / file.relative, file.size, file.modified)
+            path = self.root / file.relative
+            if file.key is None and file.size >= self.worth_parts:
+                with contextlib.suppress(OSError, pa.ArrowException), path.open("rb") as content:
+                    _keep_parts(path, partial(os.pread, content.fileno()))
+            if not is_placeholder(path):
+                with archive_errors(path):
+                    make_placeholder(path, file.size, file.modified)
             size -= file.size
 
     # To the bucket
@@ -794,6 +795,18 @@ def _copies_in(root: Path) -> list[WorkingCopy]:
 def belongs_to_archive(key: str) -> bool:
     """Whether an object is part of an archive."""
     return bool(_PARQUET.fullmatch(key) or _STATE.fullmatch(key)) and not key.startswith(store_folder(""))
+
+
+def _keep_parts(path: Path, get: Callable[[int, int], bytes]) -> None:
+    """Make a file a placeholder with what its memories are known by."""
+    found = path.stat()
+
+    def fill(kept: BinaryIO) -> None:
+        with KeyRing().open(path, Ranges(get, found.st_size, kept)) as parquet:
+            names = parquet.schema_arrow.names
+            parquet.read([name for name in IDENTIFYING if name in names], use_threads=False)
+
+    make_placeholder(path, found.st_size, found.st_mtime_ns, fill)
 
 
 def _lease(holder: dict[str, object] | None) -> bytes:

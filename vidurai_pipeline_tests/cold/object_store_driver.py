@@ -23,7 +23,7 @@ from vidurai_pipeline.archival.archiver import MemoryArchiver
 from vidurai_pipeline.archival.eraser import MemoryEraser
 from vidurai_pipeline.care.healing import prove
 from vidurai_pipeline.cold import working_copy
-from vidurai_pipeline.cold.files import is_placeholder
+from vidurai_pipeline.cold.files import has_parts, is_placeholder
 from vidurai_pipeline.cold.listing import INDEX, list_files
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.cold.moving import move_into_store
@@ -209,6 +209,10 @@ def a_question_about_a_month_brings_that_month_alone(one: Scenario) -> None:
                 here = {path.parent.name for path in archive.files() if not is_placeholder(path)}
                 assert here == {"month=01", "month=02"}  # what no manifest knows is always read
             assert analyst.query_archive("SELECT count(*) AS n FROM history") == [{"n": moved}]
+            assert archive.working_copy is not None
+            archive.working_copy.most_bytes = 0
+        recorded = [path for path in archive.files() if path.parent.name != "month=02"]
+        assert all(map(has_parts, recorded))  # for the next question
 
     change(
         one.home / "vidurai.db",
