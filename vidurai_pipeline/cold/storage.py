@@ -33,7 +33,7 @@ _RETRIES = {
 }
 # A large file takes its time on a slow line: the second is for a whole request.
 _CLIENT = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=600)}
-_CODE = re.compile(r"<Code>(\w+)</Code>|\"reason\": ?\"(\w+)\"")
+_CODE = re.compile(r"<Code>(\w+)</Code>|\"reason\": ?\"(\w+)\"|\(code: (\w+)\)")
 _STATUS = re.compile(r"status code: (\d{3})")
 
 
@@ -258,7 +258,7 @@ class ObjectStorage:
             return ArchiveError(f"{self.url}: there is no such bucket", "make the bucket, or correct its name")
         if isinstance(error, FileNotFoundError):
             return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.url)
-        if status in {401, 403}:
+        if status in {401, 403} or code == "AccessDenied":
             return ArchiveError(
                 f"{self.url}: the object store denies access{name}",
                 "check the credentials in the environment and what they may do; docs/deployment.md has a policy",

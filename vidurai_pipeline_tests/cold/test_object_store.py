@@ -24,11 +24,12 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object_store.Pro
 
 
 @pytest.fixture
-def environment(proxy: object_store.Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of a machine that may use the object store."""
+def environment(proxy: object_store.Proxy, monkeypatch: pytest.MonkeyPatch) -> object_store.Proxy:
+    """That of a machine that may use the object store, by way of the proxy."""
     proxy.pass_all()
     for name, value in object_store.environment(proxy.port).items():
         monkeypatch.setenv(name, value)
+    return proxy
 
 
 @pytest.mark.usefixtures("environment")
@@ -59,6 +60,7 @@ UNUSABLE = {
     "no bucket": "there is no such bucket",
     "wrong secret": "denies access (SignatureDoesNotMatch)",
     "no server": "can't be reached",
+    "no right to delete": "denies access (AccessDenied)",
     "other people's objects": "holds other objects and no archive",
 }
 
@@ -66,7 +68,7 @@ UNUSABLE = {
 @pytest.mark.parametrize("fault", UNUSABLE)
 @pytest.mark.parametrize("setting", ["VIDURAI_ARCHIVE", "VIDURAI_MIRROR"])
 def test_what_cannot_be_used_is_one_line_and_nothing_is_touched(
-    environment: None, home: Path, tmp_path: Path, setting: str, fault: str
+    environment: object_store.Proxy, home: Path, tmp_path: Path, setting: str, fault: str
 ) -> None:
     before, variables = hot_rows(home / "vidurai.db"), {}
     variables[setting] = url = f"s3://{object_store.BUCKET}/{tmp_path.name}"
@@ -77,6 +79,8 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_touched(
             variables["AWS_SECRET_ACCESS_KEY"] = f"not-{object_store.SECRET}"
         case "no server":
             variables["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{object_store.free_port()}"
+        case "no right to delete":
+            environment.break_request(0, "deny deletes")
         case _:
             ObjectStorage(url).write("holiday/photo.jpg", b"picture")
     done = cli("flush", **variables)

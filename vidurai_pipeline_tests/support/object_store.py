@@ -122,7 +122,10 @@ class Proxy:
             self._process.wait()
 
     def break_request(self, number: int, fault: str) -> None:
-        """Break the nth request of this process from now on: ``cut``, ``lose`` its answer, ``busy``, or ``kill``."""
+        """Break the nth request of this process from now on: ``cut``, ``lose`` its answer, ``busy``, or ``kill``.
+
+        With ``deny deletes``, all that delete are refused.
+        """
         plan = {"at": number, "fault": fault, "pid": os.getpid()}
         self._write(plan)
 
@@ -154,6 +157,14 @@ def _serve(port: int, upstream: int, plan_file: Path) -> None:
             if fault == "kill":
                 os.kill(plan["pid"], signal.SIGKILL)
             if fault in {"cut", "kill"}:
+                return
+            if plan.get("fault") == "deny deletes" and self.command == "POST":
+                denied = b"<Error><Key>any</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+                denied = b"<DeleteResult>" + denied + b"</DeleteResult>"
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(denied)))
+                self.end_headers()
+                self.wfile.write(denied)
                 return
             if fault == "busy":
                 self.send_response(503)
