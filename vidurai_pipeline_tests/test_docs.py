@@ -53,19 +53,19 @@ def test_every_page_is_linked_from_the_readme() -> None:
         assert f"]({page.relative_to(ROOT)})" in readme, page
 
 
-def test_installing_and_upgrading_the_services(tmp_path: Path, sample_store: Store) -> None:
+def test_installing_and_upgrading_the_services(tmp_path: Path, sample_store: Store, programs: Path) -> None:
     """What the page types, but for pip: the package is the one under test."""
-    home, programs = tmp_path / "home", tmp_path / "bin"
-    programs.mkdir()
+    home, managers = tmp_path / "home", tmp_path / "bin"
+    managers.mkdir()
     home.mkdir()
     sample_store("schema_v7").parent.rename(home / ".vidurai")
     for name in ("systemctl", "loginctl", "python3"):
-        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/told\n')
-        (programs / name).chmod(0o755)
+        (managers / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/told\n')
+        (managers / name).chmod(0o755)
     text = (ROOT / "docs/deployment.md").read_text().split("## Containers")[0]
     install, load, upgrade = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     environment = {
-        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PATH": f"{managers}:{os.environ['PATH']}",
         "HOME": str(home),
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "safe.directory",
@@ -85,8 +85,9 @@ def test_installing_and_upgrading_the_services(tmp_path: Path, sample_store: Sto
         assert done.returncode == 0, done.stderr
 
     installed = home / ".local/share/vidurai-pipeline"
-    installed.parent.mkdir(parents=True)
-    installed.symlink_to(sys.prefix)
+    (installed / "bin").mkdir(parents=True)
+    for program in (programs / "vidurai-pipeline", Path(sys.executable).with_name("dagster")):
+        (installed / "bin" / program.name).symlink_to(program)
     sh(install, tmp_path)
     told = (tmp_path / "told").read_text()
     assert f"python3 -m venv {installed}" in told

@@ -143,17 +143,22 @@ WORDS += [
 ]
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_both_tiers_find_the_same_in_the_same_texts(tmp_path: Path, word: str):
-    store, archive = tmp_path / "vidurai.db", tmp_path / "archive"
+@pytest.fixture(scope="module")
+def same_texts(tmp_path_factory: pytest.TempPathFactory) -> RepoAnalyst:
+    """Both tiers with the same texts; an archived memory's id is 100 above its hot twin's."""
+    folder = tmp_path_factory.mktemp("same_texts")
     bare = {"tags": None, "file_path": None}
     rows: list[dict[str, Any]] = [bare | row | {"id": n, "created_at": "2024-03-01"} for n, row in enumerate(TEXTS)]
-    small_store(store, *rows)
+    small_store(folder / "vidurai.db", *rows)
     texts = [{name: None if isinstance(value, bytes) else value for name, value in row.items()} for row in TEXTS]
-    write_file(archive, [memory(100 + n, **(bare | row)) for n, row in enumerate(texts)])
-    analyst = RepoAnalyst(archive)
+    write_file(folder / "archive", [memory(100 + n, **(bare | row)) for n, row in enumerate(texts)])
+    return RepoAnalyst(folder / "archive")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_both_tiers_find_the_same_in_the_same_texts(same_texts: RepoAnalyst, word: str):
     tiers: list[Tier] = ["hot", "cold", "all"]
-    found = {tier: [row["id"] for row in analyst.search_archive(word, tier=tier)] for tier in tiers}
+    found = {tier: [row["id"] for row in same_texts.search_archive(word, tier=tier)] for tier in tiers}
     assert sorted(found["hot"]) == sorted(id_ - 100 for id_ in found["cold"])
     assert sorted(found["all"]) == sorted(found["hot"] + found["cold"])
     assert found["hot"] or word == "ab"
