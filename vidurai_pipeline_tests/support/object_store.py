@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -159,8 +160,8 @@ def _serve(port: int, upstream: int, plan_file: Path) -> None:
             if fault in {"cut", "kill"}:
                 return
             if plan.get("fault") == "deny deletes" and self.command == "POST":
-                denied = b"<Error><Key>any</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-                denied = b"<DeleteResult>" + denied + b"</DeleteResult>"
+                why = rb"<Error>\1<Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+                denied = re.sub(rb".*?(<Key>.*?</Key>).*", rb"<DeleteResult>" + why + rb"</DeleteResult>", body)
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(denied)))
                 self.end_headers()
