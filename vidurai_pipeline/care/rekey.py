@@ -86,7 +86,11 @@ def rekey(
             # Anew: other runs may have had the archive since the last portion.
             portion = _portion([file for file in _waiting(archive) if file.relative not in report.left][:most])
             try:
-                _rewrite(archive, portion, report)
+                if portion:
+                    done = rewrite_folder(archive, portion[0].folder, portion, rows_per_file=1, bytes_per_file=1)
+                    report.files += done.files_before
+                    report.bytes += done.bytes_before
+                    report.memories = (report.memories or 0) + done.rows
                 most = min(2 * most, PORTION_FILES)
             except ArchiveError as error:
                 if _stops_all(archive, portion, error):
@@ -109,15 +113,6 @@ def rekey(
 def _waiting(archive: Archive) -> list[ArchiveFile]:
     newest = archive.keys.newest
     return [file for file in list_settled(archive.root) if file.key != newest and file.partitioned and not file.linked]
-
-
-def _rewrite(archive: Archive, portion: list[ArchiveFile], report: RekeyReport) -> None:
-    if portion:
-        folder = portion[0].folder
-        done = rewrite_folder(archive, folder, portion, rows_per_file=1, bytes_per_file=1)
-        report.files += done.files_before
-        report.bytes += done.bytes_before
-        report.memories = (report.memories or 0) + done.rows
 
 
 def _stops_all(archive: Archive, portion: list[ArchiveFile], error: ArchiveError) -> bool:

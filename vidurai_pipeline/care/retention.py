@@ -209,7 +209,7 @@ class _Judge:
 
     def _judge(self, rows: pa.Table) -> pa.Table:
         """For each row: the rule that fits, whether it expires, and whether only a pin or a missing time keeps it."""
-        text = _Columns(rows)
+        text = _columns(rows)
         fits = [
             f"WHEN {f'upper(trim({text[rule.column]}))' if rule.column == 'salience' else text[rule.column]}"
             f" = {quote_literal(rule.value)} THEN {number}"
@@ -242,7 +242,7 @@ class _Judge:
         wanted = pc.and_not(judged["expired"], self._archive.tombstones.stand_for(rows))  # pyright: ignore[reportAttributeAccessIssue]
         rows = rows.append_column("rule", judged["rule"]).filter(wanted)
         rows = rows.append_column("digest", pa.array(digests(rows), pa.binary()))
-        text = _Columns(rows)
+        text = _columns(rows)
         reasons = ", ".join(quote_literal(f"expired: {rule.text}") for rule in self._rules)
         return self._query(
             rows,
@@ -268,11 +268,9 @@ class _Judge:
             self._con.unregister("rows")
 
 
-class _Columns:
+def _columns(rows: pa.Table) -> dict[str, str]:
     """SQL for the columns of a file as text, with NULL for those that it lacks."""
-
-    def __init__(self, rows: pa.Table) -> None:
-        self._names = rows.schema.names
-
-    def __getitem__(self, name: str) -> str:
-        return f'CAST("{name}" AS VARCHAR)' if name in self._names else "CAST(NULL AS VARCHAR)"
+    names = {*_JUDGED, *_TAUGHT, *DIGESTED}
+    return {
+        name: f'CAST("{name}" AS VARCHAR)' if name in rows.schema.names else "CAST(NULL AS VARCHAR)" for name in names
+    }

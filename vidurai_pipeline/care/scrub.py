@@ -189,9 +189,10 @@ def _adopted(archive: Archive, path: Path, file: ArchiveFile, report: ScrubRepor
                 return None
             for _ in contents.batches():
                 pass
-        if _holds_erased(archive, file):
-            # It came back, as with a backup. The next flush takes them out of files that nothing records.
-            return None
+        with contextlib.suppress(ArchiveError):  # of the tombstones, which are looked at on their own
+            if True in archive.tombstones.stand_for(archive.columns(file, ("id", "created_at"))).to_pylist():
+                # It came back, as with a backup. The next flush takes erased memories out of unrecorded files.
+                return None
         entry = contents.entry(origin="adopted")
     except MissingKeyError as error:
         report.damaged.append(Flaw(file.relative, f"it can't be read: {error}", None))
@@ -204,12 +205,6 @@ def _adopted(archive: Archive, path: Path, file: ArchiveFile, report: ScrubRepor
         return None
     report.adopted.append(file.relative)
     return entry
-
-
-def _holds_erased(archive: Archive, file: ArchiveFile) -> bool:
-    with contextlib.suppress(ArchiveError):  # of the tombstones, which are looked at on their own
-        return True in archive.tombstones.stand_for(archive.columns(file, ("id", "created_at"))).to_pylist()
-    return False
 
 
 def _record(archive: Archive, found: dict[str, FileEntry], lock_timeout: float) -> None:
