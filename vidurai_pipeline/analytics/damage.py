@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from vidurai_pipeline.analytics.sources import scan
 from vidurai_pipeline.cold.keys import is_encrypted
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing
-from vidurai_pipeline.cold.manifest import Flaw, StoreManifests
+from vidurai_pipeline.cold.manifest import Flaw, Manifests, StoreManifests
 from vidurai_pipeline.errors import ArchiveError, plural
 
 #: What to do about a file that can't be read, and about one that is not what is recorded of it.
@@ -85,51 +86,41 @@ def _unreadable(listing: Listing, file: ArchiveFile) -> str:
     return "is not a readable Parquet file"
 
 
-class DamageFilter:
-    """Leaves out what is damaged, so that the rest of an archive can be asked."""
+def without_damaged(
+    connection: duckdb.DuckDBPyConnection, listing: Listing, manifests: StoreManifests, intact: set[ArchiveFile]
+) -> tuple[Listing, list[Flaw]]:
+    """Leave out what is damaged, so that the rest of an archive can be asked.
 
-    def __init__(self, manifests: StoreManifests) -> None:
-        self._manifests = manifests
-        self._intact: set[ArchiveFile] = set()
+    Every file is read that is not known to be intact.
 
-    def split(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> tuple[Listing, list[Flaw]]:
-        """Read every file that was not read before, and leave out those that are damaged.
+    Returns:
+        the intact files; and what is wrong with the others, and with those that are gone.
+    """
 
-        Args:
-            connection: reads them.
-            listing: the archive.
-
-        Returns:
-            the intact files; and what is wrong with the others, and with those that are gone.
-        """
-        flaws = [*self._manifests.missing(listing.files), *self._manifests.damaged(listing.files)]
-        for file in listing.files:
-            if listing.keys.missing([file.name]):
-                flaws.append(
-                    Flaw(file.relative, f"its key {file.key} is not there", self._memories(connection, listing, file))
-                )
-                continue
-            try:
-                flaws += self._manifests.altered([file])
-            except ArchiveError:
-                flaws.append(Flaw(file.relative, _unreadable(listing, file), None))
-        altered = {flaw.file for flaw in flaws}
-        rest = [file for file in listing.files if file.relative not in altered]
-        damaged = find_damaged(connection, listing, [file for file in rest if file not in self._intact])
-        for file in damaged:
-            flaws.append(Flaw(file.relative, _unreadable(listing, file), self._memories(connection, listing, file)))
-        intact = tuple(file for file in rest if file not in damaged)
-        self._intact.update(intact)
-        return replace(listing, files=intact), flaws
-
-    def _memories(self, connection: duckdb.DuckDBPyConnection, listing: Listing, file: ArchiveFile) -> int | None:
-        if entry := self._manifests.entry(file.relative):
+    def memories(file: ArchiveFile) -> int | None:
+        if entry := manifests.entry(file.relative):
             return entry.rows
         try:  # its footer may be well
-            sql = f"SELECT num_rows FROM parquet_file_metadata({listing.sql([file])})"
-            return connection.execute(sql).fetchall()[0][0]
-        except duckdb.Error:
+            with listing.keys.open(listing.path(file)) as parquet:
+                return parquet.metadata.num_rows
+        except (OSError, pa.ArrowException, ArchiveError):
             return None
+
+    flaws = [*manifests.find(Manifests.missing, listing.files), *manifests.find(Manifests.damaged, listing.files)]
+    for file in listing.files:
+        if listing.keys.missing([file.name]):
+            flaws.append(Flaw(file.relative, f"its key {file.key} is not there", memories(file)))
+            continue
+        try:
+            flaws += manifests.find(Manifests.altered, [file])
+        except ArchiveError:
+            flaws.append(Flaw(file.relative, _unreadable(listing, file), None))
+    altered = {flaw.file for flaw in flaws}
+    rest = [file for file in listing.files if file.relative not in altered]
+    damaged = find_damaged(connection, listing, [file for file in rest if file not in intact])
+    flaws += [Flaw(file.relative, _unreadable(listing, file), memories(file)) for file in damaged]
+    intact.update(set(rest).difference(damaged))
+    return replace(listing, files=tuple(file for file in rest if file in intact)), flaws
 
 
 def left_out_message(flaws: Sequence[Flaw]) -> str:
@@ -139,15 +130,12 @@ def left_out_message(flaws: Sequence[Flaw]) -> str:
         found = _MONTH.search(flaw.file)
         month = f"{int(found[1]):04d}-{int(found[2]):02d}" if found else "unknown months"
         months.setdefault(month, []).append(flaw.memories)
-    lacking = ", ".join(f"{_lost(months[month])} of {month}" for month in sorted(months))
+    lacking = []
+    for month, counts in sorted(months.items()):
+        known = sum(count or 0 for count in counts)
+        lost = plural(known, "memory") if known or None not in counts else "an unknown number of memories"
+        lacking.append(f"{'at least ' if known and None in counts else ''}{lost} of {month}")
     first = flaws[0]
     count = len(flaws)
     files = "a file is damaged or missing," if count == 1 else f"{count:,} files are damaged or missing, the first is"
-    return f"the answer lacks {lacking}: {files} {first.file}: {first.reason}"
-
-
-def _lost(counts: Sequence[int | None]) -> str:
-    known = sum(count or 0 for count in counts)
-    if None not in counts:
-        return plural(known, "memory")
-    return f"at least {plural(known, 'memory')}" if known else "an unknown number of memories"
+    return f"the answer lacks {', '.join(lacking)}: {files} {first.file}: {first.reason}"

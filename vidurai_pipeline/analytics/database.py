@@ -1,7 +1,6 @@
 """The DuckDB database in which the views of the archive live, kept up to date with the archive's files."""
 
 import contextlib
-import datetime as dt
 import itertools
 import json
 import shutil
@@ -23,11 +22,11 @@ from vidurai_pipeline.analytics.damage import (
     ADVICE,
     ASK_ON,
     FLAW_ADVICE,
-    DamageFilter,
     damage_message,
     find_damaged,
     flaw_message,
     left_out_message,
+    without_damaged,
 )
 from vidurai_pipeline.analytics.file_schemas import merged_columns
 from vidurai_pipeline.analytics.pushdown import Parameters, row_filter
@@ -35,7 +34,6 @@ from vidurai_pipeline.analytics.sandbox import Statement
 from vidurai_pipeline.analytics.schema_cache import ListingCache
 from vidurai_pipeline.analytics.search import RANKED, Search
 from vidurai_pipeline.analytics.sources import group_by_schema, open_encrypted, table_name
-from vidurai_pipeline.analytics.vector_index import Hit
 from vidurai_pipeline.analytics.views import (
     COMMENTS,
     HOT,
@@ -55,7 +53,7 @@ from vidurai_pipeline.analytics.views import (
 from vidurai_pipeline.cold.files import fetchers, is_placeholder
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, Listing, list_all_stores, quote_literal
-from vidurai_pipeline.cold.manifest import Flaw, StoreManifests
+from vidurai_pipeline.cold.manifest import Flaw, Manifests, StoreManifests
 from vidurai_pipeline.cold.working_copy import evict, refresh
 from vidurai_pipeline.errors import ArchiveError, ArchiveWarning, QueryError
 from vidurai_pipeline.hot.view import HiddenProjects, HotSnapshot, RowFilter, UnusualRowError
@@ -66,7 +64,6 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
 _INCOMING = f"{HOT}_incoming"
-_MOST_SIMILAR = 10_000
 _WORTH_A_QUERY = 4 * 1024 * 1024
 MakeSql = Callable[[str, Sequence[str]], tuple[str, dict[str, object]]]
 _MAKE_MEMORIES = "CREATE OR REPLACE TEMPORARY VIEW memories AS"
@@ -85,12 +82,14 @@ class ArchiveDatabase:
         hidden: says whenever a cursor is asked for which projects are left out.
         find_stores: says which stores share the archive.
         only_store: the one store whose archive is read.
-        near: finds the memories that are nearest to a text, for the table function ``similar_memories``; default none.
+        near: finds the memories that are nearest to a text, as ``NEAREST_TYPE`` has them, for the table function
+            ``similar_memories``; default none.
 
     Attributes:
         files: the files that the views read.
         left_out: the damaged and missing files that the views go without.
         columns: the columns of ``history``.
+        hidden: the projects that the views leave out.
         manifests: what is recorded of the files.
         stores: the stores that share the archive.
     """
@@ -107,7 +106,7 @@ class ArchiveDatabase:
         hidden: Callable[[], HiddenProjects | None] = lambda: None,
         find_stores: Callable[[], Stores] = Stores,
         only_store: str | None = None,
-        near: Callable[[str, int], list[Hit]] | None = None,
+        near: Callable[[str, int], list[dict[str, Any]]] | None = None,
     ) -> None:
         self.base = base
         self._find_stores = find_stores
@@ -118,7 +117,7 @@ class ArchiveDatabase:
         self._listed: tuple[ArchiveFile, ...] = ()
         self._find_hidden = hidden
         self._near = near
-        self._hidden: HiddenProjects | None = None
+        self.hidden: HiddenProjects | None = None
         self._given = given
         self._memory_limit = memory_limit
         self._threads = threads
@@ -126,7 +125,8 @@ class ArchiveDatabase:
         self._cache = ListingCache(base)
         self.manifests = StoreManifests(base, only_store)
         self.stores = find_stores()
-        self._filter = DamageFilter(self.manifests) if skip_damaged else None
+        self._skip_damaged = skip_damaged
+        self._intact: set[ArchiveFile] = set()
         self.columns: Sequence[str] = ()
         self._encrypted: dict[str, Dataset] = {}
         self._types: dict[str, str] | None = None
@@ -161,10 +161,7 @@ class ArchiveDatabase:
 
     def changed(self) -> bool:
         """Whether the archive's files are no longer those that the views read."""
-        return self._list() != self._listed
-
-    def _list(self) -> tuple[ArchiveFile, ...]:
-        return list_all_stores(self.base, self._only_store)
+        return list_all_stores(self.base, self._only_store) != self._listed
 
     def lacks(self, needed: Callable[[ArchiveFile], bool]) -> bool:
         """Whether content of files that are needed is in the object store alone."""
@@ -180,16 +177,17 @@ class ArchiveDatabase:
             ArchiveWarning: damaged files are left out, as the database was told.
         """
         with self._lock:
-            self._follow_hidden()
-            whole = self._given is not None or self._filter is not None
+            hidden = self._find_hidden()  # the names to hide may mean other projects by now
+            self._connection, self.hidden = self._connection if hidden == self.hidden else None, hidden
+            whole = self.shared or self._skip_damaged
             for last in [*[False] * CHANGES, True]:
-                refresh(self.base, self, lambda file: whole or needed(file), damaged=self._filter is not None)
-                files = self._list()
+                refresh(self.base, self, lambda file: whole or needed(file), damaged=self._skip_damaged)
+                files = list_all_stores(self.base, self._only_store)
                 if self._connection is not None and files == self._listed:
                     break
                 self._connection = None
                 self.files = self._listed = files
-                flaws = self.manifests.flaws(files) if self._filter is None else ()
+                flaws = self.manifests.find(Manifests.flaws, files) if not self._skip_damaged else ()
                 if flaws:
                     if last or not self.changed():
                         raise ArchiveError(flaw_message(self.base, flaws), FLAW_ADVICE + ASK_ON)
@@ -219,17 +217,6 @@ class ArchiveDatabase:
                 cursor.register(name, dataset)
             return cursor
 
-    @property
-    def hidden(self) -> HiddenProjects | None:
-        """The projects that the views leave out."""
-        return self._hidden
-
-    def _follow_hidden(self) -> None:
-        """Make the views anew if the names to hide now mean other projects."""
-        hidden = self._find_hidden()
-        if hidden != self._hidden:
-            self._hidden, self._connection = hidden, None
-
     def outline_memories(self, connection: duckdb.DuckDBPyConnection, hot: HotSnapshot) -> BothTiers:
         """Make the view ``memories`` over both tiers, for one connection alone, with no row of the hot store yet.
 
@@ -256,7 +243,15 @@ class ArchiveDatabase:
             duckdb.Error: the statement is wrong.
         """
         plan = connection.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters).fetchall()
-        return _scanned(json.loads(plan[0][1]))
+        found: set[str] = set()
+        waiting = [*json.loads(plan[0][1])]
+        while waiting:
+            node = waiting.pop()
+            waiting += node.get("children", [])
+            if "ARROW_SCAN" in str(node.get("name")):
+                projections = node.get("extra_info", {}).get("Projections", [])
+                found |= {projections} if isinstance(projections, str) else set(projections)
+        return found
 
     def rows_needed(self, statement: Statement, tiers: BothTiers, parameters: Parameters) -> RowFilter:
         """Which of the hot store's memories a statement can be about."""
@@ -371,11 +366,11 @@ class ArchiveDatabase:
         """
         listing = Listing.readable(self.base, files, self.scratch_folder, self._keys, present=False)
         connection = self._given if self._given is not None else self._locked_in(listing)
-        if self._filter is None:
-            listing.require_keys()
-        else:
-            listing, self.left_out = self._filter.split(connection, listing)
+        if self._skip_damaged:
+            listing, self.left_out = without_damaged(connection, listing, self.manifests, self._intact)
             self.files = listing.files
+        else:
+            listing.require_keys()
         try:
             self._make_views(connection, listing)
         except duckdb.Error as error:
@@ -413,7 +408,7 @@ class ArchiveDatabase:
         if columns is None:
             columns = merged_columns(connection, listing, self.manifests)
         self.stores = self._find_stores()
-        views = Views(listing, columns, self._register_encrypted(connection, listing), self._hidden, self.stores)
+        views = Views(listing, columns, self._register_encrypted(connection, listing), self.hidden, self.stores)
         self.columns, self._types = views.columns, None
         kind = "TEMPORARY" if self._given is not None else ""
         connection.execute(f"CREATE OR REPLACE {kind} MACRO salience_score{SALIENCE_SCORE}")
@@ -424,7 +419,9 @@ class ArchiveDatabase:
             superseded = connection.execute(views.superseded_places()).fetchall()
             self._cache.save(listing.files, columns, superseded)
         if superseded:
-            sql, values = views.superseded_table(superseded)
+            sql = "SELECT $root || unnest($files::VARCHAR[]) AS filename, unnest($places::BIGINT[]) AS place"
+            files, places = (list(column) for column in zip(*superseded, strict=True))
+            values = {"root": f"{listing.root}/", "files": files, "places": places}
             connection.execute(f"CREATE OR REPLACE {kind} TABLE {SUPERSEDED} AS {sql}", values)
         for macro in views.file_macros(first_only=True):
             connection.execute(f"CREATE OR REPLACE {kind} MACRO {macro}")
@@ -438,7 +435,7 @@ class ArchiveDatabase:
         for statement in fill_in:
             connection.execute(statement)
         if self._near is not None and self._given is None:
-            connection.create_function(NEAREST, self._nearest, ["VARCHAR", "BIGINT"], NEAREST_TYPE)  # pyright: ignore
+            connection.create_function(NEAREST, self._near, ["VARCHAR", "BIGINT"], NEAREST_TYPE)  # pyright: ignore
             connection.execute(f"CREATE MACRO {similar_memories(self.columns)}")
 
     def require_meaning(self) -> None:
@@ -451,19 +448,6 @@ class ArchiveDatabase:
         if self._near is None or self._given is not None:
             raise QueryError("similar_memories() is only known to an analyst with a connection of its own")
         self._near("", 1)
-
-    def _nearest(self, text: str, count: int) -> list[dict[str, Any]]:
-        assert self._near is not None  # noqa: S101  (or there is no such function)
-        epoch = dt.datetime(1970, 1, 1)
-        return [
-            {
-                "store": hit.store,
-                "id": hit.id,
-                "created": None if hit.created is None else epoch + dt.timedelta(microseconds=hit.created),
-                "similarity": hit.similarity,
-            }
-            for hit in self._near(text, max(0, min(count, _MOST_SIMILAR)))
-        ]
 
     def _register_encrypted(self, connection: duckdb.DuckDBPyConnection, listing: Listing) -> dict[str, list[str]]:
         """Make tables of the encrypted files; gives the columns of each."""
@@ -489,35 +473,14 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 def _copy_first(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, *ways: Iterable[pa.RecordBatch]) -> None:
     """Make the table of the hot memories in the first of several ways that can give them."""
     for way in ways:
+        do = f"CREATE OR REPLACE TEMPORARY TABLE {HOT} AS"
         with contextlib.suppress(UnusualRowError):
-            _copy_in(connection, schema, way)
+            for batches in itertools.chain([()], ([batch] for batch in way)):
+                connection.register(_INCOMING, pa.Table.from_batches(batches, schema))
+                connection.execute(f"{do} FROM {_INCOMING}")
+                do = f"INSERT INTO {HOT}"
             break
-
-
-def _copy_in(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    do = f"CREATE OR REPLACE TEMPORARY TABLE {HOT} AS"
-    none = pa.Table.from_batches([], schema)
-    for table in itertools.chain([none], (pa.Table.from_batches([batch]) for batch in batches)):
-        connection.register(_INCOMING, table)
-        connection.execute(f"{do} FROM {_INCOMING}")
-        do = f"INSERT INTO {HOT}"
     connection.unregister(_INCOMING)
-
-
-def _scanned(plan: object) -> set[str]:
-    """The columns that DuckDB's plan reads from Arrow."""
-    found: set[str] = set()
-    waiting = [plan]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, list):
-            waiting += node
-        elif isinstance(node, dict):
-            waiting += node.get("children", [])
-            if "ARROW_SCAN" in str(node.get("name")):
-                projections = node.get("extra_info", {}).get("Projections", [])
-                found |= {projections} if isinstance(projections, str) else set(projections)
-    return found
 
 
 def _described(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:

@@ -34,10 +34,6 @@ _PROBED = (0.0574, 0.0458, -0.0754, 0.0487, -0.0125, 0.0162, 0.0998, 0.0398)
 class EmbeddingModel:
     """A sentence-embedding model: mean pooling over the tokens, length 1.
 
-    Args:
-        model: the ONNX file.
-        tokenizer: the ``tokenizer.json`` of the Hugging Face library `tokenizers`.
-
     Attributes:
         digest: of the model's files; vectors of different models can't be compared.
         dimensions: how many numbers a vector has.
@@ -104,7 +100,9 @@ def load_model(setting: str | None) -> EmbeddingModel:
     places = [Path(setting).expanduser()] if setting else []
     if setting is None or not places[0].is_dir():
         names = PACKAGES if setting is None else (setting,)
-        places = [place for name in names if name.isidentifier() for place in _package(name)]
+        # Found without being imported: only their files are wanted.
+        specs = [importlib.util.find_spec(name) for name in names if name.isidentifier()]
+        places = [Path(place) for spec in specs if spec for place in spec.submodule_search_locations or ()]
     found = {name: path for name in (_MODEL, _TOKENIZER) for place in places for path in place.rglob(name)}
     if setting is None and len(found) < 2:
         raise SearchIndexError("search by meaning is not installed", INSTALL)
@@ -115,12 +113,6 @@ def load_model(setting: str | None) -> EmbeddingModel:
             f"name a folder with {_MODEL} and {_TOKENIZER}, or unset it for the default",
         )
     return _loaded(found[_MODEL], found[_TOKENIZER])
-
-
-def _package(name: str) -> list[Path]:
-    # Found without being imported: only its files are wanted.
-    spec = importlib.util.find_spec(name)
-    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
 
 
 _loaded = functools.lru_cache(maxsize=1)(EmbeddingModel)

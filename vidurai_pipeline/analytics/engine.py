@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from vidurai_pipeline.analytics.database import ArchiveDatabase
 from vidurai_pipeline.analytics.execution import Parameters, Query, TimeLimit, unique_names, warn_of
+from vidurai_pipeline.analytics.question import moment
 from vidurai_pipeline.analytics.search import (
     MOST,
     Mode,
@@ -38,7 +39,6 @@ from vidurai_pipeline.analytics.search import (
     snippet,
 )
 from vidurai_pipeline.analytics.searcher import Indexes, Searcher, ids_by_store
-from vidurai_pipeline.analytics.vector_index import Hit
 from vidurai_pipeline.analytics.views import Stores
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_all_stores, store_roots
@@ -58,7 +58,7 @@ from vidurai_pipeline.settings import load_settings, store_in
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and only one method needs it
 
-_BATCH = 10_000
+_BATCH = _MOST_SIMILAR = 10_000
 _LONGEST = 31_536_000  # a year: waiting takes no larger number
 _TRAINING = """
     SELECT id, verbatim, gist, salience, outcome, access_count, created_at, archived_at, file_path, event_type
@@ -189,11 +189,7 @@ class RepoAnalyst:
             limit.interrupt()
 
     def is_empty(self) -> bool:
-        """Whether nothing has been archived yet.
-
-        Raises:
-            ArchiveError: the archive can't be read.
-        """
+        """Whether nothing has been archived yet."""
         return not list_all_stores(self.archive_base, self._only)
 
     @property
@@ -232,15 +228,8 @@ class RepoAnalyst:
     def query_arrow(self, sql: str, parameters: Parameters = None) -> pa.RecordBatchReader:
         """Run one statement and read its answer in batches, while it runs.
 
-        An empty archive's views are empty tables here: a count is one row with 0.
-
-        Args:
-            sql: as for :meth:`query_archive`.
-            parameters: as for :meth:`query_archive`.
-
-        Raises:
-            QueryError: as for :meth:`query_archive`; also while the batches are read.
-            ArchiveError: as for :meth:`query_archive`; also while the batches are read.
+        It takes and raises what :meth:`query_archive` does, the latter also while the batches are read. An empty
+        archive's views are empty tables here: a count is one row with 0.
         """
 
         def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -266,19 +255,11 @@ class RepoAnalyst:
     def query_rows(self, sql: str, parameters: Parameters = None) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """Run one statement and read its answer row by row, while it runs.
 
-        The rows are those of :meth:`query_archive`, but never all in memory.
-
-        Args:
-            sql: as for :meth:`query_archive`.
-            parameters: as for :meth:`query_archive`.
+        It takes and raises what :meth:`query_archive` does, the latter also while the rows are read, which are never
+        all in memory.
 
         Returns:
             the columns' names, each once, and the rows.
-
-        Raises:
-            QueryError: as for :meth:`query_archive`; also while the rows are read.
-            ArchiveError: as for :meth:`query_archive`; also while the rows are read.
-            HotStoreError: as for :meth:`query_archive`.
         """
 
         def fetch(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], Iterator[list[tuple]]]:
@@ -300,15 +281,9 @@ class RepoAnalyst:
         return names, iter(()) if query.about_nothing else rows()
 
     def query_df(self, sql: str, parameters: Parameters = None) -> "pd.DataFrame":
-        """Run one statement and give a DataFrame; an empty archive's views are empty tables here.
+        """Run one statement, as :meth:`query_archive` does, and give a DataFrame.
 
-        Args:
-            sql: as for :meth:`query_archive`.
-            parameters: as for :meth:`query_archive`.
-
-        Raises:
-            QueryError: as for :meth:`query_archive`.
-            ArchiveError: as for :meth:`query_archive`.
+        An empty archive's views are empty tables here.
         """
         return self._query(sql, parameters).run(lambda connection, text: connection.sql(text, params=parameters).df())
 
@@ -385,11 +360,7 @@ class RepoAnalyst:
         return result_columns(tier, several_stores=self.stores.several)
 
     def unknown_project(self, project: int | str) -> str | None:
-        """Say that no memory is of a project, and which names are like its name; None if there is such a project.
-
-        Args:
-            project: its id, name or path, as for :meth:`search_archive`.
-        """
+        """Say that no memory is of a project, and which names are like its name; None if there is such a project."""
         rows = self.query_archive("SELECT DISTINCT project_id, project_name, project_path FROM history")
         values = [value for row in rows for value in row.values()]
         if not self._hot.hides:
@@ -435,17 +406,9 @@ class RepoAnalyst:
         return Stores(several, self._own, hot=self._only in (None, self._own))
 
     def memory(self, id_: int) -> list[dict[str, Any]]:
-        """Give a memory whole, from whichever tier, the newest version first.
+        """Give a memory whole, from whichever tier, the newest version first, with its ``tier`` and its ``file``.
 
-        Args:
-            id_: its id. More than one memory may have had it, in other stores or at other times.
-
-        Returns:
-            for each version its columns, its ``tier``, and the ``file`` that it is in.
-
-        Raises:
-            ArchiveError: the archive, or a file in it, can't be read.
-            HotStoreError: the hot store is busy, damaged, or none of memories.
+        More than one memory may have had this id, in other stores or at other times.
         """
         sql = "SELECT * FROM memories WHERE id = ? ORDER BY tier DESC, archived_ts DESC, created_ts DESC"
         rows = self.query_archive(sql, [id_])
@@ -462,11 +425,7 @@ class RepoAnalyst:
         ]
 
     def get_training_data(self, limit: int = 1000) -> list[dict[str, Any]]:
-        """Give the memories with an outcome, newest first, for learning.
-
-        Args:
-            limit: the most memories to give.
-        """
+        """Give the memories with an outcome, newest first, for learning; at most so many."""
         return self.query_archive(_TRAINING, [limit])
 
     def get_memory_stats(self) -> dict[str, Any]:
@@ -488,12 +447,16 @@ class RepoAnalyst:
             stats[name] = {row["key"]: row["memories"] for row in self.query_archive(sql)}
         return stats
 
-    def _near(self, text: str, count: int) -> list[Hit]:
+    def _near(self, text: str, count: int) -> list[dict[str, Any]]:
         among = None
         if self._database.hidden is not None:  # what is hidden must not take the place of others, and so be noticed
             columns = ", ".join(["id", *self.stores.columns])
             among = ids_by_store(self.query_archive(f"SELECT {columns} FROM history WHERE id IS NOT NULL"))
-        return self._indexes.nearest(text, count, self._database.files, among)
+        hits = self._indexes.nearest(text, max(0, min(count, _MOST_SIMILAR)), self._database.files, among)
+        created = [None if hit.created is None else moment(hit.created) for hit in hits]
+        return [
+            {"store": hit.store} | hit._asdict() | {"created": time} for hit, time in zip(hits, created, strict=True)
+        ]
 
     def _query(self, sql: str, parameters: Parameters) -> Query:
         limit = TimeLimit(self._timeout)

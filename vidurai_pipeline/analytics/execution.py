@@ -54,10 +54,6 @@ class TimeLimit:
     def run(self, source: Interruptible, step: Callable[[], T]) -> T:
         """Run one step in a thread of its own and wait for it.
 
-        Args:
-            source: what the step works on.
-            step: the work.
-
         Raises:
             QueryTimeoutError: the time is up; the step was stopped.
             QueryError: it was interrupted.
@@ -132,9 +128,6 @@ class Query:
 
     def run(self, fetch: Callable[[duckdb.DuckDBPyConnection, str], T]) -> T:
         """Run the statement; again, over what is there now, if a file was withdrawn while it ran.
-
-        Args:
-            fetch: executes the text on the connection, and gives the answer or what reads it.
 
         Raises:
             QueryError: the statement is wrong, may not run here, or takes more time or memory than it may.
@@ -217,8 +210,12 @@ class Query:
         listing = self._database.listing()
         if self._statement is None:  # it is no SQL
             return duckdb_errors.explain(message, listing=listing, bound=False)
-        if duckdb_errors.may_be_damage(message) and (damage := self._damage()):
-            return ArchiveError(damage, ADVICE + ASK_ON)
+        if duckdb_errors.may_be_damage(message):
+            connection, listing = self._database.cursor(), self._database.listing()
+            # As far as the query's time and memory allow to look.
+            with contextlib.suppress(QueryError, duckdb.InterruptException, duckdb.OutOfMemoryException):
+                if damaged := self._limit.run(connection, lambda: find_damaged(connection, listing)):
+                    return ArchiveError(damage_message(listing, damaged), ADVICE + ASK_ON)
         refusal = self._refusal(self._statement) if duckdb_errors.about_the_statement(message) else None
         return duckdb_errors.explain(
             refusal or message,
@@ -228,15 +225,6 @@ class Query:
             bound=refusal is None,
             quotes_at_will=self._statement.quotes_at_will,
         )
-
-    def _damage(self) -> str | None:
-        """What is wrong with the archive's files, as far as the query's time and memory allow to look."""
-        connection, listing = self._database.cursor(), self._database.listing()
-        try:
-            damaged = self._limit.run(connection, lambda: find_damaged(connection, listing))
-        except (QueryError, duckdb.InterruptException, duckdb.OutOfMemoryException):
-            return None
-        return damage_message(listing, damaged) if damaged else None
 
     def _refusal(self, statement: sandbox.Statement) -> str | None:
         """Say why DuckDB refuses the statement as such, or None if it would begin to read rows.

@@ -1,7 +1,7 @@
 """Which columns the cold archive's files have, and whether they can be one archive of memories."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
@@ -32,9 +32,9 @@ BASE_COLUMNS = {
 }
 """The columns that every archive has, whoever wrote it, with the types that the views give them."""
 
-# A file's own column of a name that the views use is shown under another one; but files from before `content` was
-# the views' have theirs, and columns of projects are the archive's own.
-_RENAMED = RESERVED - {*BASE_COLUMNS, "content", "project_name", "project_path"}
+# Names that the views use themselves. Files from before `content` was the views' have theirs, and columns of projects
+# are the archive's own.
+_TAKEN = RESERVED - {*BASE_COLUMNS, "content", "project_name", "project_path"}
 
 _NUMBERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE|DECIMAL\(.*\)")
 _INTEGERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN")
@@ -55,8 +55,16 @@ def merged_columns(
         ArchiveError: a file is damaged, is not of memories, or disagrees with the others; it is named.
     """
     groups: dict[Columns, list[ArchiveFile]] = {}
-    for group in _groups(connection, listing, manifests):
-        groups.setdefault(_columns(connection, listing, group[0]), []).extend(group)
+    try:
+        found = group_by_schema(listing, listing.files, manifests)
+    except MissingKeyError:
+        raise
+    except ArchiveError as error:
+        broken = find_damaged(connection, listing, footers_only=True)
+        raise ArchiveError(damage_message(listing, broken) if broken else str(error), ADVICE + ASK_ON) from None
+    for group in found:
+        rows = connection.execute(f"DESCRIBE FROM {scan(connection, listing, group[:1])}").fetchall()
+        groups.setdefault(tuple((str(row[0]), str(row[1])) for row in rows), []).extend(group)
     samples = {columns: group[0] for columns, group in groups.items()}
     for columns, file in samples.items():
         _check_base(columns, listing.path(file))
@@ -73,35 +81,6 @@ def merged_columns(
             merged[name] = united(types.get(name.lower(), {type_}), type_)
     _check_nested(samples, merged, listing)
     return merged
-
-
-def shown_names(names: Collection[str]) -> dict[str, str]:
-    """How the views call each column of the files: as the files do, unless the views use that name themselves."""
-    shown: dict[str, str] = {}
-    taken = {name.lower() for name in names}
-    for name in names:
-        shown[name] = name
-        while shown[name].lower() in _RENAMED or (shown[name] != name and shown[name].lower() in taken):
-            shown[name] = f"memories_{shown[name]}"
-        taken.add(shown[name].lower())
-    return shown
-
-
-def _groups(
-    connection: duckdb.DuckDBPyConnection, listing: Listing, manifests: StoreManifests
-) -> list[list[ArchiveFile]]:
-    try:
-        return group_by_schema(listing, listing.files, manifests)
-    except MissingKeyError:
-        raise
-    except ArchiveError as error:
-        broken = find_damaged(connection, listing, footers_only=True)
-        raise ArchiveError(damage_message(listing, broken) if broken else str(error), ADVICE + ASK_ON) from None
-
-
-def _columns(connection: duckdb.DuckDBPyConnection, listing: Listing, file: ArchiveFile) -> Columns:
-    rows = connection.execute(f"DESCRIBE FROM {scan(connection, listing, [file])}").fetchall()
-    return tuple((str(row[0]), str(row[1])) for row in rows)
 
 
 def united(types: set[str], common: str) -> str:
@@ -133,16 +112,21 @@ def _check_base(columns: Columns, path: Path) -> None:
     types = {name.lower(): type_ for name, type_ in columns}
     if missing := [name for name in REQUIRED if name not in types]:
         raise ArchiveError(
-            f"{path} is not an archive of memories: it has no column {', '.join(map(repr, missing))}; "
-            "move it out of the archive"
+            f"{path} is not an archive of memories: it has no column {', '.join(map(repr, missing))}",
+            "move it out of the archive",
+        )
+    if taken := _TAKEN.intersection(types):
+        raise ArchiveError(
+            f"{path} has a column {min(taken)!r}, which is a name that the views use themselves",
+            "move it out of the archive; this program would have called the column otherwise",
         )
     for name, expected in BASE_COLUMNS.items():
         type_ = types.get(name, '"NULL"')
         fits = _NUMBERS.fullmatch(type_) if expected == "BIGINT" else not (is_nested(type_) or type_ == "BLOB")
         if type_ != '"NULL"' and not fits:
             raise ArchiveError(
-                f"{path} is not an archive of memories: its column {name!r} holds {type_}, not {expected}; "
-                "move it out of the archive"
+                f"{path} is not an archive of memories: its column {name!r} holds {type_}, not {expected}",
+                "move it out of the archive",
             )
 
 
@@ -173,5 +157,6 @@ def _check_nested(samples: dict[Columns, ArchiveFile], merged: dict[str, str], l
             if '"NULL"' not in (type_, common) and is_nested(type_) != is_nested(common):
                 raise ArchiveError(
                     f"{listing.path(file)} disagrees with the other files: its column {name!r} holds {type_}, theirs "
-                    f"{common}; move it out of the archive"
+                    f"{common}",
+                    "move it out of the archive",
                 )

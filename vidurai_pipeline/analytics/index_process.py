@@ -53,15 +53,15 @@ class FlushIndexing:
         """Wait until the index is in line with the archive; returns why that could not be done."""
         if not _wanted(self._archive):
             return None
-        reason = self._update() if self._child is None else self._wait(self._child)
+        reason = None
+        if self._child is not None:
+            reason = self._wait(self._child)
+        else:
+            try:
+                WordIndex(self._archive.root).update(self._archive, progress=self._progress)
+            except ArchiveError as error:
+                reason = str(error)
         return reason and f"the search index was not updated: {reason}"
-
-    def _update(self) -> str | None:
-        try:
-            WordIndex(self._archive.root).update(self._archive, progress=self._progress)
-        except ArchiveError as error:
-            return str(error)
-        return None
 
     def _wait(self, child: subprocess.Popen[str]) -> str | None:
         assert child.stdin is not None  # noqa: S101  (it was asked for)

@@ -293,3 +293,8 @@ def filter_queries(
 def microseconds(moment: dt.datetime) -> int:
     """A moment as the index holds it."""
     return (moment - dt.datetime(1970, 1, 1)) // dt.timedelta(microseconds=1)
+
+
+def moment(microseconds: int) -> dt.datetime:
+    """The moment that the index holds."""
+    return dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=microseconds)

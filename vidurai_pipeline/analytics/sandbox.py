@@ -51,6 +51,7 @@ _EXPLAIN = re.compile(
     rf"{_GAP}EXPLAIN\b(?:{_GAP}ANALYZE\b)?(?:{_GAP}\((?:\s*ANALYZE\s*,)?\s*FORMAT\s+\w+\s*\))?{_GAP}", re.I | re.S
 )
 _FILE_LIKE = re.compile(r"[/\\.:*]")
+_SPOKEN = {"LOAD": "INSTALL or LOAD", "VARIABLE_SET": "SET", "CREATE_FUNC": "CREATE"}
 _AVERAGES = frozenset({"avg", "mean"})
 
 
@@ -123,14 +124,18 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str, *, views_only: bool =
         case "SELECT":
             pass
         case "EXPLAIN" if not views_only:
-            prefix, sql = _split_explain(connection, sql)
+            found = _EXPLAIN.match(sql)
+            prefix, sql = (found.group(), sql[found.end() :]) if found else ("", "")
+            if [_kind(statement) for statement in _statements(connection, sql)] != ["SELECT"]:
+                raise QueryError("EXPLAIN is allowed only before a statement that reads", "for example EXPLAIN SELECT")
         case "MULTI":
             raise QueryError(
                 "PIVOT without a list of its columns is not allowed here",
                 "list them: PIVOT history ON salience IN ('HIGH', 'LOW') USING count(*)",
             )
         case kind:
-            raise QueryError(f"{_spoken(kind)} is not allowed here: the archive can only be read", f"use {READS}")
+            spoken = _SPOKEN.get(kind, kind.replace("_", " "))
+            raise QueryError(f"{spoken} is not allowed here: the archive can only be read", f"use {READS}")
     tree = _parse(connection, sql)
     for node in _nodes(tree):
         _check_node(node)
@@ -140,15 +145,6 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str, *, views_only: bool =
         tree = _averaging_salience(connection, tree)
         sql = _unparse(connection, tree)
     return Statement(prefix, sql, tree)
-
-
-def _split_explain(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, str]:
-    found = _EXPLAIN.match(sql)
-    rest = sql[found.end() :] if found else ""
-    statements = _statements(connection, rest)
-    if found is None or len(statements) != 1 or _kind(statements[0]) != "SELECT":
-        raise QueryError("EXPLAIN is allowed only before a statement that reads", "for example EXPLAIN SELECT")
-    return found.group(), rest
 
 
 def _statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:
@@ -161,10 +157,6 @@ def _kind(statement: duckdb.Statement) -> str:
         return statement.type.name
     except ValueError:  # the Python client has no name for every kind, such as UPDATE EXTENSIONS
         return "this statement"
-
-
-def _spoken(kind: str) -> str:
-    return {"LOAD": "INSTALL or LOAD", "VARIABLE_SET": "SET", "CREATE_FUNC": "CREATE"}.get(kind, kind.replace("_", " "))
 
 
 def _parse(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
@@ -206,9 +198,7 @@ def _check_node(node: dict[str, Any]) -> None:
         raise QueryError(f"{verb} is not allowed here, not even within a query: the archive can only be read")
     if kind == "TABLE_FUNCTION" and (name := _function(node["function"])) not in _TABLE_FUNCTIONS:
         raise QueryError(f"the table function {name!r} is not allowed here", f"ask the views {VIEWS}")
-    if kind == "BASE_TABLE" and _FILE_LIKE.search(name := _name(node, "table_name")):
-        raise QueryError(f"{name!r} is a file, and files can't be read here", f"ask the views {VIEWS}")
-    if kind == "SHOW_REF" and _FILE_LIKE.search(name := _name(node, "table_name")):
+    if kind in {"BASE_TABLE", "SHOW_REF"} and _FILE_LIKE.search(name := _name(node, "table_name")):
         raise QueryError(f"{name!r} is a file, and files can't be read here", f"ask the views {VIEWS}")
     path = (node.get("qualified_name") or {}).get("path") or []
     elsewhere = len(path) > 1 and str(path[0]).lower() not in {"main", "temp"}
@@ -240,7 +230,9 @@ def _averaging_salience(connection: duckdb.DuckDBPyConnection, tree: dict[str, A
         items = node.get("select_list")
         for item in items if isinstance(items, list) else []:
             if not item.get("alias") and any(_averages_salience(part) for part in _nodes(item)):
-                item["alias"] = _shown(connection, template, item)
+                alone = json.loads(json.dumps(template))
+                alone["statements"][0]["node"]["select_list"] = [item]
+                item["alias"] = _unparse(connection, alone).removeprefix("SELECT ")
     for node in list(_nodes(tree)):
         if _averages_salience(node):
             call = json.loads(json.dumps(template["statements"][0]["node"]["select_list"][0]))
@@ -257,12 +249,6 @@ def _averages_salience(node: dict[str, Any]) -> bool:
         for part in _nodes(node["arguments"][0])
         if part.get("column_names")
     )
-
-
-def _shown(connection: duckdb.DuckDBPyConnection, template: dict[str, Any], item: dict[str, Any]) -> str:
-    alone = json.loads(json.dumps(template))
-    alone["statements"][0]["node"]["select_list"] = [item]
-    return _unparse(connection, alone).removeprefix("SELECT ")
 
 
 def _unparse(connection: duckdb.DuckDBPyConnection, tree: dict[str, Any]) -> str:

@@ -187,27 +187,24 @@ class Search:
 
     def _conditions(self, parameters: dict[str, object]) -> list[str]:
         """The conditions of the filters; their values are added to the parameters."""
-        wanted = {name: found for name, found in self._filters().items() if found[1] is not None}
-        parameters |= {name: value for name, (_, value) in wanted.items()}
-        return [condition for condition, _ in wanted.values()]
-
-    def _filters(self) -> dict[str, tuple[str, object]]:
-        """The filters: parameter, condition and value of each."""
         filters, project = self.filters, "project_id = $project"
         wanted = filters.project
         if isinstance(wanted, str) and wanted.isdecimal() and len(wanted) <= _LONGEST_ID:
             wanted = int(wanted)
         elif isinstance(wanted, str):
-            known = ", ".join(map(str, self.project_ids)) or "NULL"
+            ids = ", ".join(map(str, self.project_ids)) or "NULL"
             project = "(lower($project) IN (lower(project_name), lower(project_path)) "
-            project += f"OR project_id IN ({known}) AND {self.is_own})"
-        return {
+            project += f"OR project_id IN ({ids}) AND {self.is_own})"
+        known: dict[str, tuple[str, object]] = {
             "project": (project, wanted),
             "since": ("created_ts >= $since", filters.since),
             "until": ("created_ts < $until", filters.until),
             "salience": ("list_contains($salience, salience_score)", salience_scores(filters.salience)),
             "outcome": ("outcome = $outcome", filters.outcome),
         }
+        asked = {name: found for name, found in known.items() if found[1] is not None}
+        parameters |= {name: value for name, (_, value) in asked.items()}
+        return [condition for condition, _ in asked.values()]
 
     def best(self, found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The best of what several queries found, in order."""

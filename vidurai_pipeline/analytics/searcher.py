@@ -80,12 +80,6 @@ class Indexes:
     ) -> list[Hit]:
         """The memories nearest to a text or its vector, the nearest first.
 
-        Args:
-            question: the text, or its vector of length 1.
-            count: how many to give.
-            files: the files of the archive, of which the stores are asked.
-            among: the ids of the memories that may be given, by their stores; default all.
-
         Raises:
             SearchIndexError: there are no vectors of this model, or they can't be read.
         """
@@ -102,16 +96,7 @@ class Indexes:
 
 
 class Searcher:
-    """A search, by any of its modes. Memories are given as the archive and the hot store have them, with their tier.
-
-    Args:
-        search: what to find.
-        database: the archive's views.
-        indexes: its search indexes.
-        hot: the hot store, if it is to be searched.
-        cold: whether to search the archive.
-        query: makes a query about the archive.
-    """
+    """A search, by any of its modes. Memories are given as the archive and the hot store have them, with their tier."""
 
     def __init__(
         self,
@@ -151,7 +136,14 @@ class Searcher:
         Raises:
             SearchIndexError: the index can't be used.
         """
-        search, model = self._search, None if mode == "words" else self._model(required=mode == "meaning")
+        search, model = self._search, None
+        if mode == "meaning" or (mode == "auto" and self._cold and self._indexes.have_vectors()):
+            try:
+                model = self._indexes.model()
+            except SearchIndexError as error:
+                if mode == "meaning":
+                    raise
+                warnings.warn(f"the search was by words alone: {error}", SearchIndexWarning, stacklevel=2)
         if mode == "meaning" and model is not None:
             return self._by_meaning(model, only=True), search.words
         if model is None:
@@ -164,18 +156,6 @@ class Searcher:
         except SearchIndexError as error:
             warnings.warn(f"the search was by words alone: {error}", SearchIndexWarning, stacklevel=2)
         return fused(rows, near, search.limit), deep._question.marks
-
-    def _model(self, *, required: bool) -> EmbeddingModel | None:
-        """What embeds the question; None where it is to be answered by words alone."""
-        if not required and not (self._cold and self._indexes.have_vectors()):
-            return None
-        try:
-            return self._indexes.model()
-        except SearchIndexError as error:
-            if required:
-                raise
-            warnings.warn(f"the search was by words alone: {error}", SearchIndexWarning, stacklevel=2)
-            return None
 
     def _copies(self, rows: Iterable[Row]) -> set[tuple[int, str | None]]:
         """The ids and ``created_at`` of archived memories that are in the hot store too for the moment."""

@@ -8,26 +8,29 @@ the next one goes on.
 A vector tells something of its memory's text, so there is none of an encrypted archive, and an erasure removes them.
 """
 
-import contextlib
 import hashlib
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import duckdb
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
-from vidurai_pipeline.analytics.connection import connect
 from vidurai_pipeline.analytics.embeddings import BATCH, EmbeddingModel, load_model, normalized
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.analytics.vectors import Vectors, nearest, whole_numbers
-from vidurai_pipeline.analytics.word_index import Progress, file_key, remove_folder
+from vidurai_pipeline.analytics.word_index import (
+    LOCK,
+    Progress,
+    file_key,
+    reading_connection,
+    remove_folder,
+    updating_alone,
+)
 from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder
 from vidurai_pipeline.cold.listing import INDEX, ArchiveFile, list_files, list_settled, require_archive
@@ -42,10 +45,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: The beginning of a memory's text that counts, in characters. Its gist counts whole, up to the same length.
 TEXT = 500
-_SUFFIX, _LOCK = ".arrow", ".lock"
+_SUFFIX = ".arrow"
 _STEP = 64 * BATCH
 _SAVE_SECONDS = 60.0
-_MEMORY_LIMIT = "512MB"
 _NO_TIME = int(np.iinfo(np.int64).min)
 _REBUILD = "run `vidurai-pipeline index --rebuild`"
 _VIDURAIS = "vec_memories"
@@ -166,12 +168,7 @@ class VectorIndex:
         return next((vectors.values.shape[1] for _, vectors, _ in self._read.values()), 0)
 
     def lag(self, archive: Archive, model: str | None = None) -> Coverage:
-        """How it differs from the archive.
-
-        Args:
-            archive: the archive, whose folder is this one's.
-            model: count only vectors that the model with this digest made.
-        """
+        """How it differs from the archive."""
         held = self.held(model)
         rows = {_name(file, archive.manifests): _rows(file, archive) for file in list_settled(self.root)}
         known = sum(len(vectors) for name, vectors in held.items() if name in rows)
@@ -181,12 +178,6 @@ class VectorIndex:
         self, vector: "NDArray[np.float32]", count: int, model: str, among: "NDArray[np.int64] | None" = None
     ) -> list[Hit]:
         """The memories nearest to a vector, the nearest first.
-
-        Args:
-            vector: of length 1.
-            count: how many to give.
-            model: the digest of the model that made it.
-            among: the ids of the memories that may be given; default all.
 
         Raises:
             SearchIndexError: there are no vectors of this model, or they can't be read.
@@ -250,8 +241,8 @@ class VectorIndex:
         if archive.keys.path is not None or not (self.exists() or (model and files)):
             return VectorReport(memories=sum(_rows(file, archive) for file in files))
         make_folder(self.folder)
-        with _locked(self.folder), contextlib.ExitStack() as stack:
-            work = _Update(self, archive, files, model, stack)
+        with updating_alone(self.folder), reading_connection() as connection:
+            work = _Update(self, archive, files, model, connection)
             work.run(began + seconds, progress or (lambda *_: None))
             with archive_errors(self.folder):
                 removed = work.remove_gone()
@@ -271,13 +262,6 @@ def update_vectors(
     progress: Progress | None = None,
 ) -> tuple[VectorReport, str | None]:
     """Bring the vector index of an archive in line with it, and embed for as long as the settings allow.
-
-    Args:
-        archive: the archive.
-        settings: name the model.
-        minutes: how long it may embed; default from the settings.
-        rebuild: make it from nothing.
-        progress: told how far the work is.
 
     Returns:
         what was done, and why nothing could be embedded, if so.
@@ -305,9 +289,9 @@ class _Update:
         archive: Archive,
         files: Sequence[ArchiveFile],
         model: EmbeddingModel | None,
-        stack: contextlib.ExitStack,
+        connection: duckdb.DuckDBPyConnection,
     ) -> None:
-        self._folder, self._archive, self._model, self._stack = index.folder, archive, model, stack
+        self._folder, self._archive, self._model, self._connection = index.folder, archive, model, connection
         self._files = {_name(file, archive.manifests): file for file in files}
         self._damaged: list[Path] = []
         index.held(damaged=self._damaged)
@@ -396,7 +380,7 @@ class _Update:
         useless = [
             path
             for path in self._folder.iterdir()
-            if path.name != _LOCK and (path.name not in self._files or path in self._damaged)
+            if path.name != LOCK and (path.name not in self._files or path in self._damaged)
         ]
         for path in useless:
             path.unlink(missing_ok=True)
@@ -424,11 +408,6 @@ class _Update:
             """).to_arrow_table()
         finally:
             self._connection.unregister("vectors_source")
-
-    @cached_property
-    def _connection(self) -> Any:
-        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vidurai-index-")))
-        return self._stack.enter_context(contextlib.closing(connect(_MEMORY_LIMIT, 1, scratch)))
 
 
 def _vectors_of(rows: pa.Table, values: "NDArray[np.int8]") -> Vectors:
@@ -458,12 +437,3 @@ def _name(file: ArchiveFile, manifests: Manifests) -> str:
 def _rows(file: ArchiveFile, archive: Archive) -> int:
     entry = archive.manifests.entry(file.relative)
     return entry.rows if entry is not None and entry.same_file(file) else archive.columns(file, {"id"}).num_rows
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        with FileLock(folder / _LOCK, timeout=0, mode=0o600):
-            yield
-    except Timeout:
-        raise SearchIndexError(f"{folder}: another process is updating it", "try again later") from None

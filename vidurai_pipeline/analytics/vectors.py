@@ -138,7 +138,13 @@ def nearest(
 def _near_by_signs(parts: Sequence[Vectors], vector: "NDArray[np.float32]", count: int) -> list[Vectors]:
     """Those vectors of which most numbers have the sign that the question's has."""
     wanted = [int(column[0]) for column in _signs(whole_numbers(vector[None]))]
-    distances = [_distances(part.signs, wanted) for part in parts]
+    distances = []
+    for part in parts:  # in how many signs each vector differs
+        found = np.zeros(len(part), np.uint16)
+        for start in range(0, len(found), _SIGNS):
+            for column, sign in zip(part.signs, wanted, strict=True):
+                found[start : start + _SIGNS] += np.bitwise_count(column[start : start + _SIGNS] ^ np.uint64(sign))
+        distances.append(found)
     counts = sum(np.bincount(one, minlength=64 * len(wanted) + 1) for one in distances)
     farthest = int(np.searchsorted(np.cumsum(counts), count))
     near = []
@@ -146,15 +152,6 @@ def _near_by_signs(parts: Sequence[Vectors], vector: "NDArray[np.float32]", coun
         nearer, same = np.flatnonzero(distance < farthest), np.flatnonzero(distance == farthest)
         near.append(part.chosen(np.concatenate([nearer, same[:count]])))
     return near
-
-
-def _distances(signs: "Sequence[NDArray[np.uint64]]", wanted: Sequence[int]) -> "NDArray[np.uint16]":
-    """In how many signs each vector differs."""
-    found = np.zeros(len(signs[0]), np.uint16)
-    for start in range(0, len(found), _SIGNS):
-        for column, sign in zip(signs, wanted, strict=True):
-            found[start : start + _SIGNS] += np.bitwise_count(column[start : start + _SIGNS] ^ np.uint64(sign))
-    return found
 
 
 def _cosines(values: "NDArray[np.int8]", vector: "NDArray[np.float32]") -> "NDArray[np.float32]":

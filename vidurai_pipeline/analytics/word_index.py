@@ -20,7 +20,6 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +40,7 @@ from vidurai_pipeline.errors import SearchIndexError
 
 #: Changed with whatever changes what a document is made of; an index of another format is made anew.
 FORMAT = 1
+LOCK = ".lock"
 _ANY_FORMAT = "words-*"
 _HEAP_BYTES = 64_000_000
 _MEMORY_LIMIT = "512MB"
@@ -203,7 +203,7 @@ class WordIndex:
             return Recall(0, 0)
         table = archive.columns(random.choice(files), COLUMNS)  # noqa: S311
         rows = random.sample(range(table.num_rows), min(_SAMPLE, table.num_rows))
-        with _reading_connection() as connection:
+        with reading_connection() as connection:
             sample = [json.loads(document) for document in documents(connection, table.take(rows))]
         with self.errors():
             return Recall(len(sample), sum(map(self._finds, sample)))
@@ -262,11 +262,15 @@ class WordIndex:
                 "search without one, which reads the archive",
             )
         make_folder(self.folder)
-        with self._alone():
+        with updating_alone(self.folder):
             if rebuild or not self._sound(verify=verify):
                 self.discard()
             make_folder(self._path)
-            with self.errors(), _Writer(self._path, archive, progress) as writer:
+            with (
+                reading_connection() as connection,
+                self.errors(),
+                _Writer(self._path, archive, connection, progress) as writer,
+            ):
                 self._open = writer.index
                 held = self.held()
                 while True:
@@ -289,21 +293,6 @@ class WordIndex:
         seconds = time.monotonic() - began
         return IndexReport(sum(held.values()), len(held), writer.added, writer.removed, self.bytes(), round(seconds, 3))
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other updates out. Its own lock goes with :meth:`discard`, and what updates it goes on for a while."""
-        busy = f"{self.folder}: another process is updating it"
-        lock = FileLock(self.folder / ".lock", timeout=0, mode=0o600)
-        with archive_errors(self.folder):
-            try:
-                lock.acquire()
-            except Timeout:  # an OSError, too
-                raise SearchIndexError(busy, "try again later") from None
-        try:
-            yield
-        finally:
-            lock.release()
-
     def _sound(self, *, verify: bool) -> bool:
         """Whether it is worth an update: it is there, can be read, and is not for the most part what was deleted."""
         try:
@@ -319,34 +308,26 @@ class WordIndex:
 class _Writer:
     """Writes documents; what it did is there at the end, all of it or nothing since the last commit."""
 
-    def __init__(self, path: Path, archive: Archive, progress: Progress | None) -> None:
+    def __init__(
+        self, path: Path, archive: Archive, connection: duckdb.DuckDBPyConnection, progress: Progress | None
+    ) -> None:
         self.index = make_index(str(path))
-        self._archive = archive
+        self._writer = self.index.writer(_HEAP_BYTES, 1)
+        self._archive, self._connection = archive, connection
         self._progress: Progress = progress or (lambda *_: None)
         self._written = self._total = self._since_commit = 0
         self.added = self.removed = 0
 
     def __enter__(self) -> "_Writer":
-        self._stack = contextlib.ExitStack()
-        try:
-            self._writer = self.index.writer(_HEAP_BYTES, 1)
-        except BaseException:
-            self._stack.close()
-            raise
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._stack:
-            if kind is not None:
-                self._writer.rollback()
-            elif self.added or self.removed:
-                self._writer.commit()
-            self._writer.wait_merging_threads()
-            self.index.reload()
-
-    @cached_property
-    def _connection(self) -> duckdb.DuckDBPyConnection:
-        return self._stack.enter_context(_reading_connection())
+        if kind is not None:
+            self._writer.rollback()
+        elif self.added or self.removed:
+            self._writer.commit()
+        self._writer.wait_merging_threads()
+        self.index.reload()
 
     def remove(self, key: str) -> None:
         """Delete the documents of a file."""
@@ -387,8 +368,27 @@ def _as_written(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _reading_connection() -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection for :func:`documents`."""
+def updating_alone(folder: Path) -> Iterator[None]:
+    """Keep others from updating what is in a folder of the index: what updates it goes on for a while after a removal.
+
+    Raises:
+        SearchIndexError: another process is at it.
+    """
+    lock = FileLock(folder / LOCK, timeout=0, mode=0o600)
+    with archive_errors(folder):
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError, too
+            raise SearchIndexError(f"{folder}: another process is updating it", "try again later") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def reading_connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that makes of memories what an index holds of them."""
     with (
         tempfile.TemporaryDirectory(prefix="vidurai-index-") as scratch,
         contextlib.closing(connect(_MEMORY_LIMIT, 1, Path(scratch))) as connection,

@@ -21,7 +21,8 @@ from vidurai_pipeline.archival.report import PublishReport, PurgeReport, Verific
 from vidurai_pipeline.archival.returned import purge_archived_before, purge_tombstoned
 from vidurai_pipeline.archival.staging import Stager, StagingRequest, compare_contents
 from vidurai_pipeline.archival.staging_process import Staging
-from vidurai_pipeline.cold.archive import Archive, FileContents, PublishedFile
+from vidurai_pipeline.cold.archive import Archive, PublishedFile
+from vidurai_pipeline.cold.contents import FileContents
 from vidurai_pipeline.cold.files import Progress, archive_errors, sync_file
 from vidurai_pipeline.cold.intents import Grace
 from vidurai_pipeline.cold.pending import Pending, store_identity

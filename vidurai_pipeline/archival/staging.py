@@ -15,7 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.cold.archive import Archive, FileContents, discard
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.contents import FileContents
+from vidurai_pipeline.cold.files import discard
 from vidurai_pipeline.errors import VerificationError
 from vidurai_pipeline.hot.comparison import Comparison, compare
 from vidurai_pipeline.hot.rows import RowBatch, read_archived

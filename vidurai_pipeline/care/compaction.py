@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidurai_pipeline.cold.archive import Archive, Footer
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.contents import Footer
 from vidurai_pipeline.cold.files import Progress, no_progress
 from vidurai_pipeline.cold.listing import REQUIRED, ArchiveFile, list_settled, require_archive
 from vidurai_pipeline.cold.rewriting import BYTES_PER_FILE, ROWS_PER_FILE, rewrite_folder

@@ -34,18 +34,31 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vidurai_pipeline.cold.contents import (
+    OWN,
+    READ_ROWS,
+    REWRITTEN_GROUP_ROWS,
+    ROW_GROUP_ROWS,
+    FileContents,
+    FileWriter,
+    Footer,
+    batches_of,
+    id_range,
+    own_metadata,
+    shared_metadata,
+)
 from vidurai_pipeline.cold.erasures import Erasures
 from vidurai_pipeline.cold.files import (
     archive_errors,
+    discard,
     is_placeholder,
     make_folder,
     make_present,
@@ -58,7 +71,7 @@ from vidurai_pipeline.cold.intents import Intents
 from vidurai_pipeline.cold.keys import SETTING, KeyRing
 from vidurai_pipeline.cold.listing import ArchiveFile, list_files, require_archive, require_one_store
 from vidurai_pipeline.cold.lock import RunLock
-from vidurai_pipeline.cold.manifest import FileEntry, Manifests, Origin, digest_file, schema_digest, utc_now
+from vidurai_pipeline.cold.manifest import FileEntry, Manifests, digest_file
 from vidurai_pipeline.cold.pending import Pending, PendingMarks
 from vidurai_pipeline.cold.storage import ConflictError, Traffic
 from vidurai_pipeline.cold.tombstones import Tombstones
@@ -68,13 +81,7 @@ from vidurai_pipeline.errors import ArchiveError, ConfigError, VerificationError
 if TYPE_CHECKING:
     from vidurai_pipeline.cold.mirror import Mirror
 
-READ_ROWS = 4_096
-#: Files that were rewritten are sorted by id: small row groups let a reader skip most of them.
-REWRITTEN_GROUP_ROWS = 16_384
-ROW_GROUP_ROWS = 65_536
-ROW_GROUP_BYTES = 24 * 1024 * 1024
 _HIDDEN_SUFFIX = ".part"
-_OWN = b"vidurai_pipeline"
 
 
 @dataclass(frozen=True)
@@ -82,22 +89,6 @@ class PublishedFile:
     """One file that a run made visible."""
 
     path: Path
-    rows: int
-    bytes: int
-
-
-class Footer(NamedTuple):
-    """What a file's footer says of it.
-
-    Attributes:
-        kind: what two files must have in common for their rows to share one: columns, and what the footer says of all.
-        names: its columns.
-        rows: how many rows it holds.
-        bytes: their size, not compressed.
-    """
-
-    kind: tuple
-    names: frozenset[str]
     rows: int
     bytes: int
 
@@ -146,7 +137,7 @@ class Archive:
         """Counts and sizes of the files: in all, and by partition."""
         files = list_files(self.root)
         size = sum(file.size for file in files)
-        partitions = Counter(file.relative.rpartition("/")[0] for file in files)
+        partitions = Counter(file.folder for file in files)
         return {
             "total_files": len(files),
             "total_size_bytes": size,
@@ -185,23 +176,18 @@ class Archive:
         for file in files:
             self.keys.get(self.root / file.relative)
 
-    def _holds_encrypted_files(self) -> bool:
-        try:
-            return any(file.key for file in list_files(self.root))
-        except ArchiveError:  # what can't be listed must not keep new memories from the archive
-            return False
-
     def new_path(self, moment: datetime) -> Path:
         """A name for a new file, by the moment of archival, that no file has yet.
 
         Raises:
             ConfigError: there is no key, although the archive is encrypted.
         """
-        if self.keys.path is None and self._holds_encrypted_files():
-            raise ConfigError(
-                f"{self.root} holds encrypted files, but {SETTING} is not set: new files would be plain",
-                "set it to the archive's key file",
-            )
+        with contextlib.suppress(ArchiveError):  # what can't be listed must not keep new memories from the archive
+            if self.keys.path is None and any(file.key for file in list_files(self.root)):
+                raise ConfigError(
+                    f"{self.root} holds encrypted files, but {SETTING} is not set: new files would be plain",
+                    "set it to the archive's key file",
+                )
         moment = moment.astimezone(UTC)
         partition = self.root / f"year={moment:%Y}" / f"month={moment:%m}"
         stem = f"memories_{moment:%Y%m%d_%H%M%S}"
@@ -213,7 +199,7 @@ class Archive:
         return path
 
     @contextlib.contextmanager
-    def writer(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> Iterator["FileWriter"]:
+    def writer(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> Iterator[FileWriter]:
         """Write a file beside its place; at the end it is complete and on the disk, but hidden.
 
         It is encrypted if its name names a key. The hidden file is removed if anything fails.
@@ -252,7 +238,7 @@ class Archive:
             raise
         discard(hidden)
 
-    def settle(self, contents: "FileContents | None", mark: Pending) -> None:
+    def settle(self, contents: FileContents | None, mark: Pending) -> None:
         """Record what a pending file is, and remove its mark: its memories have left the hot store.
 
         Args:
@@ -278,7 +264,7 @@ class Archive:
         if self.working_copy is not None:
             self.working_copy.push()
 
-    def copy_to_mirror(self, contents: "FileContents", mark: Pending) -> None:
+    def copy_to_mirror(self, contents: FileContents, mark: Pending) -> None:
         """Have a pending file in the archive's bucket and in the mirror, as far as there are any.
 
         Nothing is done where it is there already.
@@ -350,15 +336,10 @@ class Archive:
         if self.working_copy is not None:
             self.working_copy.upload(relative, data, replaces, keep_damaged=True)
 
-    def rewrite(self, contents: "FileContents", mark: Pending, drop: set[int]) -> "FileContents | None":
+    def rewrite(self, contents: FileContents, mark: Pending, drop: set[int]) -> FileContents | None:
         """Replace a pending file by one without some of its memories; with none left, remove it.
 
         The new file is read back and compared, and the mark allows for it, before the old one is replaced.
-
-        Args:
-            contents: the file as it was read.
-            mark: its mark.
-            drop: ids of the memories that leave it.
 
         Returns:
             the new file; None if there is none.
@@ -368,7 +349,11 @@ class Archive:
         """
         path = contents.path
         with archive_errors(path), contents.parquet() as source:
-            kept = [batch.filter(_not_in(batch, drop)) for batch in contents.batches()]
+            gone = pa.array(drop, pa.int64())
+            kept = [
+                batch.filter(pc.invert(pc.is_in(batch.column("id"), gone)))  # pyright: ignore
+                for batch in contents.batches()
+            ]
             rows = sum(batch.num_rows for batch in kept)
             if not rows:
                 self.pending.write(replace(mark, rows=0))
@@ -378,7 +363,7 @@ class Archive:
             with self.writer(path, source.schema_arrow) as writer:
                 for batch in kept:
                     writer.write(batch)
-                writer.annotate(_own_metadata(source))
+                writer.annotate(own_metadata(source))
             try:
                 rewritten = self.contents(writer.path)
                 if pa.Table.from_batches(rewritten.batches()) != pa.Table.from_batches(kept):
@@ -393,26 +378,31 @@ class Archive:
             sync_folder(path.parent)
         return replace(rewritten, path=path)
 
-    def schema(self, file: ArchiveFile) -> pa.Schema:
-        """A file's columns."""
+    @contextlib.contextmanager
+    def opened(self, file: ArchiveFile) -> Iterator[pq.ParquetFile]:
+        """Open a file; see :meth:`KeyRing.open`."""
         path = self.root / file.relative
         with archive_errors(path), self.keys.open(path) as parquet:
+            yield parquet
+
+    def schema(self, file: ArchiveFile) -> pa.Schema:
+        """A file's columns."""
+        with self.opened(file) as parquet:
             return parquet.schema_arrow
 
     def footer(self, file: ArchiveFile) -> Footer:
         """Read a file's footer."""
-        path = self.root / file.relative
-        with archive_errors(path), self.keys.open(path) as parquet:
+        with self.opened(file) as parquet:
             columns = tuple((field.name, str(field.type), str(field.metadata)) for field in parquet.schema_arrow)
             groups = [parquet.metadata.row_group(n) for n in range(parquet.metadata.num_row_groups)]
             return Footer(
-                kind=(columns, tuple(sorted(_shared_metadata(parquet).items()))),
+                kind=(columns, tuple(sorted(shared_metadata(parquet).items()))),
                 names=frozenset(parquet.schema_arrow.names),
                 rows=parquet.metadata.num_rows,
                 bytes=sum(group.total_byte_size for group in groups),
             )
 
-    def write_rewritten(self, path: Path, table: pa.Table, like: ArchiveFile) -> "FileContents":
+    def write_rewritten(self, path: Path, table: pa.Table, like: ArchiveFile) -> FileContents:
         """Write rows of settled files to a new file in a work folder, and read it back.
 
         Args:
@@ -420,11 +410,10 @@ class Archive:
             table: its rows.
             like: one of the files that the rows are from; the new one's footer says the same of them.
         """
-        source = self.root / like.relative
-        with archive_errors(source), self.keys.open(source) as parquet:
-            metadata = _shared_metadata(parquet)
+        with self.opened(like) as parquet:
+            metadata = shared_metadata(parquet)
         schema = table.schema.with_metadata(
-            {key: value for key, value in (table.schema.metadata or {}).items() if not key.startswith(_OWN)}
+            {key: value for key, value in (table.schema.metadata or {}).items() if not key.startswith(OWN)}
         )
         with self.writer(path, schema, REWRITTEN_GROUP_ROWS) as writer:
             for batch in table.to_batches(max_chunksize=READ_ROWS):
@@ -434,7 +423,7 @@ class Archive:
             writer.path.rename(path)
         return self.contents(path)
 
-    def contents(self, path: Path) -> "FileContents":
+    def contents(self, path: Path) -> FileContents:
         """Read a file from the disk, once."""
         with archive_errors(path):
             make_present(path)
@@ -443,7 +432,7 @@ class Archive:
     def read_back(self, path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Read a file of any size from the disk in batches, checking its pages' checksums."""
         with self.keys.open(path) as file:
-            yield from _batches(file, columns)
+            yield from batches_of(file, columns)
 
     def digest(self, file: ArchiveFile) -> tuple[str, int, int]:
         """Read a file from the disk, or from the bucket that the archive is in; see :func:`digest_file`."""
@@ -467,11 +456,7 @@ class Archive:
         return self.working_copy is None or self.digest(file)[0] == digest_file(self.root / file.relative)[0]
 
     def count_rows(self, path: Path) -> int:
-        """How many rows a file holds, by its footer.
-
-        Raises:
-            ArchiveError, OSError, pyarrow.ArrowException, KeyError: it is not a file of an archive, or can't be read.
-        """
+        """How many rows a file holds, by its footer; an error, whichever, if it is not a file of an archive."""
         with self.keys.open(path) as file:
             file.schema_arrow.field("id")
             return file.metadata.num_rows
@@ -480,7 +465,7 @@ class Archive:
         """Whether a mark has no file and needs none: it was never published, or nothing of it is left."""
         return not (self.root / mark.file).exists() and (not mark.purging or mark.rows == 0)
 
-    def read(self, mark: Pending) -> "FileContents":
+    def read(self, mark: Pending) -> FileContents:
         """Read a pending file from the disk, once.
 
         Raises:
@@ -500,14 +485,13 @@ class Archive:
             raise VerificationError(
                 f"{path}: the file was altered after it was written: it holds {rows:,} rows, {mark.rows:,} were written"
             )
-        if _own_metadata(file).get("vidurai_pipeline.batch") != mark.batch:
+        if own_metadata(file).get("vidurai_pipeline.batch") != mark.batch:
             raise VerificationError(f"{path}: the file was not written by the run that its pending mark names")
         return contents
 
     def columns(self, file: ArchiveFile, names: Collection[str]) -> pa.Table:
         """Some columns of a file, as far as it has them; its pages' checksums are checked."""
-        path = self.root / file.relative
-        with archive_errors(path), self.keys.open(path) as parquet:
+        with self.opened(file) as parquet:
             return parquet.read([name for name in parquet.schema_arrow.names if name in names], use_threads=False)
 
     def may_hold_ids(self, file: ArchiveFile, lowest: int, highest: int) -> bool:
@@ -535,9 +519,9 @@ class Archive:
                 swept += 1
             sweep_generations(self.root)
             records = self.root.rglob(f"..*.json.*{_HIDDEN_SUFFIX}")
-            for path in chain(records, (self.root / ".intents").glob(f"*{_HIDDEN_SUFFIX}")):
+            folders = ((self.root / folder).glob(f"*{_HIDDEN_SUFFIX}") for folder in (".intents", ".pending"))
+            for path in chain(records, *folders):
                 path.unlink(missing_ok=True)
-        self.pending.sweep()
         self.tombstones.sweep()
         if self.working_copy is not None:
             self.working_copy.sweep()
@@ -547,7 +531,7 @@ class Archive:
 
     def damaged_files(self) -> list[Path]:
         """The files that were set aside."""
-        return sorted(path for path in self.root.rglob("*.parquet.damaged*") if path.parent.name != ".pending")
+        return [path for path in self.kept_aside() if path.suffix.startswith(".damaged")]
 
     def kept_aside(self) -> list[Path]:
         """Files that are no part of the archive any more, or not yet: damaged ones, and what was saved of them."""
@@ -585,149 +569,6 @@ class Archive:
         return aside
 
 
-class FileWriter:
-    """Writes one hidden Parquet file, in row groups of bounded size.
-
-    Args:
-        path: the hidden file, which exists and is empty.
-        schema: of the file.
-        compression: the codec.
-        row_group_rows: the most rows of a row group.
-        encryption: how it is encrypted, as pyarrow has it; None if it is not.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        schema: pa.Schema,
-        compression: str,
-        row_group_rows: int,
-        encryption: Any = None,
-    ) -> None:
-        self.path = path
-        self._row_group_rows = row_group_rows
-        self._waiting: list[pa.RecordBatch] = []
-        self._writer = pq.ParquetWriter(
-            path,
-            schema,
-            compression=compression,
-            # Text that differs in every row only fills a dictionary and then gives it up.
-            use_dictionary=[name for name in schema.names if name not in {"verbatim", "id"}],  # pyright: ignore
-            write_page_checksum=True,
-            encryption_properties=encryption,
-        )
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Add rows to the file."""
-        if batch.num_rows:
-            self._waiting.append(batch)
-        if sum(part.num_rows for part in self._waiting) >= self._row_group_rows or (
-            sum(part.nbytes for part in self._waiting) >= ROW_GROUP_BYTES
-        ):
-            self._write_row_group()
-
-    def _write_row_group(self) -> None:
-        if self._waiting:
-            table = pa.Table.from_batches(self._waiting)
-            self._waiting = []
-            self._writer.write_table(table, row_group_size=table.num_rows)
-
-    def annotate(self, metadata: dict[str, str]) -> None:
-        """Add key-value metadata to the file's footer."""
-        self._writer.add_key_value_metadata(metadata)
-
-    def close(self) -> None:
-        """Write what is left and the footer."""
-        try:
-            self._write_row_group()
-        finally:
-            self._writer.close()
-
-
-@dataclass(frozen=True)
-class FileContents:
-    """A file as it was read from the disk, in one go: what is digested is what is parsed.
-
-    Attributes:
-        path: where it was read from.
-        data: its bytes; those of a file that the pipeline wrote fit into memory many times over.
-        keys: the archive's keys.
-    """
-
-    path: Path
-    data: bytes
-    keys: KeyRing
-
-    @cached_property
-    def sha256(self) -> str:
-        """The SHA-256 of its bytes, in hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
-
-    def parquet(self) -> pq.ParquetFile:
-        """The bytes as Parquet; see :meth:`KeyRing.open`."""
-        return self.keys.open(self.path, self.data)
-
-    def entry(
-        self, *, store: tuple[str, str] | None = None, generation: int = 1, origin: Origin = "written"
-    ) -> FileEntry:
-        """What the manifest is to record of it, proved now."""
-        with archive_errors(self.path), self.parquet() as file:
-            lowest, highest = id_range(file.metadata)
-            return FileEntry(
-                sha256=self.sha256,
-                bytes=len(self.data),
-                modified=self.path.stat().st_mtime_ns,
-                rows=file.metadata.num_rows,
-                first_id=lowest,
-                last_id=highest,
-                schema=schema_digest(file.schema_arrow),
-                batch=_own_metadata(file).get("vidurai_pipeline.batch"),
-                store=store,
-                generation=generation,
-                origin=origin,
-                proved=utc_now(),
-            )
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Its rows, in batches of bounded size."""
-        with archive_errors(self.path), self.parquet() as file:
-            yield from _batches(file)
-
-
-def id_range(metadata: pq.FileMetaData) -> tuple[int | None, int | None]:
-    """The lowest and the highest id in a file, by its row groups' statistics; None where they don't say."""
-    if "id" not in metadata.schema.names:
-        return None, None
-    position = metadata.schema.names.index("id")
-    found = [metadata.row_group(n).column(position).statistics for n in range(metadata.num_row_groups)]
-    if not found or any(statistics is None or not statistics.has_min_max for statistics in found):
-        return None, None
-    return min(statistics.min for statistics in found), max(statistics.max for statistics in found)
-
-
-def _batches(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    # Group by group: their size is bounded in bytes too, not only in rows.
-    for group in range(file.num_row_groups):
-        yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns, use_threads=False)
-
-
-def _own_metadata(file: pq.ParquetFile) -> dict[str, str]:
-    """The pipeline's own key-value metadata of a file."""
-    metadata = file.metadata.metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(_OWN)}
-
-
-def _shared_metadata(file: pq.ParquetFile) -> dict[str, str]:
-    """What the footer says of all rows, whichever run wrote them."""
-    return {key: value for key, value in _own_metadata(file).items() if key != "vidurai_pipeline.batch"}
-
-
-def discard(path: Path) -> None:
-    """Remove a file that no longer serves; a failure to do so must not hide why."""
-    with contextlib.suppress(OSError):
-        path.unlink()
-
-
 def _aside(path: Path) -> Path:
     """A free name for a damaged file."""
     aside, number = path.with_name(f"{path.name}.damaged"), 1
@@ -748,7 +589,3 @@ def _name_exclusively(hidden: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
         hidden.rename(path)
-
-
-def _not_in(batch: pa.RecordBatch, ids: set[int]) -> pa.Array:
-    return pa.array([id_ not in ids for id_ in batch.column("id").to_pylist()], pa.bool_())

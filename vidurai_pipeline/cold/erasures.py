@@ -1,11 +1,10 @@
 """The record of erasures, for audits: when, how many memories, and how they were chosen. It holds no text."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from vidurai_pipeline.cold.files import archive_errors, durable_write
-from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.cold.files import read_json, write_json
 
 NAME = ".erasures.json"
 
@@ -39,15 +38,11 @@ class Erasures:
 
     def all(self) -> list[Erasure]:
         """All of them, oldest first."""
-        try:
-            with archive_errors(self._path):
-                return [Erasure(**entry) for entry in json.loads(self._path.read_text())]
-        except ArchiveError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return []
-            raise
-        except (ValueError, TypeError):
-            raise ArchiveError(f"{self._path} can't be read: it is no record of erasures", "move it away") from None
+
+        def made(entries: Any) -> list[Erasure]:
+            return [Erasure(**entry) for entry in entries]
+
+        return read_json(self._path, made, "a record of erasures") or []
 
     def taught(self) -> int:
         """How many erasures there were of memories that the Q-table may have learned from."""
@@ -56,5 +51,4 @@ class Erasures:
     def add(self, erasure: Erasure) -> None:
         """Record an erasure, or record it anew."""
         entries = [entry for entry in self.all() if entry.key != erasure.key]
-        with archive_errors(self._path):
-            durable_write(self._path, json.dumps([asdict(entry) for entry in [*entries, erasure]]).encode())
+        write_json(self._path, [asdict(entry) for entry in [*entries, erasure]])

@@ -2,17 +2,20 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
 from vidurai_pipeline.errors import ArchiveError
+
+T = TypeVar("T")
 
 #: Called with what is being done, how much is done, and how much there is (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -55,14 +58,14 @@ def require_usable(path: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():
             raise ArchiveError(
-                f"{link} is a link to {link.readlink()}, which is not there: mount or restore it or set {setting}"
+                f"{link} is a link to {link.readlink()}, which is not there", f"mount or restore it or set {setting}"
             )
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ArchiveError(
-            f"{str(path)!r} is not valid UTF-8, and no Parquet file can be used there: rename the folder, or set "
-            f"{setting}"
+            f"{str(path)!r} is not valid UTF-8, and no Parquet file can be used there",
+            f"rename the folder, or set {setting}",
         ) from None
 
 
@@ -77,7 +80,7 @@ def make_folder(folder: Path) -> None:
             path.mkdir(mode=0o700, exist_ok=True)
             sync_folder(path.parent)
         if not folder.is_dir():
-            raise ArchiveError(f"{folder} is not a folder: move it away, or set VIDURAI_ARCHIVE")
+            raise ArchiveError(f"{folder} is not a folder", "move it away, or set VIDURAI_ARCHIVE")
 
 
 def sync_file(path: Path) -> None:
@@ -122,6 +125,47 @@ def durable_write(path: Path, data: bytes) -> None:
     with written_beside(path, data) as beside:
         beside.replace(path)
     sync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Make or replace a record, durably and at once; its folder is made if it is not there."""
+    make_folder(path.parent)
+    with archive_errors(path):
+        durable_write(path, json.dumps(value).encode())
+
+
+def read_json(path: Path, make: Callable[[Any], T], what: str, hint: str = "move it away") -> T | None:
+    """Read a record; None if it is not there.
+
+    Args:
+        path: where it is.
+        make: makes of JSON's types what is wanted; an error of it means that the file is not what it should be.
+        what: what it should be, as in ``is not a pending mark``.
+        hint: what to do then.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ArchiveError(f"{path}: {_advice(error)}") from error
+    try:
+        return make(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ArchiveError(f"{path} is not {what}", hint) from None
+
+
+def remove_durably(path: Path) -> None:
+    """Remove a file, if it is there, so that it does not come back."""
+    with archive_errors(path):
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file that no longer serves; a failure to do so must not hide why."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def make_placeholder(path: Path, size: int, modified: int, fill: Callable[[BinaryIO], None] | None = None) -> None:

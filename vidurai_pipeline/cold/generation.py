@@ -25,8 +25,7 @@ from vidurai_pipeline.cold.manifest import FileEntry, Manifest
 from vidurai_pipeline.errors import ArchiveError
 
 _AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
-_RENAME_SWAP = 2
+_RENAME_EXCHANGE = _RENAME_SWAP = 2
 _STEM = re.compile(r"memories_\d{8}_\d{6}")
 _WORK = re.compile(r"\.(?P<archive>.+)\.(?P<key>[0-9a-f]{8})\.next")
 
@@ -144,10 +143,6 @@ class Generation:
 @contextlib.contextmanager
 def next_generation(root: Path, folder: str) -> Iterator[Generation]:
     """Prepare the next contents of a folder; without a commit, nothing has changed. The archive must be locked.
-
-    Args:
-        root: the archive's folder.
-        folder: a month's folder, relative to the archive.
 
     Raises:
         ArchiveError: the folder is reached through a link, or the disk is full or not writable.

@@ -4,17 +4,15 @@ An intent is written, durably, before the first thing is changed, and removed wh
 the archive's lock goes on from it.
 """
 
-import json
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, sync_folder
+from vidurai_pipeline.cold.files import read_json, remove_durably, write_json
 from vidurai_pipeline.cold.pending import same_store
-from vidurai_pipeline.errors import ArchiveError
 
 #: A memory: its id, its ``created_at``, and of one version its ``archived_at``. The id alone can have been given to
 #: another memory.
@@ -41,6 +39,12 @@ class Intent:
     removing: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Read an intent."""
+        memories = tuple((int(id_), born, moved) for id_, born, moved in values["memories"])
+        return cls(**{**values, "memories": memories, "store": tuple(values["store"])})
+
     def concerns(self, store: tuple[str, str]) -> bool:
         """Whether it is one of this hot store, given as ``store_identity`` gives it."""
         return same_store(self.store, store)
@@ -54,33 +58,17 @@ class Intents:
 
     def write(self, intent: Intent) -> None:
         """Write or replace an intent, durably and at once."""
-        make_folder(self._folder)
-        path = self._path(intent)
-        with archive_errors(path):
-            durable_write(path, json.dumps(asdict(intent)).encode())
+        write_json(self._path(intent), asdict(intent))
 
     def all(self) -> list[Intent]:
         """All intents."""
-        found = []
-        for path in sorted(self._folder.glob("*.json")):
-            with archive_errors(path):
-                text = path.read_text()
-            try:
-                values = json.loads(text)
-                memories = tuple((int(id_), born, moved) for id_, born, moved in values["memories"])
-                found.append(Intent(**{**values, "memories": memories, "store": tuple(values["store"])}))
-            except (ValueError, TypeError, KeyError):
-                raise ArchiveError(
-                    f"{path} is not a record of a restoration or an erasure",
-                    hint="move it away, and restore or erase again",
-                ) from None
-        return found
+        what, hint = "a record of a restoration or an erasure", "move it away, and restore or erase again"
+        paths = sorted(self._folder.glob("*.json"))
+        return [intent for path in paths if (intent := read_json(path, Intent.from_json, what, hint))]
 
     def remove(self, intent: Intent) -> None:
         """Remove an intent: all is done."""
-        with archive_errors(self._path(intent)):
-            self._path(intent).unlink(missing_ok=True)
-            sync_folder(self._folder)
+        remove_durably(self._path(intent))
 
     def _path(self, intent: Intent) -> Path:
         return self._folder / f"{intent.kind}-{intent.key}.json"
@@ -99,8 +87,7 @@ class Grace:
         now = datetime.now(until.tzinfo).isoformat()
         entries = [entry for entry in entries if entry["until"] > now]
         entries.append({"store": self._store, "until": until.isoformat(), "ids": sorted(ids)})
-        with archive_errors(self._path):
-            durable_write(self._path, json.dumps(entries).encode())
+        write_json(self._path, entries)
 
     def ids(self, now: datetime) -> set[int]:
         """The memories of this store that are left alone at a moment, in UTC."""
@@ -112,14 +99,4 @@ class Grace:
         }
 
     def _read(self) -> list[dict[str, Any]]:
-        try:
-            with archive_errors(self._path):
-                return json.loads(self._path.read_text())
-        except ArchiveError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return []
-            raise
-        except ValueError:
-            raise ArchiveError(
-                f"{self._path} can't be read: it is not the list of restored memories", hint="move it away"
-            ) from None
+        return read_json(self._path, list, "the list of restored memories") or []

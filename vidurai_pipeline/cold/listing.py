@@ -63,6 +63,11 @@ class ArchiveFile(NamedTuple):
         return self.relative.rpartition("/")[0]
 
     @property
+    def stem(self) -> str:
+        """Its name up to the first point."""
+        return self.name.partition(".")[0]
+
+    @property
     def key(self) -> str | None:
         """The id of the key that it is encrypted with; None for a plain file."""
         return key_of(self.name)
@@ -110,7 +115,7 @@ def list_files(base: Path, folder: str = "") -> tuple[ArchiveFile, ...]:
             return ()
         return tuple(sorted(_walk(base / folder, base, frozenset()), key=lambda file: file.relative))
     except NotADirectoryError:
-        raise ArchiveError(f"{base} is a file, not an archive's folder: set VIDURAI_ARCHIVE") from None
+        raise ArchiveError(f"{base} is a file, not an archive's folder", "set VIDURAI_ARCHIVE") from None
     except OSError as error:
         raise ArchiveError(f"{error.filename or base} can't be read: {error.strerror}") from None
 
@@ -133,12 +138,7 @@ def store_root(base: Path, store: str | None) -> Path:
 
 
 def list_all_stores(base: Path, only: str | None = None) -> tuple[ArchiveFile, ...]:
-    """List the files of an archive, and of all stores that share its folder, in order of their paths.
-
-    Args:
-        base: the folder.
-        only: the one store whose files are wanted.
-    """
+    """List the files of an archive, and of all stores that share its folder, in order of their paths."""
     found = [] if only else list(list_files(base))
     roots = {only: store_root(base, only)} if only else store_roots(base)
     for name, root in roots.items():
@@ -167,13 +167,13 @@ def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ArchiveError(f"{setting}={base}: {error.strerror}: name an archive's folder") from None
+        raise ArchiveError(f"{setting}={base}: {error.strerror}", "name an archive's folder") from None
     advice = f"set {setting} to an empty folder, or to one that is not there yet"
     require_one_store(base)
     if not names and _OF_STORE.fullmatch(base.name):
         _require_place_for_stores(base.parent, base.name, advice)
     if names and not any(re.fullmatch(r"year=\d{1,4}", name) for name in names):
-        raise ArchiveError(f"{base} holds other files and no archive: {advice}")
+        raise ArchiveError(f"{base} holds other files and no archive", advice)
     try:
         files = (file for file in _walk(base, base, frozenset()) if file.partitioned)
         first = next((file for file in files if not is_placeholder(base / file.relative)), None)
@@ -185,7 +185,7 @@ def require_archive(base: Path, setting: str = "VIDURAI_ARCHIVE") -> None:
         return
     if missing := REQUIRED - set(columns):
         raise ArchiveError(
-            f"{base} is no archive of memories: {first.relative} has no column {', '.join(sorted(missing))}; {advice}"
+            f"{base} is no archive of memories: {first.relative} has no column {', '.join(sorted(missing))}", advice
         )
 
 
@@ -209,7 +209,7 @@ def _require_place_for_stores(base: Path, store: str, advice: str) -> None:
                 f"{base} is the archive of one store without a name",
                 hint=f"`vidurai-pipeline move-into-store NAME` moves it into a folder of its own, as {store} is one",
             )
-        raise ArchiveError(f"{base} holds other files and no archive: {advice}")
+        raise ArchiveError(f"{base} holds other files and no archive", advice)
 
 
 def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterator[ArchiveFile]:
@@ -224,7 +224,7 @@ def _walk(folder: Path, base: Path, above: frozenset[tuple[int, int]]) -> Iterat
 def _scan(folder: Path, base: Path) -> tuple[tuple[int, int], list[Path], list[ArchiveFile]]:
     """One folder: which it is, the folders in it, and the archive's files in it."""
     while True:
-        here = _identity(folder)
+        before = folder.stat()
         folders: list[Path] = []
         files: list[ArchiveFile] = []
         with os.scandir(folder) as entries:
@@ -238,13 +238,8 @@ def _scan(folder: Path, base: Path) -> tuple[tuple[int, int], list[Path], list[A
                 elif entry.name.endswith(".parquet") and (file := _file(entry, base)):
                     files.append(file)
         # A folder whose files were rewritten gives its place to another while it is read; half of each is neither.
-        if _identity(folder) == here:
-            return here, folders, files
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
+        if os.path.samestat(before, folder.stat()):
+            return (before.st_dev, before.st_ino), folders, files
 
 
 def _file(entry: os.DirEntry[str], base: Path) -> ArchiveFile | None:
@@ -255,7 +250,7 @@ def _file(entry: os.DirEntry[str], base: Path) -> ArchiveFile | None:
             raise
         return None
     if not stat.S_ISREG(found.st_mode):
-        raise ArchiveError(f"{entry.path} is not a file of the archive: move it away")
+        raise ArchiveError(f"{entry.path} is not a file of the archive", "move it away")
     relative = entry.path[len(str(base)) :].lstrip("/")
     return ArchiveFile(relative, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, entry.is_symlink())
 
@@ -307,8 +302,8 @@ class Listing:
         for file in files:
             if _GLOB.search(file.relative) or not file.relative.isprintable():
                 raise ArchiveError(
-                    f"{str(base / file.relative)!r} has a name that can't be read safely: rename it without '*', "
-                    "'?', '[' and unprintable characters"
+                    f"{str(base / file.relative)!r} has a name that can't be read safely",
+                    "rename it without '*', '?', '[' and unprintable characters",
                 )
         root = str(base)
         if _GLOB.search(root):

@@ -26,7 +26,6 @@ from vidurai_pipeline.settings import store_folder
 
 NAME = ".manifest.json"
 FORMAT = 1
-_PIECE = 1024 * 1024
 
 #: How a file came into the archive: written by a flush, rewritten from files that an earlier manifest knew, or found
 #: there, written by another program or by a version of this one that kept no manifest.
@@ -205,29 +204,23 @@ def digest_file(path: Path, *, from_disk: bool = False) -> tuple[str, int, int]:
         its SHA-256 in hexadecimal; its size in bytes; its time of modification before it was read, in nanoseconds.
     """
     make_present(path)
-    digest, size = hashlib.sha256(), 0
+
+    def drop_from_cache() -> None:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     with path.open("rb", buffering=0) as file:
         modified = path.stat().st_mtime_ns
-        if from_disk:
-            _drop_from_cache(file.fileno())
-        buffer = bytearray(_PIECE)
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-            size += count
-        if from_disk:
-            _drop_from_cache(file.fileno())
-    return digest.hexdigest(), size, modified
+        drop_from_cache()
+        digest = hashlib.file_digest(file, "sha256")
+        drop_from_cache()
+        return digest.hexdigest(), file.tell(), modified
 
 
 def schema_digest(schema: pa.Schema) -> str:
     """A short digest of a file's columns' names and types, equal for files of the same columns."""
     columns = "\n".join(f"{name}: {schema.field(name).type}" for name in schema.names)
     return hashlib.sha256(columns.encode()).hexdigest()[:16]
-
-
-def _drop_from_cache(descriptor: int) -> None:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Flaw(NamedTuple):
@@ -279,7 +272,7 @@ class Manifests:
 
     def _each(self, files: Iterable[ArchiveFile]) -> Iterator[tuple[Manifest, ArchiveFile]]:
         """The files of a listing, each with its folder's manifest, which is looked for once for each folder."""
-        for folder, group in groupby(files, lambda file: file.relative.rpartition("/")[0]):
+        for folder, group in groupby(files, lambda file: file.folder):
             manifest = self.of(folder)
             for file in group:
                 yield manifest, file
@@ -335,7 +328,7 @@ class Manifests:
 
     def folders(self, files: Iterable[ArchiveFile]) -> list[str]:
         """The folders of a listing's files, and those that their manifests name, relative to the archive."""
-        named = {"", *(file.relative.rpartition("/")[0] for file in files)}
+        named = {"", *(file.folder for file in files)}
         return sorted(named.union(*(self.of(folder).folders for folder in named)))
 
     def damaged(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
@@ -351,7 +344,7 @@ class Manifests:
         """The files that are recorded but are not in a listing, nor were put there since."""
         files = list(files)
         present = {file.relative for file in files}
-        filled = {file.relative.rpartition("/")[0] for file in files}
+        filled = {file.folder for file in files}
         announced = set[str]().union(*(self.of(folder).folders for folder in filled | {""}))
         return [
             flaw for folder in sorted(announced | filled | {""}) for flaw in self._missing(folder, present, announced)
@@ -404,12 +397,7 @@ class Manifests:
 
 
 class StoreManifests:
-    """The manifests of an archive, and of all stores that share its folder: each store's are its own.
-
-    Args:
-        base: the folder.
-        only: the one store that is looked at.
-    """
+    """The manifests of an archive, and of all stores that share its folder: each store's are its own."""
 
     def __init__(self, base: Path, only: str | None = None) -> None:
         self._base = base
@@ -427,26 +415,13 @@ class StoreManifests:
         file = ArchiveFile(relative, 0, 0, 0, 0)
         return self.of_store(file.store).entry(file.within_store().relative)
 
-    def missing(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
-        """See :meth:`Manifests.missing`."""
-        return self._each(files, Manifests.missing)
-
-    def damaged(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
-        """See :meth:`Manifests.damaged`."""
-        return self._each(files, Manifests.damaged)
-
-    def altered(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
-        """See :meth:`Manifests.altered`."""
-        return self._each(files, Manifests.altered)
-
-    def flaws(self, files: Iterable[ArchiveFile]) -> list[Flaw]:
-        """See :meth:`Manifests.flaws`."""
-        return self._each(files, Manifests.flaws)
-
-    def _each(
-        self, files: Iterable[ArchiveFile], look: Callable[[Manifests, list[ArchiveFile]], Iterable[Flaw]]
+    def find(
+        self, look: Callable[[Manifests, list[ArchiveFile]], Iterable[Flaw]], files: Iterable[ArchiveFile]
     ) -> list[Flaw]:
-        """Ask each store's manifests about its own files; a store that has lost all of them is asked too."""
+        """Ask each store's manifests about its own files, such as by :meth:`Manifests.flaws`.
+
+        A store that has lost all of its files is asked too.
+        """
         stores = [self._only] if self._only else [None, *store_roots(self._base)]
         own: dict[str | None, list[ArchiveFile]] = {store: [] for store in stores}
         for file in files:

@@ -16,7 +16,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.contents import FileContents
 from vidurai_pipeline.cold.files import Progress, archive_errors, durable_write, make_folder, no_progress, sync_folder
 from vidurai_pipeline.cold.keys import KeyRing
 from vidurai_pipeline.cold.listing import list_files, list_settled, require_archive

@@ -4,14 +4,12 @@ A mark is written before its file becomes visible and removed when its file's me
 Whoever finds one holds the run's lock, so its writer is dead, and takes over where that one stopped.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vidurai_pipeline.cold.files import archive_errors, durable_write, make_folder, sync_folder
-from vidurai_pipeline.errors import ArchiveError
+from vidurai_pipeline.cold.files import archive_errors, read_json, remove_durably, sync_folder, write_json
 
 #: In an archive that several machines share, the file that holds this machine's id.
 MACHINE = ".machine"
@@ -36,6 +34,11 @@ class Pending:
     store: tuple[str, str]
     batch: str
     purging: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.file.rpartition("/")[2]
 
     def allows(self, sha256: str) -> bool:
         """Whether the file may have this digest."""
@@ -81,34 +84,23 @@ class PendingMarks:
 
     def write(self, mark: Pending) -> None:
         """Write or replace a mark, durably and at once."""
-        make_folder(self._folder)
-        place = self.path(Path(mark.file).name)
-        with archive_errors(place):
-            durable_write(place, json.dumps(asdict(mark)).encode())
+        write_json(self.path(mark.name), asdict(mark))
 
     def all(self) -> list[Pending]:
         """All marks, oldest file first."""
-        return [_read(path) for path in sorted(self._folder.glob("*.json"))]
+        return [mark for path in sorted(self._folder.glob("*.json")) if (mark := _read(path))]
 
     def of(self, file_name: str) -> Pending | None:
         """The mark of a file; None if it has none."""
-        try:
-            return _read(self.path(file_name))
-        except ArchiveError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+        return _read(self.path(file_name))
 
     def remove(self, mark: Pending) -> None:
         """Remove a mark: its file and the hot store overlap no longer."""
-        path = self.path(Path(mark.file).name)
-        with archive_errors(path):
-            path.unlink(missing_ok=True)
-            sync_folder(self._folder)
+        remove_durably(self.path(mark.name))
 
     def retire(self, mark: Pending) -> Path:
         """Set the mark of a file that is beyond help aside, for the record; no later run tries that file again."""
-        path = self.path(Path(mark.file).name)
+        path = self.path(mark.name)
         aside = _retired(path)
         with archive_errors(path):
             path.replace(aside)
@@ -119,24 +111,14 @@ class PendingMarks:
         """The marks that were set aside: a memory may have been lost with each one's file."""
         return sorted(self._folder.glob("*.damaged"))
 
-    def sweep(self) -> None:
-        """Remove what a killed run left half written."""
-        with archive_errors(self._folder):
-            for path in self._folder.glob("*.part"):
-                path.unlink(missing_ok=True)
 
-
-def _read(path: Path) -> Pending:
-    with archive_errors(path):
-        text = path.read_text()
-    try:
-        values = json.loads(text)
-        return Pending(**{**values, "sha256": tuple(values["sha256"]), "store": tuple(values["store"])})
-    except (ValueError, TypeError, KeyError):
-        raise ArchiveError(
-            f"{path} is not a pending mark",
-            hint="move it away and run `vidurai-pipeline doctor`, which shows whether a memory is in both tiers",
-        ) from None
+def _read(path: Path) -> Pending | None:
+    return read_json(
+        path,
+        lambda values: Pending(**{**values, "sha256": tuple(values["sha256"]), "store": tuple(values["store"])}),
+        "a pending mark",
+        "move it away and run `vidurai-pipeline doctor`, which shows whether a memory is in both tiers",
+    )
 
 
 def _retired(path: Path) -> Path:

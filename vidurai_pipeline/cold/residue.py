@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,30 +108,27 @@ class _TextSearch:
 
 class _FingerprintSearch:
     def __init__(self, prints: Fingerprints) -> None:
-        self._key, self._base = bytes.fromhex(prints["key"]), prints["base"]
+        self._key, base = bytes.fromhex(prints["key"]), prints["base"]
         self._wanted = {length: [one for one in prints["found"] if one[0] == length] for length in _LENGTHS}
         self.overlap = max(_LENGTHS) - 1
-
-    @cached_property
-    def _powers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the base and of its inverse, as far as a chunk needs them."""
-        both = (self._base, pow(self._base, -1, _WORD))
-        first, second = (np.full(_CHUNK + self.overlap, base, np.uint64) for base in both)
-        first[0] = second[0] = 1
-        return np.cumprod(first), np.cumprod(second)
+        # Of the base and of its inverse, as far as a chunk needs them.
+        powers = [np.full(_CHUNK + self.overlap, base, np.uint64) for base in (base, pow(base, -1, _WORD))]
+        for some in powers:
+            some[0] = 1
+        self._powers, self._inverse = map(np.cumprod, powers)
 
     def find(self, data: bytes, known: Collection[str]) -> set[str]:
         parts = [data[first : first + _CHUNK + self.overlap] for first in range(0, len(data), _CHUNK)]
         return set().union(*map(self._find, parts)).difference(known)
 
     def _find(self, data: bytes) -> set[str]:
-        powers, inverse = (power[: len(data)] for power in self._powers)
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(np.frombuffer(data, np.uint8) * powers)])
+        sums = np.cumsum(np.frombuffer(data, np.uint8) * self._powers[: len(data)])
+        sums = np.concatenate([np.zeros(1, np.uint64), sums])
         found = set()
         for length, wanted in self._wanted.items():
             if not wanted or len(data) < length:
                 continue
-            rolling = (sums[length:] - sums[:-length]) * inverse[: len(data) - length + 1]
+            rolling = (sums[length:] - sums[:-length]) * self._inverse[: len(data) - length + 1]
             # Most places are ruled out by 16 bits.
             few = np.zeros(2**16, np.bool_)
             few[[one[1] >> 48 for one in wanted]] = True
@@ -160,10 +157,8 @@ def _contents(path: Path, overlap: int) -> Iterator[Callable[[], bytes]]:
     size = path.stat().st_size
     for start in range(0, size, _CHUNK):
         yield partial(_read, path, start, _CHUNK + overlap)
-    if path.suffix in _COMPRESSED:
-        yield partial(_decompress, path)
-    elif size and _read(path, 0, 4) == b"PAR1":
-        yield partial(_decode_parquet, path)
+    if path.suffix in _COMPRESSED or (size and _read(path, 0, 4) == b"PAR1"):
+        yield partial(_decoded, path)
 
 
 def _read(path: Path, start: int, size: int) -> bytes:
@@ -172,21 +167,21 @@ def _read(path: Path, start: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _decompress(path: Path) -> bytes:
-    with contextlib.suppress(pa.ArrowException, OSError), pa.input_stream(str(path)) as stream:
-        return stream.read()
-    return b""
-
-
-def _decode_parquet(path: Path) -> bytes:
+def _decoded(path: Path) -> bytes:
+    """What a compressed or a Parquet file holds, as far as it can be read."""
     texts: list[bytes] = []
-    with contextlib.suppress(pa.ArrowException, OSError), path.open("rb") as file:
-        for column in pq.ParquetFile(file).read().columns:
-            texts += [buffer.to_pybytes() for part in column.chunks for buffer in part.buffers() if buffer]
+    with contextlib.suppress(pa.ArrowException, OSError):
+        if path.suffix in _COMPRESSED:
+            with pa.input_stream(str(path)) as stream:
+                return stream.read()
+        with path.open("rb") as file:
+            for column in pq.ParquetFile(file).read().columns:
+                texts += [buffer.to_pybytes() for part in column.chunks for buffer in part.buffers() if buffer]
     return b"\n".join(texts)
 
 
-def _main() -> None:
+def main() -> None:
+    """Search for what the standard input says, and tell what was found."""
     request = json.load(sys.stdin)
     texts, skip = request["texts"], set(request["skip"])
     search = _TextSearch(texts) if isinstance(texts, list) else _FingerprintSearch(texts)
@@ -210,7 +205,7 @@ def _main() -> None:
 
 if __name__ == "__main__":
     try:
-        _main()
+        main()
     except Exception as error:  # whose text may quote a memory
         sys.exit(f"{type(error).__name__} {getattr(error, 'filename', None) or ''}")
     # Arrow's own threads sometimes abort a process that ends in the usual way: its answer would be lost.

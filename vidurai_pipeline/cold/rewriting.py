@@ -5,13 +5,14 @@ read from them. Each new file is read back and must equal the old rows, in their
 are exchanged in one step; see :mod:`vidurai_pipeline.cold.generation`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidurai_pipeline.cold.archive import Archive, FileContents
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.contents import FileContents
 from vidurai_pipeline.cold.files import archive_errors
 from vidurai_pipeline.cold.generation import Generation, next_generation
 from vidurai_pipeline.cold.listing import ArchiveFile
@@ -79,7 +80,11 @@ def rewrite_folder(
             hint="run `vidurai-pipeline scrub --all`, which records them anew",
         )
     with next_generation(archive.root, folder) as new:
-        for kind in _kinds(archive, files):
+        # Files can share one if they have the same columns, and the same zone and format in their footers.
+        kinds: dict[tuple, list[ArchiveFile]] = {}
+        for file in sorted(files, key=lambda file: file.name):
+            kinds.setdefault(archive.footer(file).kind, []).append(file)
+        for kind in kinds.values():
             waiting: list[pa.Table] = []
             rows = size = 0
             first = kind[0]
@@ -125,14 +130,6 @@ def read_recorded(archive: Archive, file: ArchiveFile) -> FileContents:
             hint="run `vidurai-pipeline scrub`, which says what can be done",
         )
     return contents
-
-
-def _kinds(archive: Archive, files: Sequence[ArchiveFile]) -> Iterator[list[ArchiveFile]]:
-    """Files that can share one: of the same columns, and the same zone and format in their footers."""
-    kinds: dict[tuple, list[ArchiveFile]] = {}
-    for file in sorted(files, key=lambda file: file.name):
-        kinds.setdefault(archive.footer(file).kind, []).append(file)
-    yield from kinds.values()
 
 
 def _write(

@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidurai_pipeline.cold.archive import READ_ROWS, Archive, discard
-from vidurai_pipeline.cold.files import archive_errors, sync_folder
+from vidurai_pipeline.cold.archive import Archive
+from vidurai_pipeline.cold.contents import READ_ROWS
+from vidurai_pipeline.cold.files import archive_errors, discard, sync_folder
 from vidurai_pipeline.cold.keys import key_of
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 

@@ -70,7 +70,7 @@ def digests(rows: pa.Table | pa.RecordBatch) -> list[bytes]:
 
     There is no salt: `id` and `created_at` are in it, and a secret would have to lie beside the digests.
     """
-    values = {name: rows.column(name).to_pylist() for name in _present(rows)}
+    values = {name: rows.column(name).to_pylist() for name in DIGESTED if name in rows.schema.names}
     columns = [values.get(name) or [None] * rows.num_rows for name in DIGESTED]
     return [_digest([*values, bool(pinned)]) for *values, pinned in zip(*columns, strict=True)]
 
@@ -82,10 +82,6 @@ def _identity(id_: int, born: str | None) -> bytes:
 
 def _digest(values: list) -> bytes:
     return hashlib.blake2b(json.dumps(values, default=repr).encode(), digest_size=16).digest()
-
-
-def _present(rows: pa.Table | pa.RecordBatch) -> list[str]:
-    return [name for name in DIGESTED if name in rows.schema.names]
 
 
 class Tombstones:
@@ -119,7 +115,7 @@ class Tombstones:
 
     def ids(self, among: pa.Array | pa.ChunkedArray) -> list[int]:
         """Those of some ids that tombstones stand for, with this content or another."""
-        return self._of(_integers(among))["id"].unique().to_pylist()
+        return self._known(_integers(among))["id"].unique().to_pylist()
 
     def stand_for(self, rows: pa.Table | pa.RecordBatch) -> pa.Array:
         """Which rows have a tombstone: true or false for each.
@@ -128,11 +124,11 @@ class Tombstones:
             rows: with the columns ``DIGESTED``, as far as there are any.
         """
         ids = _integers(rows.column("id"))
-        known = self._of(ids)
+        known = self._known(ids)
         candidates = _in(ids, known["id"])
         places = candidates.combine_chunks().to_pylist() if isinstance(candidates, pa.ChunkedArray) else candidates
         removed = set(known["digest"].to_pylist())
-        few = rows.select(_present(rows)).filter(candidates) if removed else rows.slice(0, 0)
+        few = rows.filter(candidates) if removed else rows.slice(0, 0)
         born = few.column("created_at").to_pylist() if "created_at" in few.schema.names else [None] * few.num_rows
         identities = map(_identity, few.column("id").to_pylist(), born)
         found = iter([bool({*both} & removed) for both in zip(digests(few), identities, strict=True)])
@@ -169,7 +165,7 @@ class Tombstones:
         for file in self.files():
             table = _read(self.root / file.relative)
             if (kept := _forgotten(table, memories)).num_rows < table.num_rows:
-                self._replace(_month(file), kept)
+                self._replace(file.stem, kept)
 
     def add(self, records: pa.Table, *, utc: bool) -> None:
         """Write tombstones, durably. The archive must be locked.
@@ -186,14 +182,16 @@ class Tombstones:
 
     def _write(self, month: str, records: pa.Table) -> None:
         """Add records to a month's file: write it anew under another name, then remove the old one."""
-        old = [self.root / file.relative for file in self.files() if _month(file) == month]
+        old = [self.root / file.relative for file in self.files() if file.stem == month]
+        table = pa.concat_tables([*map(_read, old), records.cast(SCHEMA)])
         # A run that died here left the same records in two files.
-        table = _distinct(pa.concat_tables([*map(_read, old), records.cast(SCHEMA)]))
+        first = {digest: place for place, digest in reversed([*enumerate(table["digest"].to_pylist())])}
+        table = table.take(pa.array(sorted(first.values()), pa.int64()))
         # One of two files can be older than an erasure, as one that came back from a mirror.
         self._replace(month, _forgotten(table, self.erased()) if len(old) > 1 else table)
 
     def _replace(self, month: str, table: pa.Table) -> None:
-        old = [self.root / file.relative for file in self.files() if _month(file) == month]
+        old = [self.root / file.relative for file in self.files() if file.stem == month]
         with archive_errors(self.folder):
             sink = pa.BufferOutputStream()
             footer = None if month.endswith(_LOCAL) else UTC_FOOTER
@@ -206,7 +204,8 @@ class Tombstones:
                     before.unlink()
             sync_folder(self.folder)
 
-    def _load(self) -> pa.Table:
+    def _known(self, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+        """The ids and digests of the tombstones of some ids."""
         while (files := self.files()) != self._read[0]:
             try:
                 parts = [_read(self.root / file.relative, _LOOKUP.names) for file in files]
@@ -215,10 +214,7 @@ class Tombstones:
                     raise
             else:
                 self._read = files, pa.concat_tables([_LOOKUP.empty_table(), *(part.cast(_LOOKUP) for part in parts)])
-        return self._read[1]
-
-    def _of(self, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
-        known = self._load()
+        known = self._read[1]
         return known.filter(_in(known["id"], ids)) if known.num_rows else known
 
     def sweep(self) -> None:
@@ -226,14 +222,10 @@ class Tombstones:
         with archive_errors(self.folder):
             for path in self.folder.glob("*.part"):
                 path.unlink(missing_ok=True)
-        for month, count in Counter(map(_month, self.files())).items():
+        for month, count in Counter(file.stem for file in self.files()).items():
             if count > 1:
                 with contextlib.suppress(ArchiveError):  # a damaged one is told of by those who need it
                     self._write(month, SCHEMA.empty_table())
-
-
-def _month(file: ArchiveFile) -> str:
-    return file.name.partition(".")[0]
 
 
 def _integers(ids: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
@@ -258,9 +250,3 @@ def _forgotten(table: pa.Table, memories: Collection[tuple[int, str | None]]) ->
     rows = table.select(["id", "created_at", "reason"]).to_pylist()
     keep = [row["reason"] == ERASED or (row["id"], row["created_at"]) not in memories for row in rows]
     return table.filter(pa.array(keep, pa.bool_()))
-
-
-def _distinct(table: pa.Table) -> pa.Table:
-    seen: set[bytes] = set()
-    first = [digest not in seen and not seen.add(digest) for digest in table["digest"].to_pylist()]
-    return table.filter(pa.array(first, pa.bool_()))
