@@ -204,8 +204,8 @@ def test_a_file_withdrawn_while_a_query_starts_is_not_missed(tmp_path: Path, mon
     analyst = RepoAnalyst(tmp_path)
     cursor = analyst._database.cursor
 
-    def withdraw():
-        found = cursor()
+    def withdraw(*needed: object):
+        found = cursor(*needed)
         doomed.unlink(missing_ok=True)
         return found
 
