@@ -453,16 +453,18 @@ class Settings(BaseSettings):
         for (name, path), (other, taken) in itertools.combinations(places.items(), 2):
             if _same_file(path, taken):
                 raise ValueError(f"{name} and {other} both name {path}: each needs a place of its own")
-        dagsters = [self.dagster_home / name for name in DAGSTERS_OWN]
+        # Links are followed once for each: many stores are looked at every few minutes.
+        dagsters = [Path(os.path.realpath(self.dagster_home), name) for name in DAGSTERS_OWN]
         sqlites = [Path(f"{os.path.realpath(self.db_path)}-{end}") for end in ("wal", "shm", "journal")]
         kept = {
-            "VIDURAI_ARCHIVE": ([self.archive_root], "lies in the archive", "move it out"),
+            "VIDURAI_ARCHIVE": ([Path(os.path.realpath(self.archive_root))], "lies in the archive", "move it out"),
             "DAGSTER_HOME": (dagsters, "is kept for Dagster", "choose another"),
             "VIDURAI_DB": (sqlites, "is kept for SQLite", "choose another"),
         }
         mirror = {"VIDURAI_MIRROR": self.mirror} if isinstance(self.mirror, Path) else {}
+        real = {name: Path(os.path.realpath(path)) for name, path in (places | mirror).items()}
         for (owner, (own, said, hint)), (name, path) in itertools.product(kept.items(), (places | mirror).items()):
-            if name != owner and any(_is_within(path, one) for one in own):
+            if name != owner and not {real[name], *real[name].parents}.isdisjoint(own):
                 raise ValueError(f"{name}={path} {said}, {owner}={places[owner]}: {hint}")
         if isinstance(self.mirror, Path):
             for name, path in {**places, "VIDURAI_HOME": self.home}.items():

@@ -76,15 +76,15 @@ def early_run_sensor(settings: Settings) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def early_run(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        end = time.monotonic() + _MOST_SECONDS
         stores = registered(settings, context.instance)
         unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         busy = {settings.stores and store_of(run) for run in unfinished if run.job_name in LIFECYCLE_JOBS}
         requests: list[dg.RunRequest] = []
         said: dict[str | None, str] = {}
         needless: list[str] = []
-        end = time.monotonic() + _MOST_SECONDS
         for name in sorted(stores, key=lambda name: ((name or "") <= (context.cursor or ""), name)):
-            if time.monotonic() > end:
+            if time.monotonic() > end and (said or needless or requests):
                 break
             if name:
                 context.update_cursor(name)
