@@ -115,7 +115,7 @@ def test_rows_leave(archive: Archive) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leaves", [False, True])
-def test_killed_before_every_call(archive: Archive, programs: Path, tmp_path: Path, leaves: bool) -> None:
+@pytest.mark.parametrize(("leaves", "every"), [(False, 7), (True, 3)])
+def test_killed_before_calls(archive: Archive, programs: Path, tmp_path: Path, leaves: bool, every: int) -> None:
     id_ = pq.read_table(archive.root / list_files(archive.root)[0].relative)["id"][0].as_py() if leaves else "-"
-    assert drive(programs, "cold.rewriting_driver", archive.root, tmp_path / "work", id_, 3) > 5
+    assert drive(programs, "cold.rewriting_driver", archive.root, tmp_path / "work", id_, every) > 5
