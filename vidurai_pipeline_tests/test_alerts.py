@@ -314,6 +314,18 @@ def test_a_run_that_others_report_as_failed_is_told_in_their_words(
     assert web.runs[1] == failed
 
 
+def test_of_many_stores_an_alert_names_the_one(
+    home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDURAI_STORES", str(home.parent / "*/vidurai.db"))
+    alerts.tick()
+    job = build_definitions(load_settings()).resolve_job_def("maintenance")
+    dead = alerts.instance.create_run_for_job(job, tags={"dagster/partition": "alice"})
+    alerts.instance.report_run_failed(dead, "Its process ended without a word")
+    alerts.tick()
+    assert " of alice: failed" in web.posts[0][1]["message"].splitlines()[0]
+
+
 def test_a_run_after_one_that_was_deleted_is_told(
     home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from vidurai_pipeline.defs.failures import failed_checks, failures
+from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.defs.runs import ALL_JOBS
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import Settings
@@ -243,7 +244,8 @@ def _message(
         what = "failed"
     if not failed + warnings:
         return None
-    subject = f"vidurai-pipeline on {socket.gethostname()}: {_TITLES.get(run.job_name, run.job_name)}: {what}"
+    whose = f" of {store}" if settings.stores and (store := store_of(run)) else ""
+    subject = f"vidurai-pipeline on {socket.gethostname()}: {_TITLES.get(run.job_name, run.job_name)}{whose}: {what}"
     where = (
         f"{settings.alert_link.rstrip('/')}/runs/{run_id}"
         if settings.alert_link
