@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidurai_pipeline.errors import ConfigError
-from vidurai_pipeline.settings import Settings, require_store_name
+from vidurai_pipeline.settings import Settings, require_store_name, store_in
 
 _HEADER = b"SQLite format 3\0"
 #: What Vidurai calls its file: then the folder's name tells the store.
@@ -146,7 +146,7 @@ def _settings_of(settings: Settings, name: str, path: Path) -> Settings:
         raise ConfigError(
             f"{path} is not an SQLite database", hint="name Vidurai's own file, or restore it from a backup"
         )
-    q_table = path.with_name("q_table.json" if path.name in _USUAL else f"{path.stem}.q_table.json")
+    q_table = path.with_name("q_table.json" if path == store_in(path.parent) else f"{path.stem}.q_table.json")
     own = {
         "db": path,
         "store_name": name,

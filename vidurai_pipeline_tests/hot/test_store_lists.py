@@ -53,6 +53,15 @@ def test_stores_in_one_folder_are_called_as_their_files(team: Path, monkeypatch:
     }
 
 
+def test_two_stores_in_a_folder_have_a_q_table_each(team: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_store(team / "bob/memory.db")
+    found = _found(monkeypatch, team / "bob/*.db")
+    assert {name: one.q_table_path.name for name, one in found.stores.items()} == {
+        "memory.db": "memory.q_table.json",
+        "vidurai.db": "q_table.json",
+    }
+
+
 def test_a_file_lists_names_and_paths(team: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (team / "stores.csv").write_text(f"# the team\n\nally, alice/vidurai.db\nrob,{team}/bob/vidurai.db\n")
     found = _found(monkeypatch, team / "stores.csv")
