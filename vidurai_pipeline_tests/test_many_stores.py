@@ -16,7 +16,7 @@ from vidurai_pipeline.definitions import build_definitions
 from vidurai_pipeline.defs.assets import POOL
 from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.cli import cli
-from vidurai_pipeline_tests.support.dagster_runs import holding
+from vidurai_pipeline_tests.support.dagster_runs import holding, status_of
 from vidurai_pipeline_tests.support.stores import change, small_store
 
 NIGHT = datetime(2026, 11, 27, 2, tzinfo=UTC)
@@ -199,6 +199,19 @@ def test_a_run_moves_the_memories_of_its_store_alone(
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
+
+
+def test_a_dead_run_of_a_store_that_is_gone_is_ended(
+    team: Path, definitions: dg.Definitions, instance: dg.DagsterInstance
+):
+    job = definitions.resolve_job_def("maintenance")
+    runs = [instance.create_run_for_job(job, tags={"dagster/partition": name}) for name in ("zoe", "bob")]
+    context = dg.build_sensor_context(instance=instance, definitions=definitions)
+    later = time.time() + 400
+    with holding(_made(team / "archive/store=bob")), mock.patch("time.time", return_value=later):
+        said = _asked(definitions, context, "end_dead_runs")[None]
+    assert "ended 1 dead run" in said
+    assert [status_of(instance, run.run_id).value for run in runs] == ["FAILURE", "NOT_STARTED"]
 
 
 def test_a_run_for_no_store_says_so(definitions: dg.Definitions, instance: dg.DagsterInstance):

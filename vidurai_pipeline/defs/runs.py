@@ -7,7 +7,7 @@ import dagster as dg
 from vidurai_pipeline.care.health import Finding
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.defs import metadata
-from vidurai_pipeline.defs.partitions import settings_of
+from vidurai_pipeline.defs.partitions import store_of
 from vidurai_pipeline.errors import PipelineError, plural
 from vidurai_pipeline.settings import Settings
 
@@ -61,8 +61,10 @@ def dead_run_sensor(settings: Settings) -> dg.SensorDefinition:
         said: list[str] = []
         ended: list[str] = []
         for run in suspects:
+            # Also of a store that is gone: its run would keep a place in the queue.
+            of = {} if settings.stores is None else {"stores": None, "store_name": store_of(run)}
             try:
-                with open_archive(settings_of(settings, run)).lock("looking for dead runs"):
+                with open_archive(settings.model_copy(update=of)).lock("looking for dead runs"):
                     _end(context.instance, run)
                 ended.append(run.run_id)
             except PipelineError as error:
