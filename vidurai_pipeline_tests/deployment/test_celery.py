@@ -43,12 +43,12 @@ def broker(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def definitions(tmp_path: Path, broker: str, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+def definitions(tmp_path: Path, broker: str, dagster_home: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
     """For a store whose memories all wait, and a home of Dagster's, whose runs go to Celery as the docs say."""
     make_store(tmp_path / "alice/vidurai.db", ROWS)
     change(tmp_path / "alice/vidurai.db", "UPDATE memories SET status = 'ARCHIVED'")
     home = tmp_path / "dagster"
-    home.mkdir()
+    shutil.copytree(dagster_home, home)  # with its databases, which two workers would make at once, and break
     shutil.copy(LAUNCHER, home)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setenv("VIDURAI_HOME", str(tmp_path / "team"))
