@@ -2,6 +2,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import duckdb
@@ -204,7 +205,7 @@ def test_a_file_withdrawn_while_a_query_starts_is_not_missed(tmp_path: Path, mon
     analyst = RepoAnalyst(tmp_path)
     cursor = analyst._database.cursor
 
-    def withdraw(*needed: object):
+    def withdraw(*needed: Any):
         found = cursor(*needed)
         doomed.unlink(missing_ok=True)
         return found
