@@ -136,7 +136,7 @@ def test_a_failed_run(home: Path, alerts: Alerts, web: Web, monkeypatch: pytest.
     assert (path, body["type"]) == ("/token", "failure")
     assert body["title"].endswith("maintenance: failed")
     assert "- archived rows: the hot store" in body["message"]
-    assert "Drop the trigger" in body["message"]
+    assert "drop the trigger" in body["message"]
     assert body["message"].endswith(f"See http://dagster.example/runs/{result.run_id}")
     assert SECRET not in json.dumps(body)
 

@@ -392,7 +392,8 @@ class RepoAnalyst:
                 except SearchIndexError as error:
                     if mode != "auto":
                         raise
-                    if self.has_index:
+                    # No index can help with a question without letters or digits.
+                    if self.has_index and any(map(str.isalnum, search.words)):
                         warnings.warn(f"the archive was read without its search index: {error}", SearchIndexWarning, 3)
             found = found or (searcher.exact(), search.words)
             if hot is not None:

@@ -1,7 +1,7 @@
 """Which columns the cold archive's files have, and whether they can be one archive of memories."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import duckdb
@@ -32,9 +32,9 @@ BASE_COLUMNS = {
 }
 """The columns that every archive has, whoever wrote it, with the types that the views give them."""
 
-# Names that the views use themselves. Files from before `content` was the views' have theirs, and columns of projects
-# are the archive's own.
-_TAKEN = RESERVED - {*BASE_COLUMNS, "content", "project_name", "project_path"}
+# A file's own column of a name that the views use is shown under another one; but files from before `content` was
+# theirs have one, and those of projects are the archive's own.
+_RENAMED = RESERVED - {*BASE_COLUMNS, "content", "project_name", "project_path"}
 
 _NUMBERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN|FLOAT|DOUBLE|DECIMAL\(.*\)")
 _INTEGERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN")
@@ -83,6 +83,18 @@ def merged_columns(
     return merged
 
 
+def shown_names(names: Collection[str]) -> dict[str, str]:
+    """How the views call each column of the files: as the files do, unless the views use that name themselves."""
+    shown: dict[str, str] = {}
+    taken = {name.lower() for name in names}
+    for name in names:
+        shown[name] = name
+        while shown[name].lower() in _RENAMED or (shown[name] != name and shown[name].lower() in taken):
+            shown[name] = f"memories_{shown[name]}"
+        taken.add(shown[name].lower())
+    return shown
+
+
 def united(types: set[str], common: str) -> str:
     """The type in which a column is shown that holds several in several places; text suits all but nested ones.
 
@@ -114,11 +126,6 @@ def _check_base(columns: Columns, path: Path) -> None:
         raise ArchiveError(
             f"{path} is not an archive of memories: it has no column {', '.join(map(repr, missing))}",
             "move it out of the archive",
-        )
-    if taken := _TAKEN.intersection(types):
-        raise ArchiveError(
-            f"{path} has a column {min(taken)!r}, which is a name that the views use themselves",
-            "move it out of the archive; this program would have called the column otherwise",
         )
     for name, expected in BASE_COLUMNS.items():
         type_ = types.get(name, '"NULL"')

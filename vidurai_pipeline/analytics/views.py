@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vidurai_pipeline.analytics.file_schemas import is_nested, united
+from vidurai_pipeline.analytics.file_schemas import is_nested, shown_names, united
 from vidurai_pipeline.analytics.times import utc_timestamp
 from vidurai_pipeline.cold.listing import FILE, MONTH, STORE, YEAR, Listing, quote_literal
 from vidurai_pipeline.hot.sql import quote_identifier
@@ -152,7 +152,9 @@ class Views:
         fit = [hive and file.partitioned and bool(file.store) == self._stores.several for file in plain]
         self._partitioned = [file for file, fits in zip(plain, fit, strict=True) if fits]
         self._loose = [file for file, fits in zip(plain, fit, strict=True) if not fits]
-        self._columns = columns
+        shown = shown_names(columns)
+        self._of_files = {shown[name]: name for name in columns}
+        self._columns = {shown[name]: type_ for name, type_ in columns.items()}
         #: The columns of ``history``.
         self.columns = [
             *dict.fromkeys([*self._columns, "content", "year", "month", *self._stores.columns, *PROJECT, *COMPANIONS])
@@ -261,7 +263,7 @@ class Views:
         """A table of encrypted files, with the columns that ``read_parquet`` would give."""
         own = {name.lower(): quote_identifier(name) for name in names}
         items = [
-            f"CAST({own.get(name.lower(), 'NULL')} AS {type_}) AS {quote_identifier(name)}"
+            f"CAST({own.get(self._of_files[name].lower(), 'NULL')} AS {type_}) AS {quote_identifier(name)}"
             for name, type_ in self._columns.items()
         ]
         items += [f"{YEAR} AS year", f"{MONTH} AS month", f"{STORE} AS store", f"{FILE} AS filename"]
@@ -270,7 +272,8 @@ class Views:
 
     def _source(self, macro: str, hive: str) -> str:
         schema = ", ".join(
-            f"{quote_literal(name)}: {{name: {quote_literal(name)}, type: {quote_literal(type_)}, default_value: NULL}}"
+            f"{quote_literal(self._of_files[name])}: "
+            f"{{name: {quote_literal(name)}, type: {quote_literal(type_)}, default_value: NULL}}"
             for name, type_ in self._columns.items()
         )
         return f"read_parquet({macro}(), schema = MAP {{{schema}}}, hive_partitioning = {hive})"
