@@ -54,13 +54,13 @@ def definitions(team: Path) -> dg.Definitions:
 
 def _asked(definitions: dg.Definitions, context: dg.SensorEvaluationContext, sensor: str) -> dict[str | None, Any]:
     """The runs that a sensor requests, by store; or by nothing why it requests none."""
-    asked: Any = definitions.get_sensor_def(sensor)(context)
+    asked: Any = definitions.resolve_sensor_def(sensor)(context)
     return {None: asked.skip_message} if isinstance(asked, dg.SkipReason) else {one.partition_key: one for one in asked}
 
 
 def _tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None) -> SensorExecutionData:
     context = dg.build_sensor_context(instance=instance, cursor=cursor, definitions=definitions)
-    tick = definitions.get_sensor_def("stores").evaluate_tick(context)
+    tick = definitions.resolve_sensor_def("stores").evaluate_tick(context)
     for request in tick.dynamic_partitions_requests or ():
         if isinstance(request, dg.AddDynamicPartitionsRequest):
             instance.add_dynamic_partitions("stores", request.partition_keys)
@@ -74,7 +74,7 @@ def _night(definitions: dg.Definitions, instance: dg.DagsterInstance, schedule: 
     """The keys of the runs that a schedule requests at a moment, by store."""
     repository = definitions.get_repository_def()
     context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
-    requests = definitions.get_schedule_def(schedule).evaluate_tick(context).run_requests or ()
+    requests = definitions.resolve_schedule_def(schedule).evaluate_tick(context).run_requests or ()
     return {one.partition_key or one.tags["vidurai/store"]: str(one.run_key) for one in requests}
 
 

@@ -125,7 +125,8 @@ class History:
         """Stop what runs, and remove what is temporary."""
         if "analyst" in vars(self):
             self.analyst.interrupt()
-            self.analyst.close()
+            with self._turn:  # the one who asked last still uses it
+                self.analyst.close()
 
     def search_history(
         self,
