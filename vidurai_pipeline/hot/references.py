@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Collection
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 from vidurai_pipeline.errors import SchemaError
 from vidurai_pipeline.hot.sql import quote_identifier
+
+_SKIPS_DELETION = r"\bDELETE\s+ON\b.*\bRAISE\s*\(\s*IGNORE\b"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,6 @@ def refuse_cascading_triggers(con: sqlite3.Connection, children: Collection[str]
     """
     found: dict[str, str] = {}
     kept = {table.lower() for table in children}
-    deleted = "memories"
 
     def watch(action: int, table: str | None, _column: str | None, _database: str | None, trigger: str | None) -> int:
         name = (table or "").lower()
@@ -85,19 +87,20 @@ def refuse_cascading_triggers(con: sqlite3.Connection, children: Collection[str]
                 found[trigger] = f"deletes or changes rows of `{table}`"
             elif action == sqlite3.SQLITE_INSERT and name in kept:
                 found[trigger] = f"puts back rows of `{table}`"
-            elif action == sqlite3.SQLITE_SELECT and deleted != "memories":
-                # It may be a RAISE(IGNORE), which skips the deletion without an error.
-                found[trigger] = f"keeps rows of `{deleted}`"
         return sqlite3.SQLITE_OK
 
     con.set_authorizer(watch)
     try:
-        for deleted in ("memories", *children):
-            con.execute(f"EXPLAIN DELETE FROM {quote_identifier(deleted)}").close()
+        for table in ("memories", *children):
+            con.execute(f"EXPLAIN DELETE FROM {quote_identifier(table)}").close()
     except sqlite3.OperationalError as error:
         raise SchemaError(f"lets no memory be deleted ({error})", hint="mend that first, then run again") from None
     finally:
         con.set_authorizer(None)
+    # Of RAISE(IGNORE), which skips a deletion without an error, the authorizer hears nothing.
+    for trigger, table, sql in con.execute("SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger'"):
+        if table.lower() in kept and re.search(_SKIPS_DELETION, sql, re.IGNORECASE | re.DOTALL):
+            found[trigger] = f"keeps rows of `{table}`"
     for trigger, does in found.items():
         raise SchemaError(
             f"has a trigger `{trigger}` that {does} when a memory is deleted: those can't be archived with it, so "

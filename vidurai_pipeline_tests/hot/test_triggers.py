@@ -19,7 +19,7 @@ CASCADING = {
     "WHERE memory_id = old.id + 1",
     "puts back rows of `audience_gists`": "ON audience_gists BEGIN INSERT INTO audience_gists "
     "(memory_id, audience, gist) VALUES (old.memory_id, 'again', old.gist)",
-    "keeps rows of `audience_gists`": "ON audience_gists BEGIN SELECT raise (IGNORE)",
+    "keeps rows of `audience_gists`": "ON audience_gists BEGIN INSERT INTO notes VALUES (1, raise (IGNORE))",
 }
 
 
@@ -52,7 +52,7 @@ def test_a_trigger_that_only_keeps_a_log_is_no_obstacle(sample_store: Store) -> 
         "CREATE TABLE log (memory INTEGER)",
         "CREATE TRIGGER logged AFTER DELETE ON memories BEGIN INSERT INTO log VALUES (old.id); "
         "UPDATE projects SET last_active = 'now' WHERE id = old.project_id; END",
-        "CREATE TRIGGER gists AFTER DELETE ON audience_gists BEGIN INSERT INTO log VALUES (old.memory_id); END",
+        "CREATE TRIGGER gists AFTER DELETE ON audience_gists BEGIN INSERT INTO log SELECT old.memory_id; END",
     )
     con = sqlite3.connect(db)
     owned = "FROM audience_gists WHERE memory_id IN (SELECT id FROM memories WHERE status = 'ARCHIVED')"
