@@ -50,3 +50,12 @@ def test_the_front_door_is_light() -> None:
     code = "import sys, vidurai_pipeline; print(sorted({'dagster', 'duckdb', 'pandas', 'pyarrow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_help_and_completion_wait_for_no_dagster() -> None:
+    code = (
+        "import sys; from vidurai_pipeline.cli.main import COMMANDS, main; "
+        "assert all(main.get_command(None, name) for name in COMMANDS); print('dagster' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -16,9 +16,6 @@ from vidurai_pipeline.cold.archive import Archive
 from vidurai_pipeline.cold.listing import require_archive
 from vidurai_pipeline.cold.mirror import open_archive
 from vidurai_pipeline.cold.pending import store_identity
-from vidurai_pipeline.defs import instance
-from vidurai_pipeline.defs.build import build_definitions
-from vidurai_pipeline.defs.schedules import next_run, schedule_zone
 from vidurai_pipeline.errors import ArchiveError, ConfigError, PipelineError, plural, some_of
 from vidurai_pipeline.hot.backlog import read_backlog
 from vidurai_pipeline.hot.store import HotStore
@@ -71,6 +68,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _definitions(settings: Settings) -> Finding:
     """Whether Dagster takes the schedules and the channels of alerts: it is Dagster that knows."""
+    from vidurai_pipeline.defs.build import build_definitions  # noqa: PLC0415  (Dagster is slow to import)
+    from vidurai_pipeline.defs.schedules import next_run, schedule_zone  # noqa: PLC0415
+
     try:
         build_definitions(settings)
     except ConfigError as error:
@@ -243,8 +243,10 @@ def _leftovers(store: HotStore, archive: Archive) -> Iterator[Finding]:
 
 def _last_run(settings: Settings, waiting: int) -> Iterator[Finding]:
     """Whether the nightly job still runs, and alerts arrive; cron or a login script can tell by the exit code."""
+    from vidurai_pipeline.defs.instance import read_history  # noqa: PLC0415  (Dagster is slow to import)
+
     try:
-        history = instance.read_history(settings)
+        history = read_history(settings)
     except ConfigError as error:
         yield Finding("last run", "failed", str(error))
         return

@@ -2,7 +2,6 @@
 
 import click
 
-from vidurai_pipeline.defs.instance import dagster_home, workspace_file
 from vidurai_pipeline.settings import load_settings
 
 
@@ -14,6 +13,8 @@ def home() -> None:
 
     For example: export DAGSTER_HOME="$(vidurai-pipeline home)"
     """
+    from vidurai_pipeline.defs.instance import dagster_home, workspace_file  # noqa: PLC0415  (Dagster is slow to import)
+
     folder = dagster_home(load_settings())
     workspace_file(folder)
     click.echo(folder)

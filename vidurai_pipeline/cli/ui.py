@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from vidurai_pipeline.defs.instance import dagster_home, workspace_file
 from vidurai_pipeline.errors import ConfigError
 from vidurai_pipeline.settings import load_settings
 
@@ -20,6 +19,8 @@ def ui(port: int) -> None:
 
     For example: vidurai-pipeline ui --port 3001
     """
+    from vidurai_pipeline.defs.instance import dagster_home, workspace_file  # noqa: PLC0415  (Dagster is slow to import)
+
     settings = load_settings()
     home = dagster_home(settings)
     require_free(port)
