@@ -194,9 +194,19 @@ def make_placeholder(path: Path, size: int, modified: int, fill: Callable[[Binar
         Path(name).unlink(missing_ok=True)
 
 
+#: What brings the content of placeholders, by the folder that they are in.
+fetchers: dict[Path, Callable[[Path], None]] = {}
+
+
+def _fetcher(path: Path) -> Callable[[Path], None] | None:
+    folders = path.absolute().parents if fetchers else ()
+    return next((fetchers[folder] for folder in folders if folder in fetchers), None)
+
+
 def is_placeholder(path: Path) -> bool:
     """Whether a file's content is in the object store alone, or all but some of it."""
-    return _mode(path) in {0, stat.S_IRUSR}
+    # Files of an archive in a folder can have the same permissions.
+    return _fetcher(path) is not None and _mode(path) in {0, stat.S_IRUSR}
 
 
 def has_parts(path: Path) -> bool:
@@ -211,21 +221,14 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-#: What brings the content of placeholders, by the folder that they are in.
-fetchers: dict[Path, Callable[[Path], None]] = {}
-
-
 def make_present(path: Path) -> None:
     """Bring a file's content from the object store, if that is where it is.
 
     Raises:
         FileNotFoundError: it is not there.
     """
-    if fetchers and is_placeholder(path):
-        for folder in path.absolute().parents:
-            if fetch := fetchers.get(folder):
-                fetch(path)
-                return
+    if (fetch := _fetcher(path)) and is_placeholder(path):
+        fetch(path)
 
 
 def free_bytes(folder: Path) -> int:

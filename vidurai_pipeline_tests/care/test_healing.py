@@ -43,9 +43,10 @@ def damage(path: Path, kind: str) -> None:
             path.write_bytes(b"")
         case _:
             flip(path, keep_time=kind == "silent", at=random.Random(kind).random())
+            path.chmod(0o600 if kind == "silent" else 0o400)
 
 
-@pytest.mark.parametrize("kind", ["flipped", "silent", "gone", "footer cut", "empty"])
+@pytest.mark.parametrize("kind", ["flipped, read-only", "silent", "gone", "footer cut", "empty"])
 @pytest.mark.parametrize("hurt", [0, 1])
 def test_either_side_is_healed_from_the_other(sides: tuple[Archive, Archive], hurt: int, kind: str) -> None:
     files = parquet_files(sides[0].root)
