@@ -121,7 +121,7 @@ class QTableError(PipelineError):
     """The Q-table file is damaged or can't be written."""
 
 
-#: What to tell whoever asked a query for more than VIDURAI_MEMORY_LIMIT.
+#: What to tell the user whose query asked for more than VIDURAI_MEMORY_LIMIT.
 MORE_MEMORY = (
     "the query needs more memory than it may have: ask for less (fewer columns, a month at a time), or raise "
     "VIDURAI_MEMORY_LIMIT"

@@ -15,7 +15,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Up to so many vectors, all are compared as a whole. Of more, first the signs of their numbers are.
+#: Up to this many vectors, all are compared as a whole. Of more, the signs of their numbers come first.
 COMPARED_WHOLE = 10_000
 #: So many are compared as a whole where the signs chose them.
 CANDIDATES = 1_000

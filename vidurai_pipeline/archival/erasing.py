@@ -32,7 +32,7 @@ from vidurai_pipeline.hot.erasing import TEXTS, HotEraser
 if TYPE_CHECKING:
     from vidurai_pipeline.archival.run import Run
 
-#: Of so many memories, pieces of text are searched for.
+#: Pieces of text are searched for of this many memories at most.
 _SEARCHED = 100
 
 

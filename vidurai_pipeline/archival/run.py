@@ -50,10 +50,10 @@ class Run:
         resume: finishes the restorations and erasures that a run before this one began, and says what it did.
     """
 
-    #: Of so many memories or more, a second process stages the next file; it takes half a second to start.
+    #: From this many memories on, a second process stages the next file; it takes half a second to start.
     rows_worth_a_process = 20_000
-    #: A flush in two processes divides its work into so many files, of the fewest and the most rows that follow: while
-    #: the first is staged nothing is purged, while the last is purged nothing is staged.
+    #: A flush in two processes divides its work into this many files, within the two limits that follow: while the
+    #: first is staged nothing is purged, while the last is purged nothing is staged.
     portions = 8
     least_portion = 12_500
     most_portion = 25_000

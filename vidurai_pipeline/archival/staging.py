@@ -26,7 +26,7 @@ from vidurai_pipeline.hot.schema import StoreSchema
 from vidurai_pipeline.hot.sql import snapshot
 from vidurai_pipeline.hot.store import HotStore
 
-#: A file ends once its rows take so many bytes in memory, so that it can be read back, and digested, in one go.
+#: A file ends once its rows take this many bytes in memory, so that it can be read back, and digested, in one go.
 FILE_BYTES = 64 * 1024 * 1024
 
 

@@ -142,7 +142,7 @@ class StagingProcess:
 
 def serve() -> None:
     """The child's side: stage what is asked for, until there is no one left to ask."""
-    # Whoever asked decides what an interruption means.
+    # The process that asked decides what an interruption means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Rows hold no reference cycles; looking for some would take a fifth of the time.
     gc.disable()

@@ -203,7 +203,7 @@ def mirrored(archive: Archive) -> Finding | None:
 def no_credentials(archive: Archive, seconds: float) -> tuple[Status, str]:
     """Whether archived memories look as if they held credentials.
 
-    Each file is looked at once, and none after so many seconds: the next check goes on.
+    Each file is looked at once. When the time is up, the next check goes on.
     """
     report = find_secrets(archive, seconds=seconds)
     left = f"; {plural(report.left, 'file')} not looked at yet" if report.left else ""
@@ -243,7 +243,7 @@ def search_index(archive: Archive) -> tuple[Status, str]:
 
 @_check("proofs", "failed")
 def archive_proved(archive: Archive, days: int) -> tuple[Status, str]:
-    """Whether every file was read and found to be what was written within so many days."""
+    """Whether every file was read and found to be what was written within `VIDURAI_SCRUB_DAYS`."""
     proofs = archive.manifests.proofs(list_settled(archive.root))
     if proofs.unknown:
         return "warning", (

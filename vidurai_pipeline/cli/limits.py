@@ -17,7 +17,7 @@ _THREAD = 16 * 1024 * 1024
 def bound_memory(limit: int, threads: int | None) -> None:
     """Let this process take no more than twice a limit of DuckDB's, and something, beside what it has now.
 
-    For processes whose only work is a question: what asks for more, whoever it is, gets an error. Only Linux counts
+    For processes whose only work is a question: what asks for more, in any library, gets an error. Only Linux counts
     this way; elsewhere nothing is done.
 
     Args:

@@ -99,7 +99,7 @@ def _print_heat_map(console: Console, summary: PolicySummary) -> None:
     console.print(Text("importance  " + "".join(f"{label:>{_CELL - 1}} " for label in labels)))
     last = bucket_in_words(TOKENS, grid.tokens[-1][1] - 1)
     console.print(
-        f"across: tokens, from the number below each column; the last ends with {last}", style="dim", highlight=False
+        f"each column begins at the number of tokens below it; the last includes {last}", style="dim", highlight=False
     )
 
 

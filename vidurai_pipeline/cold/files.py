@@ -117,7 +117,7 @@ def written_beside(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def durable_write(path: Path, data: bytes) -> None:
-    """Make or replace a file in one atomic step that lasts: whoever reads it finds the old content or all of the new.
+    """Make or replace a file in one atomic step that lasts: a reader finds the old content or all of the new.
 
     Raises:
         OSError: it can't be written; the old file is untouched.

@@ -29,7 +29,7 @@ from vidurai_pipeline.errors import ArchiveError
 from vidurai_pipeline.settings import Settings, store_folder
 
 NOTE = ".mirror.json"
-#: For so many seconds files are copied before another run may have the archive.
+#: For how many seconds files are copied before another run may have the archive.
 HOLD = 2.0
 
 

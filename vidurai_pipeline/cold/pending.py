@@ -1,7 +1,7 @@
 """Pending marks: which files' memories may still be in the hot store as well.
 
 A mark is written before its file becomes visible and removed when its file's memories have left the hot store.
-Whoever finds one holds the run's lock, so its writer is dead, and takes over where that one stopped.
+A run that finds one holds the lock, so the writer is dead, and goes on where that one stopped.
 """
 
 import os

@@ -33,7 +33,7 @@ Fingerprints = Mapping[str, Any]
 
 _CHUNK = 4 * 1024 * 1024
 _COMPRESSED = {".bz2", ".gz", ".lz4", ".zst"}
-# Of each text, so many bytes have a fingerprint: the most that it has.
+# The lengths in bytes that a piece of text may have for its fingerprint: the longest that the text allows.
 _LENGTHS = (32, 16, 10)
 _WORD = 2**64
 

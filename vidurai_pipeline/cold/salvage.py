@@ -20,7 +20,7 @@ from vidurai_pipeline.cold.keys import key_of
 from vidurai_pipeline.errors import ArchiveError, VerificationError
 
 _NEEDED = ("id", "verbatim")
-#: Up to so many rows before a damaged page are lost with it.
+#: The most rows before a damaged page that are lost with it.
 _ROWS = 64
 
 

@@ -275,7 +275,7 @@ class Ranges(io.RawIOBase):
     """A file of which only what is asked for is read, and kept in another file at the same place.
 
     Args:
-        get: gives so many bytes from a place on.
+        get: gives a number of bytes from a place on.
         size: of the file.
         kept: the other file.
     """

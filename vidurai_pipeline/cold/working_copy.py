@@ -99,7 +99,7 @@ class WorkingCopy:
         readers: who in this process still reads files of it.
     """
 
-    #: A lease that was not renewed for so many seconds is that of a machine that died.
+    #: After this many seconds without renewal, a lease's machine counts as dead.
     lease_seconds = 90.0
     #: So many bytes of files' content stay here after a run.
     most_bytes = 20_000_000_000
@@ -530,7 +530,7 @@ class WorkingCopy:
         Where others still read them, the last one of these does it.
 
         Args:
-            most: so many bytes may stay.
+            most: how many bytes may stay.
         """
         with self._keeping:
             if self.readers or not self.root.exists():

@@ -117,7 +117,7 @@ def build_resources(settings: Settings, progress: Progress = no_progress) -> dic
 
     @dg.resource(
         description=f"The lock on {settings.archive_path}. A run holds it from its first step to its last, so two runs "
-        "never overlap, whoever started them."
+        "never overlap, however they were started."
     )
     def archive_lock(context: dg.InitResourceContext) -> Iterator[None]:
         one = own(context)

@@ -27,7 +27,7 @@ from vidurai_pipeline.settings import Settings
 logger = logging.getLogger(__name__)
 #: How long a missed night waits for the schedule to start it after all.
 GRACE_SECONDS = 600.0
-#: Of many stores, some begin now, some after so many minutes, and so on.
+#: The minutes between the turns of two groups of stores, where there are many.
 TURN_MINUTES = 5
 _DAY = 24 * 60
 _LOOK_SECONDS = 300

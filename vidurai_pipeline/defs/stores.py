@@ -71,7 +71,7 @@ def check_of_stores(settings: Settings) -> dg.AssetChecksDefinition:
 
 
 def _limit_runs(instance: dg.DagsterInstance, most: int) -> None:
-    """Let so many runs touch archives at once: each store has its own."""
+    """Let this number of runs touch archives at once: each store has its own."""
     storage = instance.event_log_storage
     limits = {limit.name: limit.limit for limit in storage.get_pool_limits()}
     for pool in (POOL, CARE_POOL):

@@ -75,7 +75,7 @@ class Batch(NamedTuple):
         return Watermark(self.archived_at[-1].as_py().isoformat(), self.ids[-1].as_py())
 
     def slices(self, most: int) -> Iterator["Batch"]:
-        """The batch in parts of like size, of no more than so many experiences."""
+        """The batch in parts of like size, none larger than the given number of experiences."""
         size = math.ceil(len(self.codes) / math.ceil(len(self.codes) / most))
         for start in range(0, len(self.codes), size):
             part = slice(start, start + size)

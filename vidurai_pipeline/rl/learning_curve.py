@@ -45,7 +45,7 @@ class Point:
 
 
 def thin(curve: Sequence[Point], most: int = MAX_POINTS) -> tuple[Point, ...]:
-    """A curve of no more than so many points: where there are more, neighbours are put together."""
+    """A curve with at most the given number of points: neighbours are put together."""
     points = list(curve)
     while len(points) > most:
         for n in range(len(points) // 2):
