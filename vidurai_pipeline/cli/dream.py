@@ -42,7 +42,7 @@ def dream(rebuild: bool, order: Any, fleet: bool, form: str) -> None:
     settings = load_settings()
     if fleet:
         common = learn_fleet(settings, q_tables(settings))
-        output.answer(form, common, print_fleet)
+        output.answer(form, common, print_fleet, success=common.refused is None)
         if common.refused:
             output.end_with(1, f"{common.refused}; it is kept as {common.candidate}")
         return
