@@ -119,7 +119,9 @@ class HotEraser:
             # The lock is held from here: nobody gives an id to another memory.
             ids = sorted(set(ids).intersection(id_ for id_, _ in self._present(memories)))
             for child in schema.child_tables:
-                counts[child.table] = len(self._con.execute(child.select, (json_ids(ids),)).fetchall())
+                (counts[child.table],) = self._con.execute(
+                    f"SELECT count(*) FROM ({child.select})", (json_ids(ids),)
+                ).fetchone()
             try:
                 deleted = self._purger.delete(ids)
             except sqlite3.IntegrityError:

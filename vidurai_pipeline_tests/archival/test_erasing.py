@@ -128,6 +128,15 @@ def test_a_receipt_stays_without_its_payload(sample_store: Store) -> None:
     assert left_in_files(db.parent, CANARY) == []
 
 
+def test_gists_that_are_not_utf_8_go_with_their_memory(sample_store: Store) -> None:
+    db = sample_store("schema_v7")
+    id_ = canary(db)
+    change(db, f"INSERT INTO audience_gists (memory_id, audience, gist) VALUES ({id_}, 'ai', CAST(x'ff' AS TEXT))")
+    report = erase(db, id_)
+    assert report.success, report.places
+    assert [place.found for place in report.places if place.place == "hot store: audience_gists"] == [1]
+
+
 def test_text_in_free_pages_is_overwritten(db: Path) -> None:
     id_ = canary(db, status="ACTIVE", file_path=f"{CANARY} {'x' * 9_000}")
     with changing(db) as con:
