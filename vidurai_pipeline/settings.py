@@ -259,7 +259,7 @@ class Settings(BaseSettings):
         default="20GB",
         validate_default=True,
         description="Of an archive in an object store, files of this size in all stay on this machine for the next "
-        "question. While a question is answered there may be more",
+        "question; of several stores, of each one's archive. While a question is answered there may be more",
     )
     archive_key_file: UserPath | None = Field(
         default=None,

@@ -330,9 +330,9 @@ def no_duplicates(archive: Archive) -> tuple[Status, str]:
         return "ok", f"{plural(suspects[0]['n'], 'memory')} in several versions, none of them twice"
     return "warning", (
         f"the archive holds {plural(found['n'], 'version')} of {plural(found['ids'], 'memory')} more than once: "
-        "written by an older tool, or restored from a backup beside the original. `history` shows each memory "
-        "once and learning takes each once, so nothing needs to be done; to save the space, move the restored "
-        "files out of the archive"
+        "written by an older tool or by a machine that took over from a dead one, or restored from a backup. "
+        "`history` shows each memory once and learning takes each once, so nothing needs to be done; to save the "
+        "space, move restored files out of the archive"
     )
 
 
