@@ -1,4 +1,4 @@
-"""Search: all words must occur, as plain text, whatever their case or script.
+"""What a search can be asked for, and the search without an index (``exact``): all words must occur, as plain text.
 
 Words are matched by RE2 without regard to case, which folds every script's letters one by one (so a Greek sigma finds
 its final form, but ``ss`` does not find ``ß``), and is faster in DuckDB than lowering the text first. Each word is
