@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from vidurai_pipeline.archival.archiver import MemoryArchiver
+from vidurai_pipeline.cli.mcp_server import History
+from vidurai_pipeline.settings import load_settings
 from vidurai_pipeline_tests.support.archives import memory, write_file
 from vidurai_pipeline_tests.support.cli import COMMAND, cli
 from vidurai_pipeline_tests.support.stores import WAITING, change, changing, flush, insert
@@ -361,3 +364,13 @@ def test_a_wrong_setting_is_one_line_before_it_serves(monkeypatch: pytest.Monkey
     done = cli("mcp")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "VIDURAI_THREADS" in done.stderr
+
+
+@pytest.mark.usefixtures("home")
+def test_a_client_that_leaves_at_once_leaves_no_work_behind() -> None:
+    async def visit() -> None:
+        async with History(load_settings(), timeout=60).lifespan(None):
+            pass
+
+    anyio.run(visit)
+    assert "opening" not in {thread.name for thread in threading.enumerate()}

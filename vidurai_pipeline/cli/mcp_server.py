@@ -115,18 +115,27 @@ class History:
             with contextlib.suppress(PipelineError, OSError):  # the first question meets it too
                 self._answer(self.search_history, {"question": "memory", "limit": 1})
 
-        threading.Thread(target=open_archive, daemon=True).start()
+        opening = threading.Thread(target=open_archive, name="opening", daemon=True)
+        opening.start()
         try:
             yield
         finally:
+            while opening.is_alive():  # Python crashes if it ends while a thread imports DuckDB
+                self.interrupt()
+                opening.join(0.1)
             self.close()
 
     def close(self) -> None:
         """Stop what runs, and remove what is temporary."""
+        self.interrupt()
         if "analyst" in vars(self):
-            self.analyst.interrupt()
             with self._turn:  # the one who asked last still uses it
                 self.analyst.close()
+
+    def interrupt(self) -> None:
+        """Stop what runs."""
+        if "analyst" in vars(self):
+            self.analyst.interrupt()
 
     def search_history(
         self,
@@ -291,7 +300,7 @@ class History:
             try:
                 return await anyio.to_thread.run_sync(self._answer, work, arguments, abandon_on_cancel=True)
             except anyio.get_cancelled_exc_class():
-                self.analyst.interrupt()
+                self.interrupt()
                 raise
             except PipelineError as error:
                 said = _cell(error.args[0], _LONGEST_CELL)  # it may quote a long argument
