@@ -108,6 +108,10 @@ def written_beside(path: Path, data: bytes) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            folder = path.parent.stat()
+            if folder.st_uid != os.geteuid() == 0:  # a store's user uses the Q-table that root writes
+                with contextlib.suppress(OSError):
+                    os.fchown(descriptor, folder.st_uid, folder.st_gid)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

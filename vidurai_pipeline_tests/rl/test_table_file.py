@@ -66,6 +66,17 @@ def test_what_is_written_is_read(original: TableContents) -> None:
     ]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can write for another user")
+def test_what_root_writes_belongs_to_the_owner_of_the_folder(table: Path) -> None:
+    table.parent.mkdir(exist_ok=True)
+    os.chown(table.parent, 1234, 5678)
+    file = TableFile(table)
+    for episodes in (1, 2):
+        file.remember(file.write(contents(episodes)).raw)
+    written = [table, file.version_path(1), file.remembered_path]
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in written] == [(1234, 5678)] * 3
+
+
 def test_the_format_is_vidurai_s() -> None:
     assert encode(TableContents({"s": {Action.DECAY_THRESHOLD_LOW: 1.5}}, 3, 2.0, 0.25)).decode() == json.dumps(
         {"q_table": {"s": {"decay_low": 1.5}}, "episodes": 3, "total_reward": 2.0, "epsilon": 0.25}, indent=2
