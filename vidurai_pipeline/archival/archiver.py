@@ -73,14 +73,14 @@ class MemoryArchiver:
         archive_base: Path | None = None,
         *,
         settings: Settings | None = None,
-        progress: Progress = no_progress,
+        progress: Progress | None = None,
         **options: Unpack[ArchiverOptions],
     ) -> None:
         settings = settings or load_settings()
         self.settings = settings.model_copy(update={k: v for k, v in options.items() if v is not None})
         self.store = HotStore(db_path or settings.db_path, self.settings.busy_timeout)
         self.archive = open_archive(self.settings, archive_base)
-        self._progress = progress
+        self._progress = progress or no_progress
         self._run: Run | None = None
 
     # The whole protocol

@@ -27,12 +27,12 @@ class MemoryCommand:
         archive_base: Path | None = None,
         *,
         settings: Settings | None = None,
-        progress: Progress = no_progress,
+        progress: Progress | None = None,
         archiver: MemoryArchiver | None = None,
     ) -> None:
         self.settings = settings or load_settings()
         self._archiver = archiver or MemoryArchiver(db_path, archive_base, settings=self.settings, progress=progress)
-        self._progress = progress
+        self._progress = progress or no_progress
 
     def _analyst(self) -> RepoAnalyst:
         return RepoAnalyst(self._archiver.archive.root, hot_store=self._archiver.store.path)
