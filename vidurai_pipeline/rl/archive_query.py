@@ -11,6 +11,7 @@ import contextlib
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
+from time import sleep
 
 import duckdb
 import pyarrow as pa
@@ -160,6 +161,8 @@ class ArchiveReader:
                 unchanged = before == (list_files(self.base), Tombstones(self.base).files())
                 if attempt == _READ_ATTEMPTS or unchanged:
                     raise (self.unreadable(error) if isinstance(error, duckdb.Error) else error) from None
+                # Compaction may change the next month before this one is read again.
+                sleep(attempt / 20)
 
     def unreadable(self, error: duckdb.Error) -> ArchiveError:
         """What was wrong and what to do; without DuckDB's own text, which may quote a value."""
