@@ -12,7 +12,7 @@ from vidurai_pipeline.cli.options import format_option
 from vidurai_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from vidurai_pipeline.cli.maintenance import RunReport
+    from vidurai_pipeline.defs.maintenance import RunReport
 
 
 @click.command()
@@ -24,10 +24,11 @@ def run(form: str) -> None:
 
     For example: vidurai-pipeline run --format json
     """
-    from vidurai_pipeline.cli.maintenance import run_maintenance  # noqa: PLC0415  (Dagster is slow to import)
+    from vidurai_pipeline.defs.maintenance import run_maintenance  # noqa: PLC0415  (Dagster is slow to import)
 
     settings = load_settings()
-    report = run_maintenance(settings)
+    with output.ProgressLine() as progress:
+        report = run_maintenance(settings, progress, lambda: progress.reached)
     output.answer(form, report, lambda report: print_report(report, settings), success=report.success)
 
 

@@ -37,7 +37,7 @@ IMPORTS = (
     "vidurai_pipeline.archival.eraser",
     "vidurai_pipeline.archival.restorer",
     "vidurai_pipeline.care.compaction",
-    "vidurai_pipeline.cli.maintenance",
+    "vidurai_pipeline.defs.maintenance",
     "vidurai_pipeline.rl.dreamer",
 )
 

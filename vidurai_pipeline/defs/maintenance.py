@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from vidurai_pipeline.care.health import other_store
-from vidurai_pipeline.cli import output
+from vidurai_pipeline.cold.files import Progress
 from vidurai_pipeline.defs import metadata
 from vidurai_pipeline.defs.build import build_definitions
 from vidurai_pipeline.defs.failures import described, innermost
@@ -95,27 +96,32 @@ class RunReport:
         self.errors.append(f"{event.step_key}: {reason}")
 
 
-def run_maintenance(settings: Settings) -> RunReport:
-    """Run the maintenance job to its end."""
+def run_maintenance(settings: Settings, progress: Progress, reached: Callable[[], str]) -> RunReport:
+    """Run the maintenance job to its end.
+
+    Args:
+        settings: where the tiers are.
+        progress: told how far the work is.
+        reached: says in words how far it had come, for a run that is stopped.
+    """
     began = time.monotonic()
-    with output.ProgressLine() as progress:
-        # The settings that Dagster judges come before anything is made.
-        job = build_definitions(settings, progress).resolve_job_def("maintenance")
-        with dagster_instance(settings) as instance:
-            result = job.execute_in_process(
-                instance=instance,
-                raise_on_error=False,
-                # The report below says it all; Dagster keeps the events for the UI.
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                # By this the UI finds the run under its job.
-                tags={".dagster/repository": "__repository__@vidurai_pipeline", BUSY_RETRIES_TAG: "0"},
-            )
+    # The settings that Dagster judges come before anything is made.
+    job = build_definitions(settings, progress).resolve_job_def("maintenance")
+    with dagster_instance(settings) as instance:
+        result = job.execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            # The report below says it all; Dagster keeps the events for the UI.
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            # By this the UI finds the run under its job.
+            tags={".dagster/repository": "__repository__@vidurai_pipeline", BUSY_RETRIES_TAG: "0"},
+        )
     report = RunReport(result.success, result.run_id, time.monotonic() - began)
     for event in result.all_events:
         if event.is_step_materialization:
             report.add_materialization(event.step_materialization_data.materialization)
         elif event.is_step_failure:
-            report.add_failure(event, progress.reached)
+            report.add_failure(event, reached())
     for check in result.get_asset_check_evaluations():
         if not check.passed and check.blocking:
             report.errors.append(f"{check.check_name}: {check.description}")
